@@ -1,0 +1,39 @@
+# Every target does its own set-up: a fresh clone needs Python 3.11 to 3.13 and `make`, nothing else.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+MODEL  ?= smollm2
+
+.PHONY: help chat test lint book book-html notebooks clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+# Two stamps: what running the engine needs, and what working on it and on the book needs besides.
+# requirements.txt serves as the list of pins for both.
+$(VENV)/run.stamp: pyproject.toml requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "miniserve needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: try make PYTHON=python3.12" % sys.version_info[:2])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: $(VENV)/run.stamp
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
+	@touch $@
+
+chat: $(VENV)/run.stamp  ## talk to a real model in the terminal
+	@$(BIN)/miniserve chat --model $(MODEL)
+
+lint: $(VENV)/dev.stamp  ## style, types, floors, spelling
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell src tests book benchmarks README.md
+
+test: lint  ## everything CI runs
+	$(BIN)/miniserve models pull $(MODEL)
+	$(BIN)/python -m pytest
+
+clean:  ## remove the environment and everything built
+	rm -rf $(VENV) _build artifacts .mypy_cache .ruff_cache

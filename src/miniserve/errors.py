@@ -1,0 +1,50 @@
+"""Every error that miniserve raises on purpose.
+
+One rule: bad input ends in one of these, with a message that names the thing (file, field, tensor, parameter) and the
+limit it broke, and what to do about it where that is known. Anything else that escapes is a bug of ours.
+The command line prints the message alone and exits with `exit_code`.
+"""
+
+
+class MiniserveError(Exception):
+    """Base of all expected errors. `str(error)` is written for the person who can act on it."""
+
+    exit_code = 1
+
+
+class ModelNotFoundError(MiniserveError):
+    """A model name resolves to nothing on this machine, and nothing could be fetched."""
+
+
+class DownloadError(ModelNotFoundError):
+    """Fetching a model failed or was interrupted; trying again is safe."""
+
+
+class UnsafeWeightsError(MiniserveError):
+    """The only weights found are pickles, which run code when they are loaded."""
+
+
+class CorruptFileError(MiniserveError):
+    """A file is truncated, garbled or not what its name says. The message names the file."""
+
+
+class ChecksumError(CorruptFileError):
+    """A file's SHA-256 differs from the recorded one."""
+
+
+class TensorError(CorruptFileError):
+    """A tensor is missing, unexpected, or has the wrong shape. The message names file and tensor."""
+
+
+class UnsupportedModelError(MiniserveError):
+    """The model asks for something the decoder does not implement. The message names the field and its value."""
+
+
+class ChatTemplateError(MiniserveError):
+    """A chat template is absent, does not parse, or rejected the messages."""
+
+
+class InvalidRequestError(MiniserveError):
+    """A prompt or a parameter is out of range. The message names it and the limit."""
+
+    exit_code = 2
