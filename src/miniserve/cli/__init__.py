@@ -1,0 +1,53 @@
+"""The `miniserve` command. Each group of commands is a file here; heavy imports wait until a command runs.
+
+Expected errors end in one line on stderr and the error's exit code; Ctrl-C ends in 130. Results go to stdout and
+everything about progress to stderr, so that a pipe sees results alone.
+"""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from miniserve._version import __version__
+from miniserve.cli import chat, generate, models
+from miniserve.errors import MiniserveError
+
+app = typer.Typer(
+    name="miniserve",
+    help="A small, readable LLM serving engine.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("generate")(generate.generate)
+app.command("chat")(chat.chat)
+app.add_typer(models.app, name="models")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"miniserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Options of every command."""
+
+
+def main() -> None:
+    """Run the command line; the console script."""
+    try:
+        app()
+    except MiniserveError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader of our output went away (`| head`), as it may. Closing stderr keeps Python from complaining.
+        sys.stderr.close()
+        sys.exit(141)

@@ -1,0 +1,102 @@
+"""The decoder's operators in plain torch: the truth that every faster kernel is tested against.
+
+Letters in shapes: T tokens, H hidden size, N query heads, G key/value heads, D head dimension, I intermediate size,
+E experts, K experts per token. All functions are pure. Statistics (norms, softmax) are taken in float32 whatever the
+input's dtype, and the result is returned in the input's dtype, as the models were trained. Nothing here is tuned.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Divide each row by its root mean square, then scale: x / sqrt(mean(x²) + eps) · weight.
+
+    Args:
+        x: [..., H].
+        weight: [H].
+        eps: keeps the division finite for an all-zero row.
+
+    Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+    """
+    wide = x.float()
+    normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+    return weight * normed.to(x.dtype)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate each head's pairs (x[i], x[i + D/2]) by its position's angles: the half-split pairing.
+
+    Args:
+        x: [T, N, D].
+        cos, sin: [T, D/2], float32.
+
+    Source: Su et al. 2021, "RoFormer", eq. 34, with the pairing of Llama's published weights.
+    """
+    first, second = x.float().chunk(2, dim=-1)
+    cos, sin = cos[:, None, :], sin[:, None, :]
+    return torch.cat((first * cos - second * sin, second * cos + first * sin), dim=-1).to(x.dtype)
+
+
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Softmax attention of the newest tokens of one sequence over all of it; a token sees itself and its past.
+
+    Args:
+        q: [T, N, D], the last T positions of the sequence.
+        k, v: [S, G, D] with S >= T; query head n reads key/value head n // (N / G).
+
+    Returns:
+        [T, N, D] in q's dtype. Scores are scaled by 1/sqrt(D) (Vaswani et al. 2017, eq. 1).
+    """
+    new, total = q.shape[0], k.shape[0]
+    visible = None
+    if new > 1:
+        rows = torch.arange(total - new, total, device=q.device)
+        visible = torch.arange(total, device=q.device)[None, :] <= rows[:, None]
+    q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
+    return out.squeeze(0).transpose(0, 1)
+
+
+def silu_mul(gate_up: Tensor) -> Tensor:
+    """SiLU(gate) · up for a fused projection. [..., 2·I] -> [..., I]. Source: Shazeer 2020, "GLU Variants", eq. 6."""
+    gate, up = gate_up.chunk(2, dim=-1)
+    return F.silu(gate) * up
+
+
+def route(router_logits: Tensor, experts_per_token: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    """Choose each token's experts: softmax over all experts, then the K largest.
+
+    Args:
+        router_logits: [T, E].
+        experts_per_token: K.
+        normalize: rescale the K chosen weights to sum to one (Mixtral, Qwen3-MoE) or not (OLMoE).
+
+    Returns:
+        weights [T, K] float32 and expert ids [T, K] int64.
+    """
+    weights, expert_ids = router_logits.float().softmax(-1).topk(experts_per_token, dim=-1)
+    if normalize:
+        weights = weights / weights.sum(-1, keepdim=True)
+    return weights, expert_ids
+
+
+def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """Send each token through its chosen experts and add up what they answer. Idle experts cost nothing.
+
+    Args:
+        x: [T, H].
+        weights, expert_ids: [T, K] from `route`.
+        gate_up: [E, 2·I, H].
+        down: [E, H, I].
+
+    Returns:
+        [T, H] in x's dtype.
+    """
+    out = torch.zeros_like(x)
+    for expert in sorted(set(expert_ids.flatten().tolist())):
+        tokens, choice = torch.where(expert_ids == expert)
+        answer = F.linear(silu_mul(F.linear(x[tokens], gate_up[expert])), down[expert])
+        out.index_add_(0, tokens, answer * weights[tokens, choice, None].to(x.dtype))
+    return out

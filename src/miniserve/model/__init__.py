@@ -1,0 +1,1 @@
+"""From a model's name to logits: sources, configuration, weights, tokenizer, decoder."""

@@ -1,0 +1,78 @@
+"""From a model's name to files on this disk: a path, an alias, or `org/name` on the Hugging Face Hub, in that order.
+
+Invariants: a name that resolves has weights in safetensors or GGUF; pickles are refused, never downloaded and never
+opened; a failure says what was looked for, where, and what would be accepted. It reads no weights: whether a file is
+whole is for `verify` and for the loaders. Torch is never imported, and the Hub's client only when it is needed.
+"""
+
+import difflib
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from miniserve.errors import MiniserveError, ModelNotFoundError
+from miniserve.model.aliases import Alias, load_aliases
+from miniserve.model.download import fetch, is_offline
+from miniserve.model.files import ModelFiles, find_local
+from miniserve.model.hub import from_hub, hub_cache_dir
+
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
+
+
+def resolve(
+    name: str, *, progress: bool = True, offline: bool | None = None, aliases: Mapping[str, Alias] | None = None
+) -> ModelFiles:
+    """Find the model called `name`, fetching it if need be.
+
+    Args:
+        name: a directory, a .gguf file, an alias (`smollm2`), or `org/name` on the Hub. An existing path wins.
+        progress: report on stderr.
+        offline: never touch the network; None reads MINISERVE_OFFLINE and HF_HUB_OFFLINE.
+        aliases: the alias table; None is the one that ships.
+
+    Raises:
+        ModelNotFoundError: nothing by that name, here or there.
+        DownloadError: it exists but could not be fetched; trying again is safe.
+        UnsafeWeightsError: its only weights are pickles.
+        CorruptFileError: its safetensors index is unreadable or lists a file that is missing.
+        ChecksumError: what was fetched for an alias is not the recorded file.
+    """
+    aliases = load_aliases() if aliases is None else aliases
+    if local := find_local(name):
+        return local
+    if name in aliases:
+        return _alias_files(aliases[name], fetch(aliases[name], progress=progress, offline=offline))
+    if _HUB_NAME.fullmatch(name):
+        return from_hub(name, progress, is_offline() if offline is None else offline)
+    close = difflib.get_close_matches(name.lower(), aliases, n=3)
+    hint = f" Did you mean {' or '.join(close)}?" if close else ""
+    raise ModelNotFoundError(
+        f"no model called '{name}'.{hint} Accepted: an alias ({', '.join(sorted(aliases))}); the path of a directory "
+        "with config.json and safetensors, or of a .gguf file; or org/name of a repository on the Hugging Face Hub"
+    )
+
+
+def cached(name: str, *, aliases: Mapping[str, Alias] | None = None) -> ModelFiles | None:
+    """What `resolve` would return without a network, or None. A path that exists but is unusable raises, as there."""
+    aliases = load_aliases() if aliases is None else aliases
+    if local := find_local(name):
+        return local
+    if name in aliases:
+        return _alias_files(aliases[name], aliases[name].path) if aliases[name].is_cached() else None
+    if not _HUB_NAME.fullmatch(name):
+        return None
+    try:
+        return from_hub(name, progress=False, offline=True)
+    except MiniserveError:  # absent, or a download that was cut short: either way not there to be used
+        return None
+
+
+def cached_hub_models() -> Iterator[ModelFiles]:
+    """The usable snapshots in the Hub's cache on this disk, by name. Other programs' models are among them."""
+    for folder in sorted(hub_cache_dir().glob("models--*--*")):
+        if files := cached("/".join(folder.name.removeprefix("models--").split("--", 1))):
+            yield files
+
+
+def _alias_files(alias: Alias, path: Path) -> ModelFiles:
+    return ModelFiles(alias.name, "gguf", path, f"{alias.requirement} from the Python package index ({alias.origin})")

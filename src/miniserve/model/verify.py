@@ -1,0 +1,90 @@
+"""Is a model on this disk the one it should be? Reads every byte of it; changes nothing. Torch-free."""
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from miniserve.errors import ChecksumError, CorruptFileError, TensorError
+from miniserve.model.aliases import Alias, load_aliases
+from miniserve.model.files import ModelFiles
+from miniserve.model.gguf import GGUFFile
+from miniserve.model.progress import byte_bar
+from miniserve.model.shards import INDEX, read_header, read_index
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """What `verify` found for one file; `expected_sha256` is None where nobody recorded one."""
+
+    path: Path
+    size_bytes: int
+    sha256: str
+    expected_sha256: str | None
+
+
+def verify(
+    files: ModelFiles, *, progress: bool = True, aliases: Mapping[str, Alias] | None = None
+) -> tuple[FileCheck, ...]:
+    """Read every file of a model and check what can be checked without running it.
+
+    The SHA-256 of a file is compared where one is on record: an alias's in `aliases`, a Hub file's in the name of its
+    blob. Safetensors headers must parse and match the file's length, and hold every tensor that an index promises.
+
+    Raises:
+        ChecksumError: a file is not the recorded one.
+        CorruptFileError: a file is missing, truncated or not what its name says.
+        TensorError: an index names a tensor that its file does not hold.
+    """
+    paths = [files.path] if files.kind == "gguf" else sorted(p for p in files.path.iterdir() if p.is_file())
+    alias = next((a for a in (aliases or load_aliases()).values() if a.path == files.path), None)
+    checks = []
+    with byte_bar(progress) as bar:
+        for path in paths:
+            expected = alias.sha256 if alias else _recorded_sha256(path)
+            try:
+                size = path.stat().st_size
+                task = bar.add_task(f"verify {path.name}", total=size)
+                digest = sha256_of(path, partial(bar.advance, task))
+            except OSError as error:
+                raise CorruptFileError(f"{path}: cannot be read ({error.strerror or error})") from error
+            if expected not in {None, digest}:
+                raise ChecksumError(f"{path}: SHA-256 is {digest}, expected {expected}; delete the file and pull again")
+            _check_structure(path)
+            checks.append(FileCheck(path, size, digest, expected))
+    return tuple(checks)
+
+
+def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
+    """SHA-256 of a file, in hexadecimal; `on_bytes` hears of every chunk read."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+            if on_bytes:
+                on_bytes(len(chunk))
+    return digest.hexdigest()
+
+
+def _check_structure(path: Path) -> None:
+    """Raise CorruptFileError or TensorError unless a safetensors, index or GGUF file holds together."""
+    if path.suffix == ".safetensors":
+        read_header(path)
+    elif path.suffix == ".gguf":
+        GGUFFile(path)
+    elif path.name == INDEX:
+        index = read_index(path)
+        for shard in sorted(set(index.values())):
+            wanted = {tensor for tensor, file in index.items() if file == shard}
+            if missing := sorted(wanted - set(read_header(path.parent / shard))):
+                raise TensorError(f"{path.parent / shard}: no tensor {missing[0]!r}, which {path.name} puts there")
+
+
+def _recorded_sha256(path: Path) -> str | None:
+    """The Hub's cache names the blob of a large file by its SHA-256, and the snapshot links to it."""
+    blob = path.resolve().name
+    return blob if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob) else None

@@ -1,0 +1,145 @@
+"""`miniserve generate` as a user runs it: a real process, its output, its exit code, its reaction to nonsense."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from support import tiny_models
+
+COMMAND = [sys.executable, "-m", "miniserve"]
+
+
+def run(*arguments, stdin="", timeout=120):
+    return subprocess.run(
+        [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("tiny")
+    tiny_models.save("llama", directory)
+    return str(directory)
+
+
+def test_json_is_one_complete_object(smollm2_gguf):
+    result = run("generate", "The capital of France is", "--max-tokens", "8", "--json")
+    assert result.returncode == 0, result.stderr
+    reply = json.loads(result.stdout)
+    assert list(reply) == ["text", "prompt_token_ids", "token_ids", "finish_reason", "usage", "timings"]
+    assert reply["text"].startswith(" Paris")
+    assert len(reply["token_ids"]) == 8
+    assert reply["finish_reason"] == "length"
+    assert reply["usage"] == {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
+    assert set(reply["timings"]) == {"ttft_s", "itl_s", "tokens_per_s"}
+    assert all(0 < value < 60 * 1000 for value in reply["timings"].values())
+
+
+def test_chat_flag_ends_by_itself(smollm2_gguf):
+    result = run("generate", "What is the capital of France?", "--chat", "--json")
+    reply = json.loads(result.stdout)
+    assert "Paris" in reply["text"]
+    assert reply["finish_reason"] == "stop"
+    assert "<|im_end|>" not in reply["text"]
+
+
+def test_stream_prints_the_same_text(tiny):
+    plain = run("generate", "hello", "--model", tiny, "--max-tokens", "12")
+    streamed = run("generate", "-", "--model", tiny, "--max-tokens", "12", "--stream", stdin="hello")
+    assert plain.returncode == streamed.returncode == 0, plain.stderr + streamed.stderr
+    assert plain.stdout == streamed.stdout
+    assert plain.stdout.strip()
+
+
+def test_seed_repeats_and_temperature_varies(tiny):
+    def ids(*options):
+        result = run("generate", "hello", "--model", tiny, "--max-tokens", "16", "--json", *options)
+        return json.loads(result.stdout)["token_ids"]
+
+    first = ids("--temperature", "1", "--seed", "7")
+    assert first == ids("--temperature", "1", "--seed", "7")
+    assert first != ids("--temperature", "1", "--seed", "8")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-tokens", "0"], "max_tokens is 0"),
+        (["--max-tokens", "100000"], "a context of 512"),
+        (["--temperature", "-1"], "temperature is -1"),
+        (["--temperature", "nan"], "temperature is nan"),
+        (["--temperature", "1", "--seed", "-5"], "seed is -5"),
+        (["--dtype", "int3"], "dtype 'int3' is not one of"),
+        (["--device", "tpu"], "device 'tpu'"),
+        (["--device", "cuda:99"], "device 'cuda:99'"),
+        (["--device", "mps"], "device 'mps' is not supported"),
+        (["--stream", "--json"], "exclude each other"),
+    ],
+)
+def test_bad_options_are_named(tiny, arguments, says):
+    result = run("generate", "hello", "--model", tiny, *arguments)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+
+
+def test_bad_prompts_are_named(tiny):
+    empty = run("generate", "", "--model", tiny)
+    assert (empty.returncode, "the prompt is empty" in empty.stderr) == (2, True)
+    long = run("generate", "x" * 600, "--model", tiny)
+    assert (long.returncode, "600 tokens" in long.stderr and "512" in long.stderr) == (2, True)
+
+
+def test_unknown_model_is_an_error_not_a_traceback(tmp_path):
+    result = run("generate", "hello", "--model", str(tmp_path / "nothing"))
+    assert result.returncode == 1
+    assert "nothing" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_interrupt_prints_what_there_is(smollm2_gguf):
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "Once upon a time", "--max-tokens", "4000", "--stream"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    first = process.stdout.read(1)  # wait until it speaks
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    rest, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert first + rest
+    assert b"Traceback" not in errors
+
+
+def test_reader_that_goes_away_is_no_error(tiny):
+    process = subprocess.run(
+        f"{' '.join(COMMAND)} generate hello --model {tiny} --max-tokens 400 --stream | head -c 1",
+        shell=True, capture_output=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert b"Traceback" not in process.stderr
+    assert b"Exception ignored" not in process.stderr
+
+
+def test_help_and_import_are_fast_and_free_of_torch():
+    """Best of five: what is bounded is our imports, not a neighbour's load."""
+    check = (
+        "import sys, miniserve, miniserve.cli; assert 'torch' not in sys.modules and 'transformers' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=30)
+
+    def best(command):
+        seconds = []
+        for _ in range(5):
+            started = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True, timeout=30, env={**os.environ, "COLUMNS": "100"})
+            seconds.append(time.perf_counter() - started)
+        return min(seconds)
+
+    assert best([*COMMAND, "--help"]) < 0.5
+    assert best([sys.executable, "-c", "import miniserve"]) < 0.5

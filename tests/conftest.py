@@ -1,0 +1,39 @@
+"""Fixtures every test may use. Tests run offline: only the default model is fetched, once, into the user's cache."""
+
+import os
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before any Hugging Face library is imported
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import pytest
+
+from support import tiny_models
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The default model's file, which `make test` has fetched. Elsewhere the test is skipped, saying how to get it."""
+    from miniserve.errors import ModelNotFoundError
+    from miniserve.model.sources import resolve
+
+    try:
+        return resolve("smollm2", progress=False).path
+    except ModelNotFoundError as error:
+        if os.environ.get("CI"):
+            raise
+        pytest.skip(f"run `miniserve models pull smollm2` first: {error}")
+
+
+@pytest.fixture(scope="session")
+def tiny_directory(tmp_path_factory):
+    """`tiny_directory(family)` -> (directory in Hugging Face layout, the transformers model saved there)."""
+    made = {}
+
+    def get(family: str):
+        if family not in made:
+            directory = tmp_path_factory.mktemp(family)
+            made[family] = directory, tiny_models.save(family, directory)
+        return made[family]
+
+    return get

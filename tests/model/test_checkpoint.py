@@ -1,0 +1,126 @@
+"""Checkpoints that lie: every fault ends in an error that names the file, and the tensor where there is one."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from miniserve.errors import CorruptFileError, TensorError, UnsupportedModelError
+from miniserve.model.checkpoint import GGUFCheckpoint, SafetensorsCheckpoint
+from miniserve.model.weights import check_plan, load_weights
+from support import tiny_models
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    tiny_models.save("qwen3", tmp_path)
+    return tmp_path
+
+
+def rewrite(directory, change):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_missing_tensor(directory):
+    rewrite(directory, lambda t: t.pop("model.layers.1.self_attn.k_norm.weight"))
+    with pytest.raises(TensorError, match=r"model\.layers\.1\.self_attn\.k_norm\.weight .*is missing"):
+        check_plan(SafetensorsCheckpoint(directory))
+
+
+def test_wrong_shape(directory):
+    name = "model.layers.2.mlp.up_proj.weight"
+    rewrite(directory, lambda t: t.update({name: torch.zeros(95, 64)}))
+    with pytest.raises(TensorError, match=r"up_proj\.weight has shape \[95, 64\], not \[96, 64\]"):
+        check_plan(SafetensorsCheckpoint(directory))
+
+
+def test_bias_where_none_is_expected(directory):
+    name = "model.layers.0.self_attn.o_proj.bias"
+    rewrite(directory, lambda t: t.update({name: torch.zeros(64)}))
+    with pytest.raises(TensorError, match=r"no place in the decoder: model\.layers\.0\.self_attn\.o_proj\.bias"):
+        check_plan(SafetensorsCheckpoint(directory))
+
+
+def test_unsupported_dtype(directory):
+    rewrite(directory, lambda t: t.update({"model.norm.weight": torch.zeros(64, dtype=torch.float8_e4m3fn)}))
+    with pytest.raises(UnsupportedModelError, match=r"model\.norm\.weight is stored as F8_E4M3"):
+        SafetensorsCheckpoint(directory)
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, 3000, -1])
+def test_truncated_safetensors(directory, keep):
+    path = directory / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(CorruptFileError, match=r"model\.safetensors"):
+        SafetensorsCheckpoint(directory)
+
+
+def test_missing_shard(tmp_path):
+    tiny_models.save("llama", tmp_path, shard_bytes=100_000)
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(CorruptFileError, match=rf"index\.json lists files that are missing: {shard.name}"):
+        SafetensorsCheckpoint(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../escape.safetensors", "/etc/passwd", "weights.bin", ""])
+def test_index_may_not_point_elsewhere(tmp_path, name):
+    tiny_models.save("llama", tmp_path, shard_bytes=100_000)
+    index = tmp_path / "model.safetensors.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(content))
+    with pytest.raises(CorruptFileError, match=r"is not the name of a \.safetensors file"):
+        SafetensorsCheckpoint(tmp_path)
+
+
+def test_stored_copy_of_tied_embedding_is_harmless(tmp_path):
+    tiny_models.save("qwen2", tmp_path)
+    rewrite(tmp_path, lambda t: t.update({"lm_head.weight": t["model.embed_tokens.weight"].clone()}))
+    decoder = load_weights(SafetensorsCheckpoint(tmp_path), dtype=torch.float32, device=CPU)
+    assert decoder.unembed is decoder.embed
+
+
+@pytest.fixture(scope="module")
+def gguf_bytes(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    tiny_models.export_gguf(tiny_models.make("llama"), "llama", path)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("keep", [0, 3, 10, 30, 400, 5000, -1])
+def test_truncated_gguf(tmp_path, gguf_bytes, keep):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes[:keep])
+    with pytest.raises(CorruptFileError, match=r"m\.gguf"):
+        GGUFCheckpoint(path)
+
+
+def test_gguf_that_claims_the_moon(tmp_path, gguf_bytes):
+    """2^60 metadata entries: refused at once, not after reading for ever."""
+    path = tmp_path / "m.gguf"
+    path.write_bytes(gguf_bytes[:16] + (2**60).to_bytes(8, "little") + gguf_bytes[24:])
+    with pytest.raises(CorruptFileError, match="more than the file can hold"):
+        GGUFCheckpoint(path)
+
+
+def test_other_architecture_in_gguf(tmp_path, gguf_bytes):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(
+        gguf_bytes.replace(b"llama", b"bloom", 1).replace(b"\x05\0\0\0\0\0\0\0llama", b"\x05\0\0\0\0\0\0\0bloom")
+    )
+    with pytest.raises(UnsupportedModelError, match=r"general\.architecture = 'bloom'"):
+        GGUFCheckpoint(path)
+
+
+def test_not_a_gguf(tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"PK\x03\x04 a zip perhaps")
+    with pytest.raises(CorruptFileError, match="not a GGUF file"):
+        GGUFCheckpoint(path)

@@ -1,0 +1,1 @@
+"""Helpers shared by tests: tiny models made on the spot, and files broken on purpose."""
