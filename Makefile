@@ -29,7 +29,7 @@ lint: $(VENV)/dev.stamp  ## style, types, floors, spelling
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/codespell src tests book benchmarks README.md
+	$(BIN)/codespell
 
 test: lint  ## everything CI runs
 	$(BIN)/miniserve models pull $(MODEL)

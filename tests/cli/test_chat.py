@@ -92,8 +92,10 @@ def test_interrupt_stops_the_reply_and_keeps_the_session(smollm2_gguf):
         terminal.prompt()
         terminal.send("\x03")  # at the prompt: nothing happens
         terminal.until("> ")
-        terminal.send("Say hello.\n")
-        terminal.until("tokens/s]", timeout=120)
+        terminal.send("/reset\n")
+        terminal.until("(forgotten)")
+        terminal.send("What is the capital of France?\n")
+        terminal.until("Paris")
         terminal.prompt()
         terminal.send("\x04")
         assert terminal.process.wait(timeout=10) == 0
