@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from miniserve.cli.models import app
 from miniserve.errors import ChecksumError, ModelNotFoundError
-from miniserve.model.aliases import load_aliases
+from miniserve.model.sources.aliases import load_aliases
 
 TIMEOUT_S = 60
 

@@ -84,7 +84,7 @@ def try_files(root: Path) -> None:
 
     from miniserve.errors import MiniserveError
     from miniserve.model.load import open_checkpoint
-    from miniserve.model.sources import resolve
+    from miniserve.model.sources.resolve import resolve
     from miniserve.model.weights import load_weights
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT + 2**32, MEMORY_LIMIT + 2**32))

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from miniserve.errors import ModelNotFoundError
-from miniserve.model import sources
-from miniserve.model.aliases import Alias, load_aliases
-from miniserve.model.files import ModelFiles
-from miniserve.model.verify import verify as verify_files
+from miniserve.model.sources.aliases import Alias, load_aliases
+from miniserve.model.sources.files import ModelFiles
+from miniserve.model.sources.resolve import cached, cached_hub_models, resolve
+from miniserve.model.sources.verify import verify as verify_files
 
 app = typer.Typer(help="List, fetch and inspect models.", no_args_is_help=True)
 
@@ -28,7 +28,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 def list_models(as_json: AsJson = False) -> None:
     """Models with a short name, and Hub snapshots already on this disk."""
     rows = [_alias_row(alias) for alias in load_aliases().values()]
-    rows += [_hub_row(files) for files in sources.cached_hub_models()]
+    rows += [_hub_row(files) for files in cached_hub_models()]
     if as_json:
         typer.echo(json.dumps(rows))
         return
@@ -42,7 +42,7 @@ def list_models(as_json: AsJson = False) -> None:
 @app.command()
 def pull(name: Name, as_json: AsJson = False) -> None:
     """Fetch a model, unless it is here already, and print where it lies."""
-    files = sources.resolve(name)
+    files = resolve(name)
     typer.echo(json.dumps(_files_json(files)) if as_json else str(files.path))
 
 
@@ -81,11 +81,11 @@ def info(name: Name, as_json: AsJson = False) -> None:
 
 def _on_disk(name: str) -> ModelFiles:
     """The model, never fetching it. Raises ModelNotFoundError."""
-    if files := sources.cached(name):
+    if files := cached(name):
         return files
     if name in load_aliases() or name.count("/") == 1:
         raise ModelNotFoundError(f"model '{name}' is not on this machine: fetch it with `miniserve models pull {name}`")
-    return sources.resolve(name, offline=True)  # raises, with all that is accepted
+    return resolve(name, offline=True)  # raises, with all that is accepted
 
 
 def _facts(files: ModelFiles) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from miniserve.model.config_gguf import read_gguf_config
 from miniserve.model.config_hf import read_hf_config
 from miniserve.model.gguf import GGUFFile
 from miniserve.model.shards import read_header, weight_files
-from miniserve.model.tokenizer import Tokenizer
+from miniserve.model.tokenizer.tokenizer import Tokenizer
 
 
 class Checkpoint(ABC):

@@ -13,9 +13,9 @@ from miniserve.errors import InvalidRequestError
 from miniserve.model.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder
-from miniserve.model.files import ModelFiles
-from miniserve.model.sources import resolve
-from miniserve.model.tokenizer import Tokenizer
+from miniserve.model.sources.files import ModelFiles
+from miniserve.model.sources.resolve import resolve
+from miniserve.model.tokenizer.tokenizer import Tokenizer
 from miniserve.model.weights import load_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -19,18 +19,18 @@ import zipfile
 import pytest
 
 from miniserve.errors import ChecksumError, DownloadError, ModelNotFoundError
-from miniserve.model.aliases import Alias, cache_dir, load_aliases
-from miniserve.model.download import fetch
-from miniserve.model.files import ModelFiles
-from miniserve.model.verify import verify
+from miniserve.model.sources.aliases import Alias, cache_dir, load_aliases
+from miniserve.model.sources.download import fetch
+from miniserve.model.sources.files import ModelFiles
+from miniserve.model.sources.verify import verify
 
 TIMEOUT_S = 30
 EMPTY_GGUF = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)  # version 3, no tensors, no metadata
 PAYLOAD = EMPTY_GGUF + random.Random(0).randbytes(300_000)
 FETCH = """
 import json, sys
-from miniserve.model.aliases import Alias
-from miniserve.model.download import fetch
+from miniserve.model.sources.aliases import Alias
+from miniserve.model.sources.download import fetch
 print(fetch(Alias(**json.loads(sys.argv[1]))))
 """
 

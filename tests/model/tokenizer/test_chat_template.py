@@ -7,8 +7,8 @@ import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from miniserve.errors import ChatTemplateError
-from miniserve.model.chat_template import ChatTemplate
 from miniserve.model.gguf import GGUFFile
+from miniserve.model.tokenizer.chat_template import ChatTemplate
 
 CHATS = [
     [{"role": "user", "content": "Hi"}],

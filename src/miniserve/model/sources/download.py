@@ -22,9 +22,9 @@ from typing import NoReturn
 from filelock import FileLock, Timeout
 
 from miniserve.errors import ChecksumError, DownloadError, ModelNotFoundError
-from miniserve.model.aliases import Alias
-from miniserve.model.progress import byte_bar, say
-from miniserve.model.verify import sha256_of
+from miniserve.model.sources.aliases import Alias
+from miniserve.model.sources.progress import byte_bar, say
+from miniserve.model.sources.verify import sha256_of
 
 _CHUNK_BYTES = 1 << 20
 _POLL_S = 0.1

@@ -14,8 +14,8 @@ import pytest
 from safetensors.numpy import save, save_file
 
 from miniserve.errors import CorruptFileError, ModelNotFoundError, UnsafeWeightsError
-from miniserve.model.aliases import Alias
-from miniserve.model.sources import cached, resolve
+from miniserve.model.sources.aliases import Alias
+from miniserve.model.sources.resolve import cached, resolve
 
 TIMEOUT_S = 30
 
@@ -150,7 +150,7 @@ REPOSITORIES = {
 RESOLVE = """
 import json, sys
 from miniserve.errors import MiniserveError
-from miniserve.model.sources import cached, cached_hub_models, resolve
+from miniserve.model.sources.resolve import cached, cached_hub_models, resolve
 try:
     files = resolve(sys.argv[1])
     same = cached(sys.argv[1]) == files and list(cached_hub_models()) == [files]

@@ -12,7 +12,7 @@ import tokenizers
 
 from miniserve.errors import CorruptFileError, ModelNotFoundError, UnsupportedModelError
 from miniserve.model.fields import read_json
-from miniserve.model.tokenizer_parts import TokenizerParts, blaming, token_ids, vocab_size
+from miniserve.model.tokenizer.parts import TokenizerParts, blaming, token_ids, vocab_size
 
 
 def read_directory_tokenizer(directory: Path) -> TokenizerParts:

@@ -10,8 +10,8 @@ import pytest
 from safetensors.numpy import save_file
 
 from miniserve.errors import ChecksumError, CorruptFileError, TensorError
-from miniserve.model.files import ModelFiles
-from miniserve.model.verify import sha256_of, verify
+from miniserve.model.sources.files import ModelFiles
+from miniserve.model.sources.verify import sha256_of, verify
 
 EMPTY_GGUF = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)  # version 3, no tensors, no metadata
 

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from miniserve.errors import MiniserveError, ModelNotFoundError
-from miniserve.model.aliases import Alias, load_aliases
-from miniserve.model.download import fetch, is_offline
-from miniserve.model.files import ModelFiles, find_local
-from miniserve.model.hub import from_hub, hub_cache_dir
+from miniserve.model.sources.aliases import Alias, load_aliases
+from miniserve.model.sources.download import fetch, is_offline
+from miniserve.model.sources.files import ModelFiles, find_local
+from miniserve.model.sources.hub import from_hub, hub_cache_dir
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 

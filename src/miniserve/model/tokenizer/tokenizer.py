@@ -16,11 +16,11 @@ import tokenizers
 from tokenizers import models
 
 from miniserve.errors import ChatTemplateError, InvalidRequestError, UnsupportedModelError
-from miniserve.model.chat_template import ChatTemplate
-from miniserve.model.detokenizer import BYTES_BY_CHARACTER, DecodingRule, Detokenizer
-from miniserve.model.tokenizer_gguf import read_gguf_tokenizer
-from miniserve.model.tokenizer_hf import read_directory_tokenizer
-from miniserve.model.tokenizer_parts import TokenizerParts, blaming, vocab_size
+from miniserve.model.tokenizer.chat_template import ChatTemplate
+from miniserve.model.tokenizer.detokenizer import BYTES_BY_CHARACTER, DecodingRule, Detokenizer
+from miniserve.model.tokenizer.from_directory import read_directory_tokenizer
+from miniserve.model.tokenizer.from_gguf import read_gguf_tokenizer
+from miniserve.model.tokenizer.parts import TokenizerParts, blaming, vocab_size
 
 _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 

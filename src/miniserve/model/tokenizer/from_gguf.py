@@ -15,7 +15,7 @@ import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
 
 from miniserve.errors import CorruptFileError, UnsupportedModelError
-from miniserve.model.tokenizer_parts import TokenizerParts, blaming, token_ids, vocab_size
+from miniserve.model.tokenizer.parts import TokenizerParts, blaming, token_ids, vocab_size
 
 # What a GGUF file calls a way to cut text before BPE. The patterns are the models' own; each is applied to the pieces
 # that the one before it left. "default" is the cut llama.cpp makes for a file that names no other.

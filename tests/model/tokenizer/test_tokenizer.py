@@ -26,7 +26,7 @@ from miniserve.errors import (
     UnsupportedModelError,
 )
 from miniserve.model.gguf import GGUFFile
-from miniserve.model.tokenizer import Tokenizer
+from miniserve.model.tokenizer.tokenizer import Tokenizer
 from support import tiny_tokenizers
 
 PROMPTS = [
@@ -444,5 +444,7 @@ def test_an_id_outside_the_vocabulary_is_named(byte_level, token_id):
 
 
 def test_importing_the_tokenizer_needs_neither_torch_nor_transformers():
-    code = "import sys, miniserve.model.tokenizer; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    code = (
+        "import sys, miniserve.model.tokenizer.tokenizer; sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

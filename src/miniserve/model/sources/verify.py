@@ -8,11 +8,11 @@ from functools import partial
 from pathlib import Path
 
 from miniserve.errors import ChecksumError, CorruptFileError, TensorError
-from miniserve.model.aliases import Alias, load_aliases
-from miniserve.model.files import ModelFiles
 from miniserve.model.gguf import GGUFFile
-from miniserve.model.progress import byte_bar
 from miniserve.model.shards import INDEX, read_header, read_index
+from miniserve.model.sources.aliases import Alias, load_aliases
+from miniserve.model.sources.files import ModelFiles
+from miniserve.model.sources.progress import byte_bar
 
 _CHUNK_BYTES = 1 << 20
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from tokenizers import Regex, decoders
 
 from miniserve.errors import InvalidRequestError, UnsupportedModelError
-from miniserve.model.detokenizer import DecodingRule, Detokenizer
-from miniserve.model.tokenizer import Tokenizer
+from miniserve.model.tokenizer.detokenizer import DecodingRule, Detokenizer
+from miniserve.model.tokenizer.tokenizer import Tokenizer
 from support import tiny_tokenizers
 
 NUM_TOKENS = 383  # of byte_level(); a test below holds it
