@@ -35,5 +35,16 @@ test: lint  ## everything CI runs
 	$(BIN)/miniserve models pull $(MODEL)
 	$(BIN)/python -m pytest
 
+book-html: $(VENV)/dev.stamp  ## build the web book, warnings as errors
+	$(BIN)/miniserve models pull $(MODEL)
+	$(BIN)/jupyter-book build . --all -W -n --keep-going
+
+book: book-html  ## build the web book and serve it on this machine
+	@$(BIN)/python book/_tools/serve.py
+
+notebooks: $(VENV)/dev.stamp  ## execute the chapters and write their notebooks
+	$(BIN)/miniserve models pull $(MODEL)
+	$(BIN)/python book/_tools/notebooks.py
+
 clean:  ## remove the environment and everything built
 	rm -rf $(VENV) _build artifacts .mypy_cache .ruff_cache

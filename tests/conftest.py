@@ -15,7 +15,7 @@ from support import tiny_models
 def smollm2_gguf() -> Path:
     """The default model's file, which `make test` has fetched. Elsewhere the test is skipped, saying how to get it."""
     from miniserve.errors import ModelNotFoundError
-    from miniserve.model.sources import resolve
+    from miniserve.model.sources.resolve import resolve
 
     try:
         return resolve("smollm2", progress=False).path
