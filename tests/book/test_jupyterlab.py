@@ -16,7 +16,10 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from miniserve.model.sources.aliases import cache_dir
+
 ROOT = Path(__file__).resolve().parents[2]
+CHAPTER = "01_why_gpus"
 TOKEN = "a-token-for-this-test-only"
 CELL = """\
 from miniserve.notebook import Axis, Explorer
@@ -31,6 +34,11 @@ def lab(tmp_path):
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(CELL), nbformat.v4.new_code_cell("explorer")])
     notebook.metadata["kernelspec"] = {"display_name": "Python 3", "language": "python", "name": "python3"}
     nbformat.write(notebook, tmp_path / "live.ipynb")
+    chapter = nbformat.read(ROOT / "book" / f"{CHAPTER}.ipynb", as_version=4)
+    for cell in chapter.cells:
+        if cell.cell_type == "code":
+            cell.outputs = []  # so that whatever is seen was made by this run
+    nbformat.write(chapter, tmp_path / f"{CHAPTER}.ipynb")
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -41,6 +49,7 @@ def lab(tmp_path):
         name: str(tmp_path / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "HOME")
     }
     env = {**os.environ, **own, "PYTHONPATH": str(ROOT / "src"), "JUPYTERLAB_SETTINGS_DIR": str(tmp_path / "settings")}
+    env["MINISERVE_CACHE"] = str(cache_dir())  # HOME is another one here
     with (tmp_path / "log").open("w") as log:
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, cwd=tmp_path)
         try:
@@ -64,14 +73,39 @@ def _wait(address: str, server: subprocess.Popen, log: Path) -> None:
     pytest.fail("JupyterLab did not answer in 30 s:\n" + log.read_text()[-2000:])
 
 
-@pytest.mark.timeout(120)
-def test_live_sliders_answer_exactly(lab, browser, artifacts):
+def run_all(browser, lab, name):
+    """Open a notebook and run every cell. Returns the tab at once, with the kernel at work."""
     tab = browser.new_page(viewport={"width": 1200, "height": 1100})
-    tab.goto(f"{lab}lab/tree/live.ipynb?token={TOKEN}&reset")
+    tab.goto(f"{lab}lab/tree/{name}.ipynb?token={TOKEN}&reset")
     tab.wait_for_selector(".jp-Notebook .jp-CodeCell", timeout=40_000)
     tab.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=40_000)  # before that, "run" runs nothing
     tab.get_by_text("Run", exact=True).first.click()
     tab.get_by_text("Run All Cells", exact=True).first.click()
+    return tab
+
+
+@pytest.mark.timeout(240)
+def test_a_chapter_runs_top_to_bottom(lab, browser, artifacts, smollm2_gguf):
+    tab = run_all(browser, lab, CHAPTER)
+    tab.locator(".ms-status").wait_for(state="attached", timeout=180_000)  # the last cell's output
+    assert tab.locator("[data-mime-type='application/vnd.jupyter.error']").count() == 0
+    live = tab.locator(".jp-OutputArea .ms-explorer", has_text="exact, from the kernel")
+    live.scroll_into_view_if_needed()
+    before = live.locator("output").inner_text()
+    live.locator("input[type=range]").first.press("End")
+    tab.wait_for_function(
+        "before => [...document.querySelectorAll('.ms-explorer output')].some(o => o.textContent.includes('exact')"
+        " && !o.textContent.includes(before))",
+        arg=before.split(":")[1].split("exact")[0].strip(),
+        timeout=15_000,
+    )
+    tab.screenshot(path=artifacts / "jupyterlab-chapter.png")
+    tab.close()
+
+
+@pytest.mark.timeout(120)
+def test_live_sliders_answer_exactly(lab, browser, artifacts):
+    tab = run_all(browser, lab, "live")
     live = tab.locator(".jp-OutputArea .ms-explorer", has_text="exact, from the kernel")
     live.wait_for(timeout=40_000)
     assert re.search(r"Value: 16,001 tokens", live.locator("output").inner_text())

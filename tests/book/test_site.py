@@ -92,6 +92,19 @@ def test_dark_mode_text_is_legible(site, server, browser):
     context.close()
 
 
+def test_every_icon_is_drawn(site, server, browser):
+    """The build keeps only the icons that pages name; one that is missing would show as an animated placeholder."""
+    context = browser.new_context()
+    for page in pages(site):
+        tab = visit(context, server, page, [])
+        assert tab.locator("svg[data-icon]").count() > 5, page
+        assert tab.locator("i[class*='fa-']").count() == 0, page
+        assert tab.locator("svg[data-icon] animate").count() == 0, page
+        tab.close()
+    context.close()
+    assert (site / "_static/scripts/fontawesome.js").stat().st_size < 300_000
+
+
 def test_every_slider_moves_its_output(site, server, browser):
     problems: list[str] = []
     context = browser.new_context(viewport={"width": 1280, "height": 900})
