@@ -1,0 +1,137 @@
+"""`BlockPool`: hands out KV blocks, shares them between requests, and remembers what freed ones hold.
+
+A block is an integer; its memory is somebody else's. Each is in exactly one state:
+
+    in use   reference count > 0; one or several requests have it in their block table
+    free     reference count 0, on the free list, least recently freed first
+
+A block, in use or free, may also be *cached*: its content is complete and known by its hash, so that another request
+can `share` it. A free block stays cached until it is handed out again, and at that moment its hash is forgotten: a
+lookup never finds content that is about to be overwritten. Two blocks may hold equal content; the first to be
+registered is the cached one.
+
+`check()` states the invariants. The pool knows nothing of requests, tokens or time.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from miniserve.core.hashing import BlockHash
+from miniserve.errors import InvalidRequestError
+
+
+@dataclass(frozen=True)
+class BlockStored:
+    """A block's content became findable under `block_hash`."""
+
+    block_hash: BlockHash
+
+
+@dataclass(frozen=True)
+class BlockRemoved:
+    """The content under `block_hash` is gone from this pool."""
+
+    block_hash: BlockHash
+
+
+BlockEvent = BlockStored | BlockRemoved
+
+
+class BlockPool:
+    """`num_blocks` blocks of `block_size` tokens each.
+
+    Args:
+        num_blocks: how many there are.
+        block_size: tokens a block holds.
+        on_event: told of every hash that becomes findable or is forgotten, in order.
+    """
+
+    def __init__(self, num_blocks: int, block_size: int, on_event: Callable[[BlockEvent], None] | None = None) -> None:
+        if num_blocks < 1 or block_size < 1:
+            raise InvalidRequestError(f"a pool needs blocks of at least one token, not {num_blocks} of {block_size}")
+        self.num_blocks, self.block_size = num_blocks, block_size
+        self._references = [0] * num_blocks
+        self._hash_of: list[BlockHash | None] = [None] * num_blocks
+        self._cached: dict[BlockHash, int] = {}
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self._tell = on_event or (lambda _: None)
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that `allocate` could hand out now."""
+        return len(self._free)
+
+    def is_free(self, block: int) -> bool:
+        """Whether nobody uses the block."""
+        return self._references[block] == 0
+
+    def find(self, hashes: Iterable[BlockHash]) -> list[int]:
+        """The cached blocks of the longest prefix of `hashes` that is here. Takes none of them."""
+        blocks = []
+        for wanted in hashes:
+            block = self._cached.get(wanted)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def share(self, blocks: Sequence[int]) -> None:
+        """Take cached blocks that `find` returned: one more reference each."""
+        for block in blocks:
+            if self._references[block] == 0:
+                del self._free[block]
+            self._references[block] += 1
+
+    def allocate(self, count: int) -> list[int] | None:
+        """`count` blocks with one reference each, the longest-free first; None, and no change, if there are too few."""
+        if count > len(self._free):
+            return None
+        blocks = []
+        for _ in range(count):
+            block, _ = self._free.popitem(last=False)
+            self._forget(block)
+            self._references[block] = 1
+            blocks.append(block)
+        return blocks
+
+    def release(self, blocks: Sequence[int]) -> None:
+        """Give back one reference each, in the order of a block table.
+
+        They join the free list last block first: the end of a sequence is the least likely to be shared again, and a
+        block is of no use to anyone without those before it.
+        """
+        for block in reversed(blocks):
+            assert self._references[block] > 0, f"block {block} released more often than taken"
+            self._references[block] -= 1
+            if self._references[block] == 0:
+                self._free[block] = None
+
+    def register(self, block: int, content: BlockHash) -> None:
+        """The block is full and computed: make it findable, unless an equal one already is."""
+        assert self._references[block] > 0, f"block {block} registered while nobody uses it"
+        if self._hash_of[block] is None and content not in self._cached:
+            self._hash_of[block] = content
+            self._cached[content] = block
+            self._tell(BlockStored(content))
+
+    def clear_cache(self) -> None:
+        """Forget all content. Blocks in use stay in use."""
+        for block in list(self._cached.values()):
+            self._forget(block)
+
+    def check(self) -> None:
+        """Raise AssertionError unless the pool's invariants hold. Cost: one pass over all blocks."""
+        assert all(count >= 0 for count in self._references)
+        free = [block for block in range(self.num_blocks) if self._references[block] == 0]
+        assert sorted(self._free) == free, "the free list is exactly the blocks without references"
+        assert all(self._hash_of[block] == content for content, block in self._cached.items())
+        hashed = [block for block, content in enumerate(self._hash_of) if content is not None]
+        assert sorted(self._cached.values()) == hashed, "every hash leads to one block, and back"
+
+    def _forget(self, block: int) -> None:
+        content = self._hash_of[block]
+        if content is not None:
+            self._hash_of[block] = None
+            del self._cached[content]
+            self._tell(BlockRemoved(content))
