@@ -8,15 +8,15 @@ import json
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from miniserve.errors import ModelNotFoundError
 from miniserve.model.sources.aliases import Alias, load_aliases
-from miniserve.model.sources.files import ModelFiles
-from miniserve.model.sources.resolve import cached, cached_hub_models, resolve
-from miniserve.model.sources.verify import verify as verify_files
+
+if TYPE_CHECKING:
+    from miniserve.model.sources.files import ModelFiles
 
 app = typer.Typer(help="List, fetch and inspect models.", no_args_is_help=True)
 
@@ -27,6 +27,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
     """Models with a short name, and Hub snapshots already on this disk."""
+    from miniserve.model.sources.resolve import cached_hub_models
+
     rows = [_alias_row(alias) for alias in load_aliases().values()]
     rows += [_hub_row(files) for files in cached_hub_models()]
     if as_json:
@@ -42,6 +44,8 @@ def list_models(as_json: AsJson = False) -> None:
 @app.command()
 def pull(name: Name, as_json: AsJson = False) -> None:
     """Fetch a model, unless it is here already, and print where it lies."""
+    from miniserve.model.sources.resolve import resolve
+
     files = resolve(name)
     typer.echo(json.dumps(_files_json(files)) if as_json else str(files.path))
 
@@ -49,6 +53,8 @@ def pull(name: Name, as_json: AsJson = False) -> None:
 @app.command()
 def verify(name: Name, as_json: AsJson = False) -> None:
     """Read every file of a model: hashes against the recorded ones, structure for the rest."""
+    from miniserve.model.sources.verify import verify as verify_files
+
     files = _on_disk(name)
     checks = verify_files(files)
     if as_json:
@@ -79,8 +85,10 @@ def info(name: Name, as_json: AsJson = False) -> None:
     _print_table(("field", "value"), readable.items())
 
 
-def _on_disk(name: str) -> ModelFiles:
+def _on_disk(name: str) -> "ModelFiles":
     """The model, never fetching it. Raises ModelNotFoundError."""
+    from miniserve.model.sources.resolve import cached, resolve
+
     if files := cached(name):
         return files
     if name in load_aliases() or name.count("/") == 1:
@@ -88,7 +96,7 @@ def _on_disk(name: str) -> ModelFiles:
     return resolve(name, offline=True)  # raises, with all that is accepted
 
 
-def _facts(files: ModelFiles) -> dict[str, Any]:
+def _facts(files: "ModelFiles") -> dict[str, Any]:
     from miniserve.model.load import open_checkpoint
 
     checkpoint = open_checkpoint(files)
@@ -134,7 +142,7 @@ def _alias_row(alias: Alias) -> dict[str, Any]:
     }
 
 
-def _hub_row(files: ModelFiles) -> dict[str, Any]:
+def _hub_row(files: "ModelFiles") -> dict[str, Any]:
     return {
         "name": files.name,
         "cached": True,
@@ -147,7 +155,7 @@ def _hub_row(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _files_json(files: ModelFiles) -> dict[str, Any]:
+def _files_json(files: "ModelFiles") -> dict[str, Any]:
     return {
         "name": files.name,
         "kind": files.kind,
@@ -157,12 +165,12 @@ def _files_json(files: ModelFiles) -> dict[str, Any]:
     }
 
 
-def _weight_bytes(files: ModelFiles) -> int:
+def _weight_bytes(files: "ModelFiles") -> int:
     paths: Iterable[Path] = [files.path] if files.kind == "gguf" else files.path.glob("*.safetensors")
     return sum(path.stat().st_size for path in paths)
 
 
-def _licence(files: ModelFiles) -> str | None:
+def _licence(files: "ModelFiles") -> str | None:
     """Only what we know: an alias records it; for anything else it stands in the model's card, which is not fetched."""
     return next((a.licence for a in load_aliases().values() if a.path == files.path), None)
 
