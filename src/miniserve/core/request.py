@@ -10,6 +10,7 @@ The scheduler alone changes `status`, `block_table` and `num_computed`.
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from itertools import pairwise
 
 from miniserve.core.hashing import BlockHash, block_hash, root_hash
 from miniserve.errors import InvalidRequestError
@@ -24,11 +25,12 @@ class Status(Enum):
 
 
 class FinishReason(Enum):
-    """Why a request ended. The values are those of the OpenAI API, and "abort"."""
+    """Why a request ended. The values are those of the OpenAI API, "abort", and "error" for a failed executor."""
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
+    ERROR = "error"
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,25 @@ class Limits:
             )
 
 
+@dataclass
+class Times:
+    """Moments of one request, in seconds of the engine's clock; None until they come."""
+
+    queued_s: float = 0.0
+    scheduled_s: float | None = None
+    tokens_s: list[float] = field(default_factory=list)
+
+    @property
+    def ttft_s(self) -> float | None:
+        """Time to first token, the wait in the queue included."""
+        return self.tokens_s[0] - self.queued_s if self.tokens_s else None
+
+    @property
+    def itl_s(self) -> list[float]:
+        """The gaps between tokens."""
+        return [after - before for before, after in pairwise(self.tokens_s)]
+
+
 @dataclass(eq=False)
 class Request:
     """A sequence.
@@ -71,7 +92,8 @@ class Request:
         num_cached: how many tokens the first admission found in the prefix cache. A recomputation after preemption
             finds the request's own blocks again, which says nothing about the cache: it is not counted.
         num_preemptions: how often it lost its blocks.
-        arrival: the engine's running number, which breaks ties of `priority`.
+        arrival: the scheduler's running number, which breaks ties of `priority`.
+        times: when it was queued, first scheduled, and got each token; the engine's to fill in.
     """
 
     request_id: str
@@ -87,6 +109,7 @@ class Request:
     num_preemptions: int = field(default=0, init=False)
     block_table: list[int] = field(default_factory=list, init=False)
     arrival: int = field(default=-1, init=False)
+    times: Times = field(default_factory=Times, init=False)
     _hashes: list[BlockHash] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:

@@ -172,6 +172,16 @@ class Scheduler:
                 finished.append(request)
         return finished
 
+    def give_up(self, step: Step) -> list[Request]:
+        """End the requests of a step that could not be computed, with an error; returns them."""
+        assert step is self._in_flight, "only the step in flight can be given up"
+        self._in_flight = None
+        requests = [part.request for part in step.scheduled]
+        for request in requests:
+            request.finish_reason = request.finish_reason or FinishReason.ERROR
+            self._retire(request)
+        return requests
+
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request now, from outside: an abort, or a stop string found in its text. Safe to call twice.
 
