@@ -83,9 +83,8 @@ class Scheduler:
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.max_model_len, self.prefix_caching = max_model_len, prefix_caching
         self.running: list[Request] = []
-        self._waiting: list[
-            tuple[tuple[int, int], Request]
-        ] = []  # a heap; ended requests are dropped when they surface
+        # A heap. A request that ends while it waits is dropped when it surfaces, so that ending one costs no search.
+        self._waiting: list[tuple[tuple[int, int], Request]] = []
         self._num_waiting = 0
         self._arrivals = count()
         self._in_flight: Step | None = None
