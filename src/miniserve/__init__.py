@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Any
 from miniserve._version import __version__
 
 if TYPE_CHECKING:
+    from miniserve.core.sampling_params import SamplingParams
+    from miniserve.llm import LLM
     from miniserve.model.load import LoadedModel, load_model
+    from miniserve.outputs import RequestOutput
 
-_LAZY = {"LoadedModel": "miniserve.model.load", "load_model": "miniserve.model.load"}
+_LAZY = {
+    "LLM": "miniserve.llm",
+    "LoadedModel": "miniserve.model.load",
+    "RequestOutput": "miniserve.outputs",
+    "SamplingParams": "miniserve.core.sampling_params",
+    "load_model": "miniserve.model.load",
+}
 
-__all__ = ["LoadedModel", "__version__", "load_model"]
+__all__ = ["LLM", "LoadedModel", "RequestOutput", "SamplingParams", "__version__", "load_model"]
 
 
 def __getattr__(name: str) -> Any:

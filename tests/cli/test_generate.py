@@ -31,21 +31,36 @@ def test_json_is_one_complete_object(smollm2_gguf):
     result = run("generate", "The capital of France is", "--max-tokens", "8", "--json")
     assert result.returncode == 0, result.stderr
     reply = json.loads(result.stdout)
-    assert list(reply) == ["text", "prompt_token_ids", "token_ids", "finish_reason", "usage", "timings"]
-    assert reply["text"].startswith(" Paris")
-    assert len(reply["token_ids"]) == 8
-    assert reply["finish_reason"] == "length"
-    assert reply["usage"] == {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13}
-    assert set(reply["timings"]) == {"ttft_s", "itl_s", "tokens_per_s"}
-    assert all(0 < value < 60 * 1000 for value in reply["timings"].values())
+    (output,) = reply["outputs"]
+    assert output["text"].startswith(" Paris")
+    assert len(output["token_ids"]) == 8
+    assert output["finish_reason"] == "length"
+    assert reply["usage"] == {"prompt_tokens": 5, "completion_tokens": 8, "total_tokens": 13, "cached_tokens": 0}
+    assert set(output["timings"]) == {"queue_s", "ttft_s", "itl_s", "e2e_s", "tokens_per_s"}
+    assert all(0 < value < 60 * 1000 for value in output["timings"].values())
+
+
+def test_every_sampling_option_reaches_the_sampler(tiny):
+    numbers = {
+        "temperature": 1, "seed": 3, "top-k": 5, "top-p": 0.9, "min-p": 0.01, "repetition-penalty": 1.1,
+        "presence-penalty": 0.1, "frequency-penalty": 0.1, "logprobs": 5, "stop": "zz",
+    }  # fmt: skip
+    options = ["-n", "3", "--ignore-eos", *(f"--{name}={value}" for name, value in numbers.items())]
+    result = run("generate", "hello", "--model", tiny, "--max-tokens", "6", "--json", *options)
+    assert result.returncode == 0, result.stderr
+    outputs = json.loads(result.stdout)["outputs"]
+    assert [output["index"] for output in outputs] == [0, 1, 2]
+    assert len({tuple(output["token_ids"]) for output in outputs}) > 1
+    assert all(len(output["logprobs"]) == len(output["token_ids"]) for output in outputs)
+    assert all(len(entry[3]) == 5 for entry in outputs[0]["logprobs"])
 
 
 def test_chat_flag_ends_by_itself(smollm2_gguf):
     result = run("generate", "What is the capital of France?", "--chat", "--json")
     reply = json.loads(result.stdout)
-    assert "Paris" in reply["text"]
-    assert reply["finish_reason"] == "stop"
-    assert "<|im_end|>" not in reply["text"]
+    assert "Paris" in reply["outputs"][0]["text"]
+    assert reply["outputs"][0]["finish_reason"] == "stop"
+    assert "<|im_end|>" not in reply["outputs"][0]["text"]
 
 
 def test_stream_prints_the_same_text(tiny):
@@ -59,7 +74,7 @@ def test_stream_prints_the_same_text(tiny):
 def test_seed_repeats_and_temperature_varies(tiny):
     def ids(*options):
         result = run("generate", "hello", "--model", tiny, "--max-tokens", "16", "--json", *options)
-        return json.loads(result.stdout)["token_ids"]
+        return json.loads(result.stdout)["outputs"][0]["token_ids"]
 
     first = ids("--temperature", "1", "--seed", "7")
     assert first == ids("--temperature", "1", "--seed", "7")
@@ -70,7 +85,7 @@ def test_seed_repeats_and_temperature_varies(tiny):
     ("arguments", "says"),
     [
         (["--max-tokens", "0"], "max_tokens is 0"),
-        (["--max-tokens", "100000"], "a context of 512"),
+        (["--max-tokens", "100000"], "max_model_len is 512"),
         (["--temperature", "-1"], "temperature is -1"),
         (["--temperature", "nan"], "temperature is nan"),
         (["--temperature", "1", "--seed", "-5"], "seed is -5"),
@@ -78,7 +93,10 @@ def test_seed_repeats_and_temperature_varies(tiny):
         (["--device", "tpu"], "device 'tpu'"),
         (["--device", "cuda:99"], "device 'cuda:99'"),
         (["--device", "mps"], "device 'mps' is not supported"),
-        (["--stream", "--json"], "exclude each other"),
+        (["--stream", "--json"], "--stream excludes --json"),
+        (["--stream", "-n", "2"], "--stream excludes"),
+        (["--top-p", "0"], "top_p is 0"),
+        (["-n", "1000"], "n is 1000"),
     ],
 )
 def test_bad_options_are_named(tiny, arguments, says):

@@ -4,7 +4,8 @@ import pytest
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
-from miniserve.core.request import FinishReason, Limits, Request
+from miniserve.core.request import FinishReason, Request
+from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
 from support.fake_device import FakeDevice, alone
@@ -40,7 +41,7 @@ def engine():
     pool = BlockPool(32, 4)
     scheduler = Scheduler(pool, max_num_seqs=2, max_num_batched_tokens=16, max_model_len=64)
     made = Engine(scheduler, TimedDevice(clock, 32, 4), clock)
-    made.pool, made.device = pool, made._executor
+    made.pool, made.device = pool, made.executor
     return made
 
 
@@ -82,10 +83,10 @@ def test_abort_by_name(engine):
     for each in (runs, request("other", [9], 20), waits):
         engine.add_request(each)
     engine.step()
-    assert engine.abort("runs")
-    assert engine.abort("waits")
-    assert not engine.abort("runs")
-    assert not engine.abort("nobody")
+    assert engine.finish("runs")
+    assert engine.finish("waits")
+    assert not engine.finish("runs")
+    assert not engine.finish("nobody")
     assert runs.finish_reason is waits.finish_reason is FinishReason.ABORT
     assert {output.request.request_id for output in drain(engine)} == {"other"}
     engine.add_request(request("runs", [1, 2]))  # the name is free again

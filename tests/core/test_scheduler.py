@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from miniserve.core.block_pool import BlockPool
-from miniserve.core.request import FinishReason, Limits, Request, Status
+from miniserve.core.request import FinishReason, Request, Status
+from miniserve.core.sampling_params import Limits, SamplingParams
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
 from support.fake_device import VOCABULARY, FakeDevice, alone
@@ -36,7 +37,7 @@ class Engine:
         assert step.num_tokens <= self.scheduler.max_num_batched_tokens
         assert len(self.scheduler.running) <= self.scheduler.max_num_seqs
         self.steps.append([(part.request.request_id, part.start, part.num_tokens) for part in step.scheduled])
-        finished = self.scheduler.update(step, self.device.execute(step))
+        finished = self.scheduler.update(step, self.device.execute(step).tokens)
         self.scheduler.check()
         return finished
 
@@ -125,13 +126,90 @@ def test_a_wholly_cached_prompt_still_computes_a_token(length):
     assert first.output_token_ids == again.output_token_ids == alone(prompt, 3)
 
 
-def test_two_equal_prompts_in_one_step_do_not_share_what_is_not_computed_yet():
-    engine = Engine()
-    twins = [engine.add(name, list(range(8)), max_tokens=3) for name in "ab"]
+def test_a_prefix_is_computed_once_however_many_arrive_together():
+    """The others wait for the first to fill the blocks, then find them. Blocks are never shared before that."""
+    engine = Engine(num_blocks=64)
+    shared = list(range(8))
+    first, *others = [engine.add(f"r{tail}", [*shared, tail], max_tokens=3) for tail in range(4)]
     engine.step()
+    assert engine.steps[0] == [("r0", 0, 9)]
+    assert engine.scheduler.num_waiting == 3
+    engine.run()
+    assert [request.num_cached for request in (first, *others)] == [0, 8, 8, 8]
+    assert all(right(request) for request in (first, *others))
+
+
+def test_twins_too_short_to_share_run_side_by_side():
+    engine = Engine()
+    twins = [engine.add(name, list(range(4)), max_tokens=3) for name in "ab"]
+    engine.step()
+    assert [part[0] for part in engine.steps[0]] == ["a", "b"]
     assert [twin.num_cached for twin in twins] == [0, 0]
     engine.run()
     assert all(right(twin) for twin in twins)
+
+
+def test_who_waits_for_a_prefix_lets_others_pass():
+    engine = Engine(num_blocks=64, max_num_batched_tokens=12)
+    engine.add("long", list(range(30)), max_tokens=2)
+    engine.add("twin", list(range(30)), max_tokens=2)
+    other = engine.add("other", [40, 41], max_tokens=2)
+    while other.status is not Status.FINISHED:
+        engine.step()
+    assert ("twin", 28, 2) in [part for step in engine.steps for part in step] or "twin" not in {
+        part[0] for step in engine.steps for part in step
+    }
+    engine.run()
+
+
+@pytest.mark.parametrize("how", ["abort", "preempt"])
+def test_who_waits_for_a_prefix_goes_on_when_it_never_comes(how):
+    engine = Engine(num_blocks=12, max_num_batched_tokens=4, max_model_len=40)
+    first = engine.add("first", list(range(16)), max_tokens=2, priority=1)
+    twin = engine.add("twin", list(range(16)), max_tokens=2, priority=1)
+    engine.step()
+    assert engine.scheduler.num_waiting == 1
+    if how == "abort":
+        engine.scheduler.finish(first, FinishReason.ABORT)
+    else:
+        engine.add("urgent", [30] * 30, max_tokens=10, priority=0)
+    engine.run()
+    assert right(twin)
+    assert twin.num_cached == (4 if how == "abort" else 12)  # what was full when the first one left, or came back
+
+
+def test_nobody_waits_for_a_prefix_that_a_larger_rank_computes():
+    engine = Engine(num_blocks=64, max_num_batched_tokens=12)
+    engine.add("slow", list(range(20)), max_tokens=2, priority=5)
+    engine.step()
+    urgent = engine.add("urgent", list(range(20)), max_tokens=2, priority=0)
+    engine.step()
+    assert engine.steps[1] == [("slow", 12, 8), ("urgent", 12, 4)]
+    engine.run()
+    assert right(urgent)
+
+
+def test_parked_requests_can_be_aborted():
+    engine = Engine()
+    first, parked = (engine.add(name, list(range(12)), max_tokens=2) for name in "ab")
+    engine.step()
+    engine.scheduler.finish(parked, FinishReason.ABORT)
+    assert engine.scheduler.num_waiting == 0
+    engine.run()
+    assert right(first)
+    assert parked.output_token_ids == []
+
+
+def test_a_request_that_wants_every_prompt_logit_computes_its_whole_prompt():
+    engine = Engine()
+    prompt = list(range(12))
+    engine.add("one", prompt)
+    engine.run()
+    wants = engine.add("two", prompt, params=SamplingParams(prompt_logprobs=0))
+    after = engine.add("three", prompt)
+    engine.run()
+    assert (wants.num_cached, after.num_cached) == (0, 8)
+    assert right(wants)
 
 
 def test_keys_separate_caches():
@@ -161,23 +239,6 @@ def test_preemption_takes_the_latest_and_changes_no_output():
     assert sum(request.num_preemptions for request in requests) > 0
     assert requests[0].num_preemptions == 0
     assert all(right(request) for request in requests)
-
-
-def test_a_victim_already_in_the_step_is_taken_out_of_it():
-    """A prompt of smaller rank, in chunks, needs the block that a decode of larger rank was given a moment before."""
-    engine = Engine(num_blocks=7, max_num_batched_tokens=2)
-    decodes = engine.add("decodes", [1, 2], max_tokens=18, priority=1)
-    engine.step()
-    urgent = engine.add("urgent", [3] * 16, max_tokens=4, priority=0)
-    while not decodes.num_preemptions:
-        engine.step()
-    assert urgent.num_remaining > 1, "the prompt is still being computed"
-    assert [part[0] for part in engine.steps[-1]] == ["urgent"]
-    assert engine.steps[-1][0][2] == 1, "planned before the budget was won back"
-    assert (decodes.status, decodes.num_computed, decodes.block_table) == (Status.WAITING, 0, [])
-    engine.run()
-    assert right(decodes)
-    assert right(urgent)
 
 
 def test_recomputation_after_preemption_is_not_a_cache_hit():
@@ -224,8 +285,8 @@ def test_abort_while_the_step_is_computed_keeps_the_blocks_until_it_is_done():
     engine.scheduler.finish(doomed, FinishReason.ABORT)
     assert doomed.status is Status.RUNNING
     assert not any(engine.pool.is_free(block) for block in table), "the device still writes there"
-    finished = engine.scheduler.update(step, engine.device.execute(step))
-    assert finished == [doomed]
+    finished = engine.scheduler.update(step, engine.device.execute(step).tokens)
+    assert [output.request for output in finished if output.finish_reason] == [doomed]
     assert (doomed.finish_reason, doomed.output_token_ids) == (FinishReason.ABORT, [])
     assert all(engine.pool.is_free(block) for block in table)
     engine.run()
@@ -296,9 +357,9 @@ class SchedulerMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.step is not None)
     @rule()
     def complete(self):
-        finished = self.engine.scheduler.update(self.step, self.engine.device.execute(self.step))
+        outputs = self.engine.scheduler.update(self.step, self.engine.device.execute(self.step).tokens)
         self.step = None
-        for request in finished:
+        for request in [output.request for output in outputs if output.finish_reason]:
             self.live.remove(request)
             if request.finish_reason is not FinishReason.ABORT:
                 assert right(request)

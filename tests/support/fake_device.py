@@ -6,7 +6,7 @@ wrongly, reused too early, registered too soon or left unwritten therefore chang
 
 import zlib
 
-from miniserve.core.scheduler import Step
+from miniserve.core.executor import Step, StepResult
 
 VOCABULARY = 50
 
@@ -27,7 +27,7 @@ class FakeDevice:
                 assert (block, slot) not in writes, "two requests write one slot in one step"
                 writes.add((block, slot))
                 self.memory[block][slot] = (position, request.token_ids[position])
-        return [self.answer(part.request) if part.samples else None for part in step.scheduled]
+        return StepResult([self.answer(part.request) if part.samples else None for part in step.scheduled])
 
     def answer(self, request):
         """The next token, from memory. What is read must be this request's own tokens at their positions."""

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, load
+from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, open_llm
+from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from miniserve.model.completion import Completion
-    from miniserve.model.load import LoadedModel
+    from miniserve.llm import LLM
+    from miniserve.outputs import RequestOutput
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a reply."
 
@@ -34,8 +35,10 @@ def chat(
     """Talk to a model."""
     with contextlib.suppress(ImportError):  # absent on Windows
         import readline  # noqa: F401, gives input() editing keys and a history
-    loaded = load(model, dtype, device)
-    typer.echo(f"{loaded.files.name} on {loaded.decoder.device}, {loaded.decoder.dtype}. {HELP}", err=True)
+    params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
+    llm = open_llm(model, dtype, device)
+    settings = llm.settings
+    typer.echo(f"{settings.model} on {settings.device}, {settings.dtype}. {HELP}", err=True)
     opening = [{"role": "system", "content": system}] if system is not None else []
     messages = list(opening)
     while (line := _ask()) is not None:
@@ -49,24 +52,14 @@ def chat(
         elif line.startswith("/"):
             typer.echo(f"error: unknown command {line.split()[0]}. {HELP}", err=True)
         elif line:
-            _turn(loaded, messages, line, max_tokens, temperature, seed)
+            _turn(llm, messages, line, params)
 
 
-def _turn(
-    loaded: "LoadedModel",
-    messages: list[dict[str, str]],
-    line: str,
-    max_tokens: int | None,
-    temperature: float,
-    seed: int | None,
-) -> None:
+def _turn(llm: "LLM", messages: list[dict[str, str]], line: str, params: SamplingParams) -> None:
     """One question and its reply, both added to `messages` if there was a reply."""
-    from miniserve.model.completion import Completion
-
     asked = [*messages, {"role": "user", "content": line}]
     try:
-        prompt_ids = loaded.tokenizer.encode_chat(asked)
-        reply = Completion(loaded, prompt_ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
+        reply = llm.stream(llm.tokenizer.encode_chat(asked), params)
     except InvalidRequestError as error:
         typer.echo(f"error: {error}. /reset makes room.", err=True)
         return
@@ -75,20 +68,21 @@ def _turn(
             typer.echo(piece, nl=False)
             sys.stdout.flush()
     except KeyboardInterrupt:
+        reply.close()
         typer.echo(" (stopped)", err=True, nl=False)
     typer.echo("")
-    _report(reply)
-    if reply.text:
-        messages[:] = [*asked, {"role": "assistant", "content": reply.text}]
+    output = reply.output
+    _report(output)
+    if output.text:
+        messages[:] = [*asked, {"role": "assistant", "content": output.text}]
 
 
-def _report(reply: "Completion") -> None:
-    timings = reply.timings
-    if timings["ttft_s"] is None:
+def _report(output: "RequestOutput") -> None:
+    timings = output.timings
+    if timings.ttft_s is None:
         return
     typer.secho(
-        f"[{len(reply.token_ids)} tokens, first after {timings['ttft_s']:.2f} s, "
-        f"{timings['tokens_per_s']:.0f} tokens/s]",
+        f"[{len(output.token_ids)} tokens, first after {timings.ttft_s:.2f} s, {timings.tokens_per_s:.0f} tokens/s]",
         err=True,
         dim=True,
     )

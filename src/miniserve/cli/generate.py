@@ -1,4 +1,4 @@
-"""`miniserve generate`: one prompt in, one completion out."""
+"""`miniserve generate`: one prompt in, one or several completions out."""
 
 import json
 import sys
@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, load
+from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, open_llm
+from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 
 
@@ -18,34 +19,56 @@ def generate(
     ] = False,
     max_tokens: Annotated[int, typer.Option(help="Most tokens to generate.")] = 128,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
+    top_k: Annotated[int, typer.Option(help="Draw from the k likeliest tokens; 0: from all.")] = 0,
+    top_p: Annotated[float, typer.Option(help="Draw from the likeliest tokens that hold this probability.")] = 1.0,
+    min_p: Annotated[float, typer.Option(help="Draw from tokens of this share of the likeliest one's.")] = 0.0,
+    repetition_penalty: Annotated[float, typer.Option(help="Above 1: repeat less; 1 is off.")] = 1.0,
+    presence_penalty: Annotated[float, typer.Option(help="Taken off tokens that have appeared.")] = 0.0,
+    frequency_penalty: Annotated[float, typer.Option(help="Taken off for each time they have.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
+    n: Annotated[int, typer.Option("-n", help="How many outputs.")] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be given again.")] = None,
+    ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
+    logprobs: Annotated[int | None, typer.Option(help="Report so many likeliest tokens (with --json).")] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it is made.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with ids and timings.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
 ) -> None:
     """Continue a text."""
-    if stream and as_json:
-        raise InvalidRequestError("--stream and --json exclude each other: --json prints one object at the end")
+    if stream and (as_json or n > 1):
+        raise InvalidRequestError("--stream excludes --json and -n: it prints one text as it is made")
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+        presence_penalty=presence_penalty,
+        frequency_penalty=frequency_penalty,
+        seed=seed,
+        n=n,
+        stop=tuple(stop or ()),
+        ignore_eos=ignore_eos,
+        logprobs=logprobs,
+    )
     if prompt == "-":
         prompt = sys.stdin.read()
-    loaded = load(model, dtype, device)
-    from miniserve.model.completion import Completion
-
-    tokenizer = loaded.tokenizer
-    prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
-    completion = Completion(loaded, prompt_ids, max_tokens=max_tokens, temperature=temperature, seed=seed)
-    interrupted = False
-    try:
-        for piece in completion:
-            if stream:
+    with open_llm(model, dtype, device) as llm:
+        tokenizer = llm.tokenizer
+        prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
+        if stream:
+            for piece in llm.stream(prompt_ids, params):
                 typer.echo(piece, nl=False)
                 sys.stdout.flush()
-    except KeyboardInterrupt:
-        interrupted = True
+            typer.echo("")
+            return
+        (output,) = llm.generate([prompt_ids], params)
     if as_json:
-        typer.echo(json.dumps(completion.as_dict(), ensure_ascii=False))
-    else:
-        typer.echo("" if stream else completion.text)
-    if interrupted:
-        raise typer.Exit(130)
+        typer.echo(json.dumps(output.as_dict(), ensure_ascii=False))
+        return
+    for completion in output.outputs:
+        if n > 1:
+            typer.secho(f"[{completion.index}]", err=True, dim=True)
+        typer.echo(completion.text)

@@ -1,4 +1,4 @@
-"""What `generate` and `chat` share: loading a model with a progress bar on stderr."""
+"""What `generate` and `chat` share: an engine for one conversation, its weights loaded with a progress bar on stderr."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -7,24 +7,24 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
-    from miniserve.model.load import LoadedModel
+    from miniserve.llm import LLM
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Alias, directory, .gguf file, or org/name.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
-def load(model: str, dtype: str, device: str) -> "LoadedModel":
+def open_llm(model: str, dtype: str, device: str) -> "LLM":
     """Load, showing progress on stderr if that is a terminal."""
     console = Console(stderr=True)
     with console.status("starting torch"):
-        from miniserve.model.load import load_model
+        from miniserve.llm import LLM
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task(f"loading {model}", total=None, visible=False)
-        return load_model(
+        return LLM(
             model,
             dtype=dtype,
             device=device,

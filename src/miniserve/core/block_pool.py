@@ -66,6 +66,10 @@ class BlockPool:
         """Whether nobody uses the block."""
         return self._references[block] == 0
 
+    def is_cached(self, block: int) -> bool:
+        """Whether the block's content can be found by its hash."""
+        return self._hash_of[block] is not None
+
     def find(self, hashes: Iterable[BlockHash]) -> list[int]:
         """The cached blocks of the longest prefix of `hashes` that is here. Takes none of them."""
         blocks = []

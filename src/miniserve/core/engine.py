@@ -1,28 +1,20 @@
 """`Engine`: the loop. Requests go in, `step` is called while there is work, tokens come out.
 
 One step is: the scheduler says what to compute, the executor computes it, the scheduler takes note. The engine adds
-names (a request is addressed by its id), times, and the promise that nothing leaks: whatever ends a request, its blocks
-are back in the pool, and if the executor fails, the step's requests end with an error and the others go on.
+names (a request is addressed by its id), times, metrics, and the promise that nothing leaks: whatever ends a request,
+its blocks are back in the pool, and if the executor fails, the step's requests end with an error and the others go on.
 
 Single-threaded; the clock is passed in, so that simulated hardware runs the same loop in virtual time.
 """
 
 import time
 from collections.abc import Callable
-from typing import NamedTuple
 
-from miniserve.core.executor import Executor
+from miniserve.core.executor import Executor, Step, StepResult
+from miniserve.core.metrics import Metrics, PartRecord, StepRecord
 from miniserve.core.request import FinishReason, Request, Times
-from miniserve.core.scheduler import Scheduler
+from miniserve.core.scheduler import Output, Scheduler
 from miniserve.errors import InvalidRequestError
-
-
-class Output(NamedTuple):
-    """What a step did for one request: a new token, its end, or both."""
-
-    request: Request
-    token: int | None
-    finish_reason: FinishReason | None
 
 
 class Engine:
@@ -32,10 +24,20 @@ class Engine:
         scheduler: requests and blocks.
         executor: computes steps.
         clock: the time in seconds; any origin.
+        on_step: told of each step that computed something.
     """
 
-    def __init__(self, scheduler: Scheduler, executor: Executor, clock: Callable[[], float] = time.monotonic) -> None:
-        self.scheduler, self._executor, self._clock = scheduler, executor, clock
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        executor: Executor,
+        clock: Callable[[], float] = time.monotonic,
+        on_step: Callable[[StepRecord], None] | None = None,
+    ) -> None:
+        self.scheduler, self.executor = scheduler, executor
+        self.metrics = Metrics()
+        self.on_step = on_step
+        self._clock = clock
         self._live: dict[str, Request] = {}
 
     @property
@@ -63,40 +65,97 @@ class Engine:
         """
         if not self.has_work:
             return []
+        started = self._clock()
         step = self.scheduler.schedule()
-        now = self._clock()
-        for part in step.scheduled:
-            if part.request.times.scheduled_s is None:
-                part.request.times.scheduled_s = now
-        before = {part.request.request_id: len(part.request.token_ids) for part in step.scheduled}
+        scheduled = self._clock()
+        self._note_first_steps(step, scheduled)
+        if not step.scheduled:
+            return self.scheduler.update(step, ())
         try:
-            tokens = self._executor.execute(step)
-        except Exception:
-            for request in self.scheduler.give_up(step):
-                self._forget(request)
+            result = self.executor.execute(step)
+        except BaseException as error:  # KeyboardInterrupt too: a half-computed step is worth nothing
+            reason = FinishReason.ERROR if isinstance(error, Exception) else FinishReason.ABORT
+            self._note_ends(self.scheduler.give_up(step, reason), self._clock())
             raise
-        finished = self.scheduler.update(step, tokens)
-        now = self._clock()
-        outputs = []
-        for part in step.scheduled:
-            request = part.request
-            grew = len(request.token_ids) > before[request.request_id]
-            if grew:
-                request.times.tokens_s.append(now)
-            if grew or request.finish_reason:
-                outputs.append(Output(request, request.token_ids[-1] if grew else None, request.finish_reason))
-        for request in finished:
-            self._forget(request)
+        computed = self._clock()
+        self._attach_logprobs(step, result)
+        outputs = self.scheduler.update(step, result.tokens)
+        self._note_tokens(outputs, computed)
+        self._note_ends(outputs, computed)
+        self._record(step, result, started, scheduled - started, computed - scheduled, self._clock() - computed)
         return outputs
 
-    def abort(self, request_id: str) -> bool:
-        """End a request from outside; False if there is none by that name (it may just have finished)."""
+    def finish(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
+        """End a request from outside: an abort, or a stop string in its text.
+
+        False if there is none by that name (it may just have finished).
+        """
         request = self._live.get(request_id)
         if request is None:
             return False
-        self.scheduler.finish(request, FinishReason.ABORT)
-        self._forget(request)
+        self.scheduler.finish(request, reason)
+        self._note_ends([Output(request, None, reason)], self._clock())
         return True
 
-    def _forget(self, request: Request) -> None:
-        self._live.pop(request.request_id, None)
+    def finish_all(self, reason: FinishReason = FinishReason.ABORT) -> None:
+        """End every live request."""
+        for request_id in list(self._live):
+            self.finish(request_id, reason)
+
+    def _note_first_steps(self, step: Step, now: float) -> None:
+        for request, _, _ in step.scheduled:
+            if request.times.scheduled_s is None:
+                request.times.scheduled_s = now
+                self.metrics.admitted(request)
+
+    def _attach_logprobs(self, step: Step, result: StepResult) -> None:
+        for index, logprob in result.logprobs.items():
+            step.scheduled[index].request.logprobs.append(logprob)
+        for index, logprobs in result.prompt_logprobs.items():
+            request, start, _ = step.scheduled[index]
+            request.prompt_logprobs = request.prompt_logprobs or [None]
+            # By position: a prompt that is computed again after a preemption gives the same values again.
+            request.prompt_logprobs[start + 1 : start + 1 + len(logprobs)] = logprobs
+
+    def _note_tokens(self, outputs: list[Output], now: float) -> None:
+        for request, token, _ in outputs:
+            if token is not None:
+                request.times.tokens_s.append(now)
+                self.metrics.token(request)
+
+    def _note_ends(self, outputs: list[Output], now: float) -> None:
+        for request, _, reason in outputs:
+            if reason is not None and request.request_id in self._live:
+                del self._live[request.request_id]
+                request.times.finished_s = now
+                self.metrics.ended(request, reason)
+
+    def _record(
+        self, step: Step, result: StepResult, start_s: float, before_s: float, execute_s: float, after_s: float
+    ) -> None:
+        metrics, scheduler = self.metrics, self.scheduler
+        metrics.num_steps += 1
+        metrics.num_computed_tokens += step.num_tokens
+        metrics.schedule_s += before_s + after_s
+        metrics.execute_s += execute_s
+        metrics.batch_size.observe(len(step.scheduled))
+        for name, seconds in result.seconds.items():
+            metrics.seconds[name] = metrics.seconds.get(name, 0.0) + seconds
+        if self.on_step:
+            parts = zip(step.scheduled, result.tokens, strict=True)
+            self.on_step(
+                StepRecord(
+                    index=metrics.num_steps - 1,
+                    start_s=start_s,
+                    schedule_s=before_s + after_s,
+                    execute_s=execute_s,
+                    seconds=dict(result.seconds),
+                    parts=tuple(
+                        PartRecord(part[0].request_id, part[1], part[2], token is not None) for part, token in parts
+                    ),
+                    preempted=tuple(request.request_id for request in step.preempted),
+                    num_running=len(scheduler.running),
+                    num_waiting=scheduler.num_waiting,
+                    num_free_blocks=scheduler.pool.num_free,
+                )
+            )

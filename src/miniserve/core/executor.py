@@ -4,19 +4,59 @@ Whatever computes a step (a model on a CPU, on a GPU, or a cost model under a vi
 hands it a `Step` and gets tokens back; it knows nothing of tensors, and the executor nothing of queues.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, Protocol
 
-from miniserve.core.scheduler import Step
+from miniserve.core.request import Request, TokenLogprob
+
+
+class Scheduled(NamedTuple):
+    """One request's part of a step: tokens [start, start + num_tokens) are computed."""
+
+    request: Request
+    start: int
+    num_tokens: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether all known tokens are computed afterwards, so that the last one's logits give a new token."""
+        return self.start + self.num_tokens == len(self.request.token_ids)
+
+
+@dataclass
+class Step:
+    """What one step computes. `preempted` lost their blocks while it was put together."""
+
+    scheduled: list[Scheduled] = field(default_factory=list)
+    preempted: list[Request] = field(default_factory=list)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens the step computes, all requests together."""
+        return sum(part.num_tokens for part in self.scheduled)
+
+
+@dataclass
+class StepResult:
+    """What came of a step.
+
+    Attributes:
+        tokens: for each of `step.scheduled` in order, the sampled token if it `samples`, else None.
+        logprobs: by index into `step.scheduled`, the sampled token's, where the request asked for it.
+        prompt_logprobs: by index into `step.scheduled`, those of the prompt tokens that follow the computed ones.
+        seconds: where the time went, by name ("prepare", "forward", "sample"), if the executor measured it.
+    """
+
+    tokens: Sequence[int | None]
+    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
+    prompt_logprobs: Mapping[int, Sequence[TokenLogprob]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
 
 
 class Executor(Protocol):
     """Computes steps, in the order given."""
 
-    def execute(self, step: Step) -> Sequence[int | None]:
-        """Compute the scheduled tokens and write their KV into the requests' blocks.
-
-        Returns:
-            For each of `step.scheduled` in order: the sampled token if it `samples`, else None.
-        """
+    def execute(self, step: Step) -> StepResult:
+        """Compute the scheduled tokens, write their KV into the requests' blocks, and sample."""
         ...

@@ -1,18 +1,22 @@
-"""`Request`: one sequence on its way through the engine, and the limits it was given.
+"""`Request`: one sequence on its way through the engine.
 
 There is no phase. A request knows its tokens (prompt and output) and how many of them have been computed; whatever
 remains is computed next, in pieces of any size. Prefill, a chunk of it, decode, and starting again after preemption are
 all "compute tokens from `num_computed` on". Only when every known token is computed does a new one come.
 
-The scheduler alone changes `status`, `block_table` and `num_computed`.
+The scheduler alone changes `status`, `block_table`, `num_computed` and `token_ids`; the engine adds times and
+log-probabilities.
 """
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
+from typing import NamedTuple
 
 from miniserve.core.hashing import BlockHash, block_hash, root_hash
+from miniserve.core.sampling_params import GREEDY, Limits, SamplingParams
 from miniserve.errors import InvalidRequestError
 
 
@@ -20,6 +24,7 @@ class Status(Enum):
     """Where a request is."""
 
     WAITING = "waiting"
+    LOADING = "loading"  # its KV is on the way from elsewhere (see connector.py)
     RUNNING = "running"
     FINISHED = "finished"
 
@@ -33,36 +38,28 @@ class FinishReason(Enum):
     ERROR = "error"
 
 
-@dataclass(frozen=True)
-class Limits:
-    """When a request's output ends.
+class TokenLogprob(NamedTuple):
+    """A token's log-probability, its rank (1: the likeliest), and the likeliest tokens with theirs, best first."""
 
-    Args:
-        max_tokens: most output tokens.
-        min_tokens: before so many output tokens, no stop token ends it.
-        stop_token_ids: tokens that end it: EOS and what the caller adds. They are part of the output.
-    """
-
-    max_tokens: int
-    min_tokens: int = 0
-    stop_token_ids: frozenset[int] = frozenset()
-
-    def __post_init__(self) -> None:
-        if self.max_tokens < 1:
-            raise InvalidRequestError(f"max_tokens is {self.max_tokens}: it must be at least 1")
-        if not 0 <= self.min_tokens <= self.max_tokens:
-            raise InvalidRequestError(
-                f"min_tokens is {self.min_tokens}: it must lie between 0 and max_tokens ({self.max_tokens})"
-            )
+    token_id: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...] = ()
 
 
-@dataclass
+@dataclass(slots=True)
 class Times:
     """Moments of one request, in seconds of the engine's clock; None until they come."""
 
     queued_s: float = 0.0
     scheduled_s: float | None = None
     tokens_s: list[float] = field(default_factory=list)
+    finished_s: float | None = None
+
+    @property
+    def queue_s(self) -> float | None:
+        """How long it waited for its first step."""
+        return None if self.scheduled_s is None else self.scheduled_s - self.queued_s
 
     @property
     def ttft_s(self) -> float | None:
@@ -75,7 +72,7 @@ class Times:
         return [after - before for before, after in pairwise(self.tokens_s)]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class Request:
     """A sequence.
 
@@ -83,44 +80,67 @@ class Request:
         request_id: unique among the engine's live requests.
         prompt_token_ids: at least one.
         limits: when it ends.
+        params: how its tokens are chosen; the core only passes it on.
+        seed: of its random numbers: output i's depends on (seed, i) and on nothing else.
         priority: smaller goes first; equal ones in order of arrival.
         cache_keys: what the KV content depends on besides the tokens (model, adapter, tenant's salt).
 
     Attributes:
         token_ids: prompt and output.
+        max_length: the length at which it ends, prompt and output.
         num_computed: how many of them have their KV in `block_table`.
-        num_cached: how many tokens the first admission found in the prefix cache. A recomputation after preemption
-            finds the request's own blocks again, which says nothing about the cache: it is not counted.
+        num_registered: how many of its blocks the pool has been told the content of.
+        num_cached: how many tokens the first admission found in the pool. A recomputation after preemption finds the
+            request's own blocks again, which says nothing about the cache: it is not counted.
+        num_loaded: how many tokens' KV came from the connector, all admissions together.
         num_preemptions: how often it lost its blocks.
+        block_table: its blocks in order. An array, so that a batch can copy it as one piece of memory.
         arrival: the scheduler's running number, which breaks ties of `priority`.
-        times: when it was queued, first scheduled, and got each token; the engine's to fill in.
+        times: when it was queued, first scheduled, and got each token.
+        logprobs: one entry an output token, if `params.logprobs`.
+        prompt_logprobs: one entry a prompt token, None for the first, if `params.prompt_logprobs`.
     """
 
     request_id: str
     prompt_token_ids: Sequence[int]
     limits: Limits
+    params: SamplingParams = GREEDY
+    seed: int = 0
     priority: int = 0
     cache_keys: tuple[str, ...] = ()
     status: Status = field(default=Status.WAITING, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     token_ids: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
+    max_length: int = field(init=False)
     num_computed: int = field(default=0, init=False)
+    num_registered: int = field(default=0, init=False)
     num_cached: int | None = field(default=None, init=False)
+    num_loaded: int = field(default=0, init=False)
     num_preemptions: int = field(default=0, init=False)
-    block_table: list[int] = field(default_factory=list, init=False)
+    block_table: "array[int]" = field(default_factory=lambda: array("i"), init=False)
     arrival: int = field(default=-1, init=False)
     times: Times = field(default_factory=Times, init=False)
+    logprobs: list[TokenLogprob] = field(default_factory=list, init=False)
+    prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list, init=False)
     _hashes: list[BlockHash] = field(default_factory=list, init=False)
 
     def __post_init__(self) -> None:
         if not self.prompt_token_ids:
             raise InvalidRequestError(f"request {self.request_id}: the prompt is empty: it has no tokens")
         self.token_ids = list(self.prompt_token_ids)
+        self.num_prompt_tokens = len(self.token_ids)
+        self.max_length = self.num_prompt_tokens + self.limits.max_tokens
 
     @property
     def output_token_ids(self) -> list[int]:
         """What was generated so far."""
-        return self.token_ids[len(self.prompt_token_ids) :]
+        return self.token_ids[self.num_prompt_tokens :]
+
+    @property
+    def num_output_tokens(self) -> int:
+        """How many tokens were generated so far."""
+        return len(self.token_ids) - self.num_prompt_tokens
 
     @property
     def num_remaining(self) -> int:
@@ -132,17 +152,25 @@ class Request:
         """Who goes first: the smaller."""
         return self.priority, self.arrival
 
+    @property
+    def may_skip_prompt(self) -> bool:
+        """Whether KV computed by others may stand in for the prompt's. Not where every position's logits are wanted."""
+        return self.params.prompt_logprobs is None
+
     def block_hashes(self, block_size: int, count: int) -> list[BlockHash]:
-        """The identities of the first `count` full blocks. Each is computed once."""
+        """The identities of at least the first `count` full blocks. Each is computed once."""
         while len(self._hashes) < count:
             at = len(self._hashes)
             parent = self._hashes[-1] if at else root_hash(*self.cache_keys)
             self._hashes.append(block_hash(parent, self.token_ids[at * block_size : (at + 1) * block_size]))
-        return self._hashes[:count]
+        return self._hashes
 
-    def reason_to_stop(self) -> FinishReason | None:
-        """Whether the newest output token ends the request."""
-        produced = len(self.token_ids) - len(self.prompt_token_ids)
-        if produced >= max(1, self.limits.min_tokens) and self.token_ids[-1] in self.limits.stop_token_ids:
-            return FinishReason.STOP
-        return FinishReason.LENGTH if produced >= self.limits.max_tokens else None
+    def append(self, token: int) -> FinishReason | None:
+        """Take an output token; whether it ends the request, and why."""
+        self.token_ids.append(token)
+        length, limits = len(self.token_ids), self.limits
+        if token in limits.stop_token_ids and length - self.num_prompt_tokens >= limits.min_tokens:
+            self.finish_reason = FinishReason.STOP
+        elif length >= self.max_length:
+            self.finish_reason = FinishReason.LENGTH
+        return self.finish_reason

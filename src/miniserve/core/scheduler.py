@@ -6,52 +6,40 @@ still lacks. Who gets the budget, in this order:
 1. running requests that lack one token (they decode), so that no flood of prompts can hold them up;
 2. running requests in the middle of a prompt, in chunks;
 3. waiting requests by rank, while there are seats, and blocks for all their tokens. None overtakes another of
-   smaller rank, so none starves.
+   smaller rank, so none starves; only one whose prefix is being computed right now steps aside until it is cached.
 
 A running request that needs a block when there is none takes those of the running request of largest rank, which goes
 back to waiting and is computed again later (what the pool still remembers of it is found by its hash). The request of
 smallest rank is never preempted, and `add` refuses one that could not fit alone: so every step makes progress.
 
-Invariants: a running request's block table covers exactly its computed and scheduled tokens; at least one token is
-computed even of a prompt that is wholly cached, since the last token's logits are not cached; a block is registered
-only after the step that filled it.
+Invariants: an admitted request has blocks for all tokens it knew then, so that only a decode ever asks for one more; at
+least one token is computed even of a prompt that is wholly cached, since the last token's logits are not cached; a
+block is registered only after the step that filled it; `running` is in order of rank.
+
+Cost of a step: linear in the requests it schedules, whatever the number that wait.
 """
 
-import heapq
+from array import array
+from bisect import insort
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import count
 from typing import NamedTuple
 
 from miniserve.core.block_pool import BlockPool
+from miniserve.core.connector import KVConnector, NoConnector
+from miniserve.core.executor import Scheduled, Step
+from miniserve.core.hashing import BlockHash
 from miniserve.core.request import FinishReason, Request, Status
+from miniserve.core.waiting import PendingBlocks, WaitingQueue
 from miniserve.errors import InvalidRequestError
 
 
-class Scheduled(NamedTuple):
-    """One request's part of a step: tokens [start, start + num_tokens) are computed."""
+class Output(NamedTuple):
+    """What a step did for one request: a new token, its end, or both."""
 
     request: Request
-    start: int
-    num_tokens: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether all known tokens are computed afterwards, so that the last one's logits give a new token."""
-        return self.start + self.num_tokens == len(self.request.token_ids)
-
-
-@dataclass
-class Step:
-    """What one step computes. `preempted` lost their blocks while it was put together."""
-
-    scheduled: list[Scheduled] = field(default_factory=list)
-    preempted: list[Request] = field(default_factory=list)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens the step computes, all requests together."""
-        return sum(part.num_tokens for part in self.scheduled)
+    token: int | None
+    finish_reason: FinishReason | None
 
 
 class Scheduler:
@@ -59,10 +47,11 @@ class Scheduler:
 
     Args:
         pool: the KV blocks.
-        max_num_seqs: most requests that run at once.
+        max_num_seqs: most requests that hold blocks at once.
         max_num_batched_tokens: a step's budget.
         max_model_len: most tokens of one request, prompt and output.
         prefix_caching: look for, and remember, full blocks by their content.
+        connector: KV that lives elsewhere.
     """
 
     def __init__(
@@ -73,39 +62,37 @@ class Scheduler:
         max_num_batched_tokens: int,
         max_model_len: int,
         prefix_caching: bool = True,
+        connector: KVConnector | None = None,
     ) -> None:
-        if max_num_seqs < 1 or max_num_batched_tokens < 1:
-            raise InvalidRequestError(
-                f"max_num_seqs ({max_num_seqs}) and max_num_batched_tokens ({max_num_batched_tokens}) "
-                "must be at least 1"
-            )
+        for name, value in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
+            if value < 1:
+                raise InvalidRequestError(f"{name} is {value}: it must be at least 1")
         self.pool = pool
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.max_model_len, self.prefix_caching = max_model_len, prefix_caching
+        self.connector: KVConnector = connector or NoConnector()
         self.running: list[Request] = []
-        # A heap. A request that ends while it waits is dropped when it surfaces, so that ending one costs no search.
-        self._waiting: list[tuple[tuple[int, int], Request]] = []
-        self._num_waiting = 0
+        self.loading: list[Request] = []
+        self._waiting = WaitingQueue()
+        self._pending = PendingBlocks()
+        self._held: list[int] = []  # blocks the connector still reads
         self._arrivals = count()
         self._in_flight: Step | None = None
+        self._idle = False  # the last step was empty
 
     @property
     def num_waiting(self) -> int:
         """Requests that wait for their first step, or for another one after preemption."""
-        return self._num_waiting
+        return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
-        """Whether any request is unfinished."""
-        return bool(self.running or self._num_waiting)
+        """Whether any request is unfinished, or the connector still holds blocks."""
+        return bool(self.running or self.loading or self._waiting or self._held)
 
-    def add(self, request: Request) -> None:
-        """Queue a request.
-
-        Raises:
-            InvalidRequestError: it is longer than the model or the whole pool allows. Names the numbers.
-        """
-        prompt, longest = len(request.prompt_token_ids), len(request.prompt_token_ids) + request.limits.max_tokens
+    def check_fits(self, request: Request) -> None:
+        """Raise InvalidRequestError if the request is longer than the model or the whole pool allows."""
+        prompt, longest = request.num_prompt_tokens, request.max_length
         if longest > self.max_model_len:
             raise InvalidRequestError(
                 f"request {request.request_id}: {prompt} prompt tokens and max_tokens {request.limits.max_tokens} "
@@ -116,35 +103,32 @@ class Scheduler:
                 f"request {request.request_id}: {longest} tokens need {self._blocks_for(longest)} KV blocks of "
                 f"{self.pool.block_size}; the pool has {self.pool.num_blocks}"
             )
+
+    def add(self, request: Request) -> None:
+        """Queue a request.
+
+        Raises:
+            InvalidRequestError: see `check_fits`.
+        """
+        self.check_fits(request)
         request.arrival = next(self._arrivals)
-        self._wait(request)
+        self._waiting.push(request)
 
     def schedule(self) -> Step:
-        """Put the next step together. Call `update` with its outcome before the next `schedule`."""
+        """Put the next step together. Call `update` with its outcome before the next `schedule`.
+
+        The step is empty if all there is to do is to wait for the connector.
+        """
         assert self._in_flight is None, "the last step was not updated"
+        self._take_note()
         step = Step()
-        budget = self.max_num_batched_tokens
-        for request in sorted(self.running, key=lambda r: (r.num_remaining > 1, r.rank)):
-            if budget == 0:
-                break
-            if request.status is Status.RUNNING:  # else preempted for an earlier one
-                num_tokens = min(request.num_remaining, budget)
-                budget += self._make_room(request, num_tokens, step)
-                if request.status is Status.RUNNING:
-                    step.scheduled.append(Scheduled(request, request.num_computed, num_tokens))
-                    budget -= num_tokens
-        while budget and not step.preempted and len(self.running) < self.max_num_seqs:
-            admitted = self._admit()
-            if admitted is None:
-                break
-            num_tokens = min(admitted.num_remaining, budget)
-            self._grow(admitted, num_tokens)  # there is room: `_admit` asked for all its tokens
-            step.scheduled.append(Scheduled(admitted, admitted.num_computed, num_tokens))
-            budget -= num_tokens
-        self._in_flight = step
+        budget = self._continue_running(step, self.max_num_batched_tokens)
+        if not step.preempted:
+            self._admit_waiting(step, budget)
+        self._in_flight, self._idle = step, not step.scheduled
         return step
 
-    def update(self, step: Step, new_tokens: Sequence[int | None]) -> list[Request]:
+    def update(self, step: Step, new_tokens: Sequence[int | None]) -> list[Output]:
         """Take note of a computed step.
 
         Args:
@@ -152,139 +136,220 @@ class Scheduler:
             new_tokens: for each of `step.scheduled`, the sampled token if it `samples`, else None.
 
         Returns:
-            The requests that finished, their blocks already released.
+            What changed, in the step's order. Requests that ended have released their blocks.
         """
         assert step is self._in_flight, "a step is updated once, in order"
         self._in_flight = None
-        finished = []
-        for (request, start, num_tokens), samples, token in zip(
-            step.scheduled, [part.samples for part in step.scheduled], new_tokens, strict=True
-        ):
-            request.num_computed = start + num_tokens
-            self._register(request, start)
-            if request.finish_reason is None and samples:  # not aborted while the step was computed
-                assert token is not None, f"request {request.request_id}: the executor returned no token"
-                request.token_ids.append(token)
-                request.finish_reason = request.reason_to_stop()
-            if request.finish_reason is not None:
+        outputs = []
+        for (request, start, num_tokens), token in zip(step.scheduled, new_tokens, strict=True):
+            request.num_computed = end = start + num_tokens
+            if self.prefix_caching and end >= (request.num_registered + 1) * self.pool.block_size:
+                self._register(request, end // self.pool.block_size)
+            assert (token is None) == (end < len(request.token_ids)), "one token for each part that samples"
+            reason = request.finish_reason
+            if reason is not None:  # aborted while the step was computed
                 self._retire(request)
-                finished.append(request)
-        return finished
+                outputs.append(Output(request, None, reason))
+            elif token is not None:
+                reason = request.append(token)
+                if reason is not None:
+                    self._retire(request)
+                outputs.append(Output(request, token, reason))
+        return outputs
 
-    def give_up(self, step: Step) -> list[Request]:
-        """End the requests of a step that could not be computed, with an error; returns them."""
+    def give_up(self, step: Step, reason: FinishReason = FinishReason.ERROR) -> list[Output]:
+        """End the requests of a step that could not be computed."""
         assert step is self._in_flight, "only the step in flight can be given up"
         self._in_flight = None
-        requests = [part.request for part in step.scheduled]
-        for request in requests:
-            request.finish_reason = request.finish_reason or FinishReason.ERROR
+        outputs = []
+        for request, _, _ in step.scheduled:
+            request.finish_reason = request.finish_reason or reason
             self._retire(request)
-        return requests
+            outputs.append(Output(request, None, request.finish_reason))
+        return outputs
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a request now, from outside: an abort, or a stop string found in its text. Safe to call twice.
 
-        While a step that holds it is being computed, its blocks stay taken until `update`: the device still writes
-        into them.
+        While a step that holds it is being computed, or a load fills its blocks, they stay taken until that is done:
+        somebody still writes into them.
         """
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
-        if self._in_flight and any(part.request is request for part in self._in_flight.scheduled):
-            return
-        self._retire(request)
+        busy = self._in_flight and any(part.request is request for part in self._in_flight.scheduled)
+        if not busy and request.status is not Status.LOADING:
+            self._retire(request)
 
     def check(self) -> None:
         """Raise AssertionError unless requests and pool agree. For tests; cost: all blocks and running requests."""
         self.pool.check()
-        for request in self.running:
-            assert request.status is Status.RUNNING
-            assert request.num_computed <= len(request.block_table) * self.pool.block_size
+        self._pending.check()
+        assert self.running == sorted(self.running, key=lambda r: r.rank)
+        holders = self.running + self.loading
+        assert len(holders) <= self.max_num_seqs
+        for request in holders:
+            assert request.status is (Status.RUNNING if request in self.running else Status.LOADING)
+            assert len(request.token_ids) - 1 <= len(request.block_table) * self.pool.block_size
+            assert request.num_registered * self.pool.block_size <= request.num_computed
             assert len(set(request.block_table)) == len(request.block_table)
-        used = {block for request in self.running for block in request.block_table}
+        used = {block for request in holders for block in request.block_table} | set(self._held)
         assert len(used) == self.pool.num_blocks - self.pool.num_free, (
-            "every block in use is in a running request's table"
+            "every block in use is in a request's table, or held by the connector"
         )
 
     def _blocks_for(self, num_tokens: int) -> int:
         return -(-num_tokens // self.pool.block_size)
 
-    def _wait(self, request: Request) -> None:
-        request.status = Status.WAITING
-        heapq.heappush(self._waiting, (request.rank, request))
-        self._num_waiting += 1
+    # The step: first those that run, then those that wait.
 
-    def _admit(self) -> Request | None:
-        """Start the first waiting request if the pool can hold all its tokens; its shared blocks are taken."""
-        while self._waiting and self._waiting[0][1].status is Status.FINISHED:
-            heapq.heappop(self._waiting)
-        if not self._waiting:
-            return None
-        request = self._waiting[0][1]
-        shared: list[int] = []
-        if self.prefix_caching:
-            reusable = (len(request.token_ids) - 1) // self.pool.block_size  # the last token is always computed
-            shared = self.pool.find(request.block_hashes(self.pool.block_size, reusable))
-        self.pool.share(shared)
-        if self._blocks_for(len(request.token_ids)) - len(shared) > self.pool.num_free:
-            self.pool.release(shared)
-            return None
-        heapq.heappop(self._waiting)
-        self._num_waiting -= 1
+    def _continue_running(self, step: Step, budget: int) -> int:
+        """Give running requests their tokens; returns what is left of the budget."""
+        size, in_prompt, scheduled = self.pool.block_size, [], step.scheduled
+        for request in self.running:  # a preemption takes requests off its end
+            computed = request.num_computed
+            if len(request.token_ids) - computed > 1:
+                in_prompt.append(request)
+            elif len(scheduled) == budget:
+                break
+            elif computed < len(request.block_table) * size or self._make_room(request, step):
+                scheduled.append(Scheduled(request, computed, 1))
+        budget -= len(scheduled)
+        for request in in_prompt:
+            if budget and request.status is Status.RUNNING:  # not preempted by now
+                num_tokens = min(request.num_remaining, budget)
+                step.scheduled.append(Scheduled(request, request.num_computed, num_tokens))
+                budget -= num_tokens
+        return budget
+
+    def _admit_waiting(self, step: Step, budget: int) -> None:
+        """Start waiting requests by rank, until seats, blocks or the budget run out."""
+        looked_at = 0
+        while budget and looked_at < self.max_num_seqs and len(self.running) + len(self.loading) < self.max_num_seqs:
+            request = self._waiting.first()
+            if request is None:
+                break
+            looked_at += 1
+            hashes = self._reusable(request)
+            shared = self.pool.find(hashes)
+            local = len(shared) * self.pool.block_size
+            offered = self.connector.lookup(request, local) if request.may_skip_prompt else 0
+            if not offered and (filling := self._pending.furthest(request, hashes[len(shared) :])):
+                self._pending.park(self._waiting.set_aside(), filling)
+                continue
+            if not self._take_blocks(request, shared):
+                break
+            self._waiting.pop()
+            request.num_computed, request.num_registered = local, len(shared)
+            if request.num_cached is None:
+                request.num_cached = local
+            self._pending.claim(request, hashes[len(shared) :])
+            if offered:
+                assert local + offered < len(request.token_ids), "a connector leaves at least one token to compute"
+                request.status = Status.LOADING
+                self.loading.append(request)
+                self.connector.load(request, local, offered)
+                continue
+            self._run(request)
+            num_tokens = min(request.num_remaining, budget)
+            step.scheduled.append(Scheduled(request, request.num_computed, num_tokens))
+            budget -= num_tokens
+
+    def _reusable(self, request: Request) -> list[BlockHash]:
+        """The full blocks that could be found rather than computed: all before the last token, which is computed."""
+        if not self.prefix_caching or not request.may_skip_prompt:
+            return []
+        reusable = (len(request.token_ids) - 1) // self.pool.block_size
+        return request.block_hashes(self.pool.block_size, reusable)[:reusable]
+
+    def _run(self, request: Request) -> None:
         request.status = Status.RUNNING
-        request.block_table = shared
-        request.num_computed = len(shared) * self.pool.block_size
-        if request.num_cached is None:
-            request.num_cached = request.num_computed
-        self.running.append(request)
-        return request
+        insort(self.running, request, key=lambda r: r.rank)
 
-    def _grow(self, request: Request, num_tokens: int) -> bool:
-        """Extend the block table to hold `num_tokens` more; False, and no change, if the pool has too few blocks."""
-        missing = self._blocks_for(request.num_computed + num_tokens) - len(request.block_table)
-        blocks = self.pool.allocate(missing)
-        if blocks is None:
+    # Blocks.
+
+    def _take_blocks(self, request: Request, shared: Sequence[int]) -> bool:
+        """Give a request blocks for all its tokens, the `shared` ones first; False, and no change, if there are too few."""
+        self.pool.share(shared)
+        fresh = self.pool.allocate(self._blocks_for(len(request.token_ids)) - len(shared))
+        if fresh is None:
+            self.pool.release(shared)
             return False
-        request.block_table += blocks
+        request.block_table = array("i", [*shared, *fresh])
         return True
 
-    def _make_room(self, request: Request, num_tokens: int, step: Step) -> int:
-        """Grow, preempting from the largest rank down until it works. Returns the budget won back.
+    def _make_room(self, request: Request, step: Step) -> bool:
+        """One more block for a request, preempting from the largest rank down; False if it had to go itself.
 
-        The victim may be the request itself, and may already be part of this step.
+        Running requests are served in order of rank, so that a victim has no part in the step yet.
         """
-        won_back = 0
-        while request.status is Status.RUNNING and not self._grow(request, num_tokens):
-            victim = max(self.running, key=lambda r: r.rank)
-            for part in [part for part in step.scheduled if part.request is victim]:
-                step.scheduled.remove(part)
-                won_back += part.num_tokens
+        while True:
+            blocks = self.pool.allocate(1)
+            if blocks is not None:
+                request.block_table.extend(blocks)
+                return True
+            victim = self.running[-1]
             self._preempt(victim)
             step.preempted.append(victim)
-        return won_back
+            if victim is request:
+                return False
 
     def _preempt(self, request: Request) -> None:
         self.running.remove(request)
-        self.pool.release(request.block_table)
-        request.block_table = []
-        request.num_computed = 0
+        self._free(request)
+        request.num_computed = request.num_registered = 0
         request.num_preemptions += 1
-        self._wait(request)
-
-    def _register(self, request: Request, computed_before: int) -> None:
-        """Make the blocks that this step filled findable."""
-        if not self.prefix_caching:
-            return
-        size = self.pool.block_size
-        first, last = computed_before // size, request.num_computed // size
-        for index, content in enumerate(request.block_hashes(size, last)[first:], start=first):
-            self.pool.register(request.block_table[index], content)
+        self._waiting.push(request)
 
     def _retire(self, request: Request) -> None:
-        if request.status is Status.RUNNING:
-            self.running.remove(request)
-            self.pool.release(request.block_table)
-            request.block_table = []
-        else:
-            self._num_waiting -= 1
+        if request.status is Status.WAITING:
+            self._waiting.discard(request)
+            return
+        (self.running if request.status is Status.RUNNING else self.loading).remove(request)
+        self._hold(self.connector.finished(request))
         request.status = Status.FINISHED
+        self._free(request)
+
+    def _free(self, request: Request) -> None:
+        """Give back a request's blocks, and let those go on that waited for it to fill them."""
+        self.pool.release(request.block_table)
+        request.block_table = array("i")
+        self._settle(request, self._reusable(request)[request.num_registered :])
+
+    def _register(self, request: Request, num_full: int) -> None:
+        """Make the blocks up to index `num_full` findable, and tell the connector of them."""
+        first = request.num_registered
+        hashes = request.block_hashes(self.pool.block_size, num_full)
+        for index in range(first, num_full):
+            self.pool.register(request.block_table[index], hashes[index])
+        request.num_registered = num_full
+        self._settle(request, hashes[first:num_full])
+        self._hold(self.connector.computed(request, first))
+
+    def _settle(self, request: Request, contents: Sequence[BlockHash]) -> None:
+        for waited in self._pending.settle(request, contents):
+            self._waiting.put_back(waited)
+
+    # The connector.
+
+    def _hold(self, blocks: Sequence[int]) -> None:
+        if blocks:
+            self.pool.share(blocks)
+            self._held.extend(blocks)
+
+    def _take_note(self) -> None:
+        """Of loads that ended and blocks that the connector no longer needs."""
+        progress = self.connector.poll(wait=self._idle)
+        for request, num_tokens in progress.loaded:
+            if request.finish_reason is not None:
+                self._retire(request)
+                continue
+            self.loading.remove(request)
+            request.num_computed += num_tokens
+            request.num_loaded += num_tokens
+            self._run(request)
+            if self.prefix_caching and num_tokens:
+                self._register(request, request.num_computed // self.pool.block_size)
+        for block in progress.released:
+            self._held.remove(block)
+            self.pool.release([block])

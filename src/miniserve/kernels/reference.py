@@ -1,7 +1,8 @@
 """The decoder's operators in plain torch: the truth that every faster kernel is tested against.
 
 Letters in shapes: T tokens, H hidden size, N query heads, G key/value heads, D head dimension, I intermediate size,
-E experts, K experts per token. All functions are pure. Statistics (norms, softmax) are taken in float32 whatever the
+E experts, K experts per token, B sequences of a batch, P blocks of a KV cache of S slots each. All functions but
+`store_kv` are pure. Statistics (norms, softmax) are taken in float32 whatever the
 input's dtype, and the result is returned in the input's dtype, as the models were trained. Nothing here is tuned.
 """
 
@@ -57,6 +58,46 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     q, k, v = (part.transpose(0, 1).unsqueeze(0) for part in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=q.shape[1] != k.shape[1])
     return out.squeeze(0).transpose(0, 1)
+
+
+def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+    """Write each token's key and value into its slot of the paged cache, in place.
+
+    Args:
+        k, v: [T, G, D].
+        k_cache, v_cache: [P, S, G, D].
+        slots: [T] int64; slot s is block s // S, row s % S. A negative one is padding: nothing is written.
+    """
+    real = slots >= 0
+    k_cache.flatten(0, 1)[slots[real]] = k[real].to(k_cache.dtype)
+    v_cache.flatten(0, 1)[slots[real]] = v[real].to(v_cache.dtype)
+
+
+def paged_attention(
+    q: Tensor, k_cache: Tensor, v_cache: Tensor, query_start: Tensor, context_lens: Tensor, block_table: Tensor
+) -> Tensor:
+    """`causal_attention` of every sequence of a batch, its past read through its block table.
+
+    Args:
+        q: [T, N, D], the sequences' new tokens one after the other; their keys and values are in the cache already.
+        k_cache, v_cache: [P, S, G, D].
+        query_start: [B + 1]; sequence b's queries are rows query_start[b] to query_start[b + 1].
+        context_lens: [B], tokens of each sequence in the cache, the new ones included; 0 for a padded row.
+        block_table: [B, W] with W >= ceil(context / S) entries used in each row; the others are not read.
+
+    Returns:
+        [T, N, D]; zeros for rows that belong to no sequence or to one of length 0.
+    """
+    size, out = k_cache.shape[1], torch.zeros_like(q)
+    starts, lengths = query_start.tolist(), context_lens.tolist()
+    for row, length in enumerate(lengths):
+        first, last = starts[row], starts[row + 1]
+        if length == 0 or first == last:
+            continue
+        blocks = block_table[row, : -(-length // size)].long()
+        k, v = (cache[blocks].flatten(0, 1)[:length].to(q.dtype) for cache in (k_cache, v_cache))
+        out[first:last] = causal_attention(q[first:last], k, v)
+    return out
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

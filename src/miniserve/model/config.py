@@ -126,6 +126,10 @@ class ModelConfig:
         """The weights one token passes through: of a layer's experts only those chosen for it."""
         return self._parameters(active_only=True)
 
+    def kv_bytes_per_token(self, bytes_per_element: int) -> int:
+        """What the keys and values of one token take over all layers."""
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * bytes_per_element
+
     def _parameters(self, active_only: bool) -> int:
         hidden, head_rows = self.hidden_size, (self.num_heads + 2 * self.num_kv_heads) * self.head_dim
         attention = head_rows * hidden + self.num_heads * self.head_dim * hidden + (head_rows if self.qkv_bias else 0)

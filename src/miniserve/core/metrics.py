@@ -1,0 +1,136 @@
+"""What the engine counts: totals, distributions, and a record of each step.
+
+Plain numbers, updated by the engine and read by whoever exports them (a server's /metrics, a benchmark, a notebook).
+Seconds are of the engine's clock, so that a simulated engine reports virtual time.
+"""
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from miniserve.core.request import FinishReason, Request
+
+LATENCY_BUCKETS_S = tuple(base * 10.0**power for power in range(-4, 3) for base in (1.0, 2.0, 5.0))
+SIZE_BUCKETS = tuple(float(2**power) for power in range(15))
+
+
+class Histogram:
+    """Counts of observed values by bucket.
+
+    Args:
+        bounds: upper bounds, ascending, each inclusive; a last bucket takes what is larger than all.
+    """
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds = tuple(bounds)
+        self.counts = [0] * (len(self.bounds) + 1)
+        self.sum, self.count = 0.0, 0
+
+    def observe(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+        self.count += 1
+
+    @property
+    def mean(self) -> float | None:
+        """Of all values; None if there were none."""
+        return self.sum / self.count if self.count else None
+
+
+class PartRecord(NamedTuple):
+    """One request's part of a step: which tokens were computed, and whether a new one came."""
+
+    request_id: str
+    start: int
+    num_tokens: int
+    sampled: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One step, for drawing and for finding where time goes.
+
+    Attributes:
+        index: a running number.
+        start_s: when the scheduler began.
+        schedule_s: the scheduler's own time, before and after the execution.
+        execute_s: the executor's time.
+        seconds: the executor's own split of `execute_s`, by name.
+        parts: who computed what.
+        preempted: who lost its blocks.
+        num_running, num_waiting: after the step.
+        num_free_blocks: after the step; free blocks may still be cached.
+    """
+
+    index: int
+    start_s: float
+    schedule_s: float
+    execute_s: float
+    seconds: dict[str, float]
+    parts: tuple[PartRecord, ...]
+    preempted: tuple[str, ...]
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens computed in the step."""
+        return sum(part.num_tokens for part in self.parts)
+
+
+@dataclass
+class Metrics:
+    """Totals since the engine was made.
+
+    `num_prompt_tokens` and `num_cached_tokens` count a request once, at its first admission: what is recomputed after a
+    preemption, and found again, is neither asked for by a user nor a hit of the cache.
+    """
+
+    num_steps: int = 0
+    num_computed_tokens: int = 0
+    num_output_tokens: int = 0
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_loaded_tokens: int = 0
+    num_preemptions: int = 0
+    finished: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(FinishReason, 0))
+    schedule_s: float = 0.0
+    execute_s: float = 0.0
+    seconds: dict[str, float] = field(default_factory=dict)
+    queue_s: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_S))
+    ttft_s: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_S))
+    itl_s: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_S))
+    e2e_s: Histogram = field(default_factory=lambda: Histogram(LATENCY_BUCKETS_S))
+    batch_size: Histogram = field(default_factory=lambda: Histogram(SIZE_BUCKETS))
+
+    @property
+    def hit_rate(self) -> float | None:
+        """Share of prompt tokens found in the prefix cache; None before the first prompt."""
+        return self.num_cached_tokens / self.num_prompt_tokens if self.num_prompt_tokens else None
+
+    def admitted(self, request: Request) -> None:
+        """A request takes part in a step for the first time."""
+        self.num_prompt_tokens += request.num_prompt_tokens
+        self.num_cached_tokens += request.num_cached or 0
+        if (waited := request.times.queue_s) is not None:
+            self.queue_s.observe(waited)
+
+    def token(self, request: Request) -> None:
+        """A request got a token; its moment is noted already."""
+        self.num_output_tokens += 1
+        moments = request.times.tokens_s
+        if len(moments) > 1:
+            self.itl_s.observe(moments[-1] - moments[-2])
+        else:
+            self.ttft_s.observe(moments[0] - request.times.queued_s)
+
+    def ended(self, request: Request, reason: FinishReason) -> None:
+        """A request ended; its moment is noted already."""
+        self.finished[reason] += 1
+        self.num_preemptions += request.num_preemptions
+        self.num_loaded_tokens += request.num_loaded
+        if request.times.finished_s is not None:
+            self.e2e_s.observe(request.times.finished_s - request.times.queued_s)

@@ -1,0 +1,382 @@
+"""`LLM`: the engine for offline use, in a script or a notebook.
+
+    with LLM("smollm2") as llm:
+        for output in llm.generate(["1, 2, 3,", "The sky is"], SamplingParams(max_tokens=20)):
+            print(output.text)
+
+It builds the whole engine (decoder, KV cache, scheduler, tokenizer) and drives it from the caller's thread. Nothing runs
+between calls, and two of them can live side by side. Everything inside can be looked at: `llm.step()` computes one step,
+`llm.engine` is the core's engine, `llm.blocks()` says who holds which KV block.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, NamedTuple, Self, cast
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from miniserve.core.block_pool import BlockPool
+from miniserve.core.engine import Engine
+from miniserve.core.metrics import StepRecord
+from miniserve.core.request import FinishReason
+from miniserve.core.sampling_params import GREEDY, SamplingParams
+from miniserve.core.scheduler import Scheduler
+from miniserve.errors import InvalidRequestError
+from miniserve.model.load import LoadedModel, load_model
+from miniserve.outputs import RequestOutput, snapshot
+from miniserve.runtime.interrupts import delayed_interrupt
+from miniserve.runtime.kv_cache import KVCache, choose_size, free_memory
+from miniserve.runtime.model_runner import ModelRunner
+from miniserve.runtime.text_engine import Delta, Generation, TextEngine
+
+Prompt = str | Sequence[int]
+Message = Mapping[str, Any]
+BLOCK_SIZE = {"cpu": 16, "cuda": 64}
+# Of the memory that is free once the weights are loaded. A GPU is the engine's alone; a laptop's memory is not.
+MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an `LLM` was built with, everything decided.
+
+    Attributes:
+        max_model_len: most tokens of one request, prompt and output.
+        max_num_batched_tokens: most tokens computed in one step.
+        max_num_seqs: most requests computed at once.
+        block_size: tokens of a KV block.
+        num_blocks: KV blocks in the pool.
+        kv_cache_bytes: what they take.
+        prefix_caching: whether full blocks are shared by content.
+    """
+
+    model: str
+    dtype: str
+    device: str
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
+    kv_cache_bytes: int
+    prefix_caching: bool
+
+
+class BlockView(NamedTuple):
+    """One KV block: which requests hold it, and whether its content can be found by others."""
+
+    block: int
+    holders: tuple[str, ...]
+    cached: bool
+
+
+class LLM:
+    """A model and an engine around it.
+
+    Args:
+        model: alias, path or Hugging Face name, or a model that is loaded already.
+        dtype, device: as `load_model` takes them; not with a loaded model.
+        max_model_len: most tokens of one request; None: what the model allows, or the memory if that is less.
+        max_num_batched_tokens: most tokens computed in one step; a longer prompt is computed in chunks.
+        max_num_seqs: most requests computed at once; further ones wait.
+        block_size: tokens of a KV block; None: 16 on a CPU, 64 on a GPU.
+        kv_cache_memory: bytes for the KV cache; None: `memory_fraction` of what is free.
+        memory_fraction: share of the free memory; None: 0.25 on a CPU, 0.85 on a GPU.
+        enable_prefix_caching: share full blocks between requests that begin alike.
+        progress: called with (tensors done, tensors in all) while the weights load.
+        on_step: called with a record of each step.
+
+    Raises:
+        MiniserveError: one of its subclasses, naming what is wrong.
+    """
+
+    def __init__(
+        self,
+        model: str | LoadedModel = "smollm2",
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_model_len: int | None = None,
+        max_num_batched_tokens: int = 2048,
+        max_num_seqs: int = 64,
+        block_size: int | None = None,
+        kv_cache_memory: int | None = None,
+        memory_fraction: float | None = None,
+        enable_prefix_caching: bool = True,
+        progress: Callable[[int, int], None] | None = None,
+        on_step: Callable[[StepRecord], None] | None = None,
+    ) -> None:
+        if isinstance(model, LoadedModel):
+            if (dtype, device) != ("auto", "auto"):
+                raise InvalidRequestError("dtype and device belong to load_model: this model is loaded already")
+        else:
+            model = load_model(model, dtype=dtype, device=device, progress=progress)
+        decoder = model.decoder
+        kind = decoder.device.type
+        block_size = block_size or BLOCK_SIZE[kind]
+        if memory_fraction is not None and not 0 < memory_fraction <= 1:
+            raise InvalidRequestError(f"memory_fraction is {memory_fraction}: it must lie above 0 and at most 1")
+        if kv_cache_memory is not None and memory_fraction is not None:
+            raise InvalidRequestError("kv_cache_memory and memory_fraction exclude each other: both size the KV cache")
+        fraction = memory_fraction or MEMORY_FRACTION[kind]
+        memory = kv_cache_memory if kv_cache_memory is not None else int(free_memory(decoder.device) * fraction)
+        num_blocks, max_model_len = choose_size(
+            model.config,
+            block_size=block_size,
+            dtype=decoder.dtype,
+            memory_bytes=memory,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+        )
+        pool = BlockPool(num_blocks, block_size)
+        scheduler = Scheduler(
+            pool,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_model_len=max_model_len,
+            prefix_caching=enable_prefix_caching,
+        )
+        cache = KVCache(model.config, num_blocks, block_size, dtype=decoder.dtype, device=decoder.device)
+        self.model = model
+        self.tokenizer = model.tokenizer
+        self.engine = Engine(scheduler, ModelRunner(decoder, cache, block_size), on_step=on_step)
+        self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{decoder.dtype}")
+        self._generations: dict[str, Generation] = {}
+        self.settings = EngineSettings(
+            model=model.files.name,
+            dtype=str(decoder.dtype).removeprefix("torch."),
+            device=str(decoder.device),
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            kv_cache_bytes=num_blocks * block_size * model.config.kv_bytes_per_token(decoder.dtype.itemsize),
+            prefix_caching=enable_prefix_caching,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End all requests and let go of the model and the KV cache. The object is of no use afterwards."""
+        if "engine" in self.__dict__:
+            self._text.abort_all()
+            del self.engine, self._text, self.model
+            self._generations.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        # Only what is missing comes here: after `close`, everything that was let go of.
+        if name in ("engine", "_text", "model"):
+            raise InvalidRequestError("this LLM is closed")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    # Whole prompts in, whole outputs out.
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] = GREEDY,
+        *,
+        progress: bool = False,
+    ) -> list[RequestOutput]:
+        """Continue prompts, all of them together. Ctrl-C aborts them and leaves the engine usable.
+
+        Args:
+            prompts: a text or its token ids, or a list of these.
+            params: for all, or one for each.
+            progress: show a bar on stderr.
+
+        Returns:
+            One output a prompt, in order.
+
+        Raises:
+            InvalidRequestError: a prompt or parameter is out of range. Names which; nothing has been computed then.
+        """
+        alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        several = cast("Sequence[Prompt]", [prompts] if alone else prompts)
+        return self._run(self._make_all(several, params), progress)
+
+    def chat(
+        self,
+        messages: Sequence[Message] | Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] = GREEDY,
+        *,
+        progress: bool = False,
+        **variables: Any,
+    ) -> list[RequestOutput]:
+        """Reply to a conversation, or to each of several, in the form the model's chat template gives them.
+
+        Args:
+            messages: dicts with `role` and `content`, or a list of such conversations.
+            params, progress: see `generate`.
+            variables: passed to the chat template, such as `tools`.
+
+        Raises:
+            ChatTemplateError: the model has no chat template, or it rejected the messages.
+            InvalidRequestError: see `generate`.
+        """
+        alone = len(messages) > 0 and isinstance(messages[0], Mapping)
+        conversations = cast("Sequence[Sequence[Message]]", [messages] if alone else messages)
+        prompts = [self.tokenizer.encode_chat(each, **variables) for each in conversations]
+        return self._run(self._make_all(prompts, params), progress)
+
+    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> "TextIterator":
+        """Continue one prompt and give its text out as it comes.
+
+        Raises:
+            InvalidRequestError: see `generate`; `n` must be 1.
+        """
+        if params.n != 1:
+            raise InvalidRequestError(f"n is {params.n}: a stream of text has one output; use generate")
+        return TextIterator(self, self._make(prompt, params))
+
+    # One step at a time.
+
+    def add_request(
+        self,
+        prompt: Prompt,
+        params: SamplingParams = GREEDY,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> str:
+        """Queue a prompt for `step` and return its id. See `TextEngine.make` for the arguments and errors."""
+        generation = self._make(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
+        self._add(generation)
+        return generation.request_id
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any output is unfinished."""
+        return self._text.has_work
+
+    def step(self) -> list[RequestOutput]:
+        """Compute one step; returns the outputs of the prompts that it changed."""
+        changed = {delta.generation.request_id: delta.generation for delta in self._step()}
+        return [snapshot(generation) for generation in changed.values()]
+
+    def abort(self, request_id: str) -> bool:
+        """End a prompt's outputs now; False if there is none by that name (it may just have finished)."""
+        generation = self._generations.pop(request_id, None)
+        return generation is not None and self._text.abort(request_id)
+
+    def blocks(self) -> list[BlockView]:
+        """Every KV block, for looking at: who holds it and whether it can be found by its content."""
+        holders: dict[int, list[str]] = {}
+        scheduler = self.engine.scheduler
+        for request in (*scheduler.running, *scheduler.loading):
+            for block in request.block_table:
+                holders.setdefault(block, []).append(request.request_id)
+        pool = scheduler.pool
+        return [BlockView(b, tuple(holders.get(b, ())), pool.is_cached(b)) for b in range(pool.num_blocks)]
+
+    def _make(self, prompt: Prompt, params: SamplingParams, **options: Any) -> Generation:
+        if isinstance(prompt, str):
+            return self._text.make(self.tokenizer.encode(prompt), params, prompt=prompt, **options)
+        return self._text.make(prompt, params, **options)
+
+    def _make_all(
+        self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
+    ) -> list[Generation]:
+        each = [params] * len(prompts) if isinstance(params, SamplingParams) else list(params)
+        if len(each) != len(prompts):
+            raise InvalidRequestError(f"{len(prompts)} prompts came with {len(each)} sampling parameters")
+        made = []
+        for index, (prompt, wanted) in enumerate(zip(prompts, each, strict=True)):
+            try:
+                made.append(self._make(prompt, wanted))
+            except InvalidRequestError as error:
+                raise InvalidRequestError(f"prompt {index} of {len(prompts)}: {error}") from error
+        return made
+
+    def _add(self, generation: Generation) -> None:
+        self._generations[generation.request_id] = self._text.add(generation)
+
+    def _step(self) -> list[Delta]:
+        with delayed_interrupt():
+            deltas = self._text.step()
+        for delta in deltas:
+            if delta.generation.finished:
+                self._generations.pop(delta.generation.request_id, None)
+        return deltas
+
+    def _run(self, generations: list[Generation], progress: bool) -> list[RequestOutput]:
+        """Compute until all these are done. Whatever interrupts it, none of them stays behind."""
+        mine = {generation.request_id for generation in generations}
+        try:
+            for generation in generations:
+                self._add(generation)
+            for _ in _with_bar(self._finished_of(mine), len(generations), progress):
+                pass
+        finally:
+            for request_id in mine:
+                self.abort(request_id)
+        return [snapshot(generation) for generation in generations]
+
+    def _finished_of(self, mine: set[str]) -> Iterator[Generation]:
+        remaining = set(mine)
+        while remaining:
+            for delta in self._step():
+                if delta.generation.finished and delta.generation.request_id in remaining:
+                    remaining.discard(delta.generation.request_id)
+                    yield delta.generation
+
+
+class TextIterator:
+    """Text as it comes. Leaving the loop early, by `break`, Ctrl-C or `close()`, aborts the request.
+
+    Attributes:
+        output: everything so far; `finish_reason` is "abort" after leaving early.
+    """
+
+    def __init__(self, llm: LLM, generation: Generation) -> None:
+        self._llm, self._generation = llm, generation
+        self._pieces = self._run()
+
+    def __iter__(self) -> Iterator[str]:
+        return self._pieces
+
+    def close(self) -> None:
+        """Abort, if it has not ended."""
+        self._pieces.close()  # type: ignore[attr-defined]
+
+    @property
+    def output(self) -> RequestOutput:
+        """The output so far."""
+        return snapshot(self._generation)
+
+    def _run(self) -> Iterator[str]:
+        llm, generation = self._llm, self._generation
+        llm._add(generation)
+        try:
+            while not generation.finished:
+                for delta in llm._step():
+                    if delta.generation is generation and delta.text:
+                        yield delta.text
+        finally:
+            llm.abort(generation.request_id)
+
+
+def _with_bar(done: Iterable[Generation], total: int, show: bool) -> Iterator[Generation]:
+    """Pass on what is done, counting it on a bar with the tokens a second so far."""
+    from rich.console import Console
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[rate]}"), console=Console(stderr=True), disable=not show) as bar:
+        task, tokens = bar.add_task("generating", total=total, rate=""), 0
+        for generation in done:
+            tokens += sum(choice.request.num_output_tokens for choice in generation.choices)
+            elapsed = bar.tasks[task].elapsed or 0.0
+            bar.update(task, advance=1, rate=f"{tokens / elapsed:,.0f} tokens/s" if elapsed else "")
+            yield generation
+
+
+__all__ = ["LLM", "BlockView", "EngineSettings", "FinishReason", "RequestOutput", "SamplingParams", "TextIterator"]

@@ -1,0 +1,1 @@
+"""The real executor: batches as tensors, paged KV memory, and sampling."""

@@ -1,0 +1,99 @@
+"""What a request changes in its logits before a token is chosen: `logit_bias`, then penalties, then `min_tokens`.
+
+Each step touches a few entries of a [R, V] matrix, so each first lists them (row, token, how) for all requests and then
+changes them at once. The caller's logits are left as they are: log-probabilities are reported from those.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from miniserve.core.request import Request
+
+
+def is_adjusted(request: Request) -> bool:
+    """Whether `adjust` has anything to do for its next token."""
+    params = request.params
+    return bool(params.logit_bias) or _is_penalized(request) or _may_not_stop(request)
+
+
+def adjust(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+    """The logits that tokens are chosen by.
+
+    Args:
+        logits: [R, V] float32, not changed.
+        requests: R of them.
+
+    Returns:
+        [R, V]: `logits` itself where no request asks for a change.
+    """
+    if not any(map(is_adjusted, requests)):
+        return logits
+    logits = logits.clone()
+    _add_bias(logits, requests)
+    _penalize(logits, requests)
+    _forbid_stopping(logits, requests)
+    return logits
+
+
+def _is_penalized(request: Request) -> bool:
+    params = request.params
+    return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
+
+
+def _may_not_stop(request: Request) -> bool:
+    limits = request.limits
+    return request.num_output_tokens < limits.min_tokens and bool(limits.stop_token_ids)
+
+
+def _add_bias(logits: Tensor, requests: Sequence[Request]) -> None:
+    biases = [request.params.logit_bias for request in requests]
+    rows = [row for row, bias in enumerate(biases) for _ in bias]
+    if rows:
+        tokens = [token for bias in biases for token in bias]
+        added = [value for bias in biases for value in bias.values()]
+        logits[rows, tokens] += torch.tensor(added, dtype=logits.dtype, device=logits.device)
+
+
+def _penalize(logits: Tensor, requests: Sequence[Request]) -> None:
+    """Repetition for tokens of prompt and output; presence and frequency for the output's alone."""
+    rows, knobs, tokens, counts = [], [], [], []
+    for row, request in enumerate(requests):
+        if _is_penalized(request):
+            # Linear in the request's length, but in C: no state to keep right through preemption and abort.
+            occurs = dict.fromkeys(request.token_ids, 0)
+            occurs.update(Counter(request.output_token_ids))
+            params = request.params
+            rows += [row] * len(occurs)
+            knobs.append((params.repetition_penalty, params.presence_penalty, params.frequency_penalty, len(occurs)))
+            tokens.append(np.fromiter(occurs.keys(), np.int64, len(occurs)))
+            counts.append(np.fromiter(occurs.values(), np.float64, len(occurs)))
+    if not rows:
+        return
+    table = np.array(knobs)
+    repetition, presence, frequency = np.repeat(table[:, :3], table[:, 3].astype(int), axis=0).T
+    times = np.concatenate(counts)
+    at = torch.tensor(rows), torch.from_numpy(np.concatenate(tokens))
+    factor, taken = (
+        torch.from_numpy(column).to(logits.device)
+        for column in (repetition, presence * (times > 0) + frequency * times)
+    )
+    values = logits[at].double()
+    values = torch.where(values > 0, values / factor, values * factor) - taken
+    # A penalty far below 1 means "surely this one": the largest number there is, not infinity, which has no softmax.
+    logits[at] = values.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
+
+
+def _forbid_stopping(logits: Tensor, requests: Sequence[Request]) -> None:
+    banned = [(row, r.limits.stop_token_ids) for row, r in enumerate(requests) if _may_not_stop(r)]
+    entries = [(row, token) for row, tokens in banned for token in tokens if token < logits.shape[-1]]
+    if entries:
+        rows, tokens = torch.tensor(entries).T
+        before = logits[rows, tokens]
+        logits[rows, tokens] = -torch.inf
+        # Where no other token is possible, stopping early is the lesser evil.
+        nothing_left = logits.amax(-1).isneginf()[rows]
+        logits[rows, tokens] = torch.where(nothing_left, before, -torch.inf)

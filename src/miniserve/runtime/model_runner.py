@@ -1,0 +1,95 @@
+"""`ModelRunner`: the real executor. A step goes in; the decoder runs over its tokens; sampled tokens come out.
+
+It owns the KV cache's memory and nothing else that lasts: all it knows of requests comes with each step. Attention
+reads and writes the cache through the batch's block table and slots; the decoder knows of neither.
+"""
+
+import time
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from miniserve.core.executor import Scheduled, Step, StepResult
+from miniserve.core.request import TokenLogprob
+from miniserve.kernels import reference as ops
+from miniserve.model.decoder import Decoder
+from miniserve.runtime.batch import Batch
+from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.sampler import sample, token_logprobs
+
+LOGIT_ROWS = 256  # rows of [V] logits in memory at a time where a whole prompt's are wanted
+
+
+class PagedAttention:
+    """One step's `decoder.Attend`: new keys and values go to their slots, queries read through the block table."""
+
+    def __init__(self, cache: KVCache, batch: Batch) -> None:
+        self._cache, self._batch = cache, batch
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [T, N, D], k and v [T, G, D] -> [T, N, D]."""
+        keys, values = self._cache.layer(layer)
+        batch = self._batch
+        ops.store_kv(k, v, keys, values, batch.slot_mapping)
+        return ops.paged_attention(q, keys, values, batch.query_start, batch.context_lens, batch.block_table)
+
+
+class ModelRunner:
+    """Computes steps with a decoder.
+
+    Args:
+        decoder: the model.
+        cache: the KV memory, of the same dtype and device.
+        block_size: tokens a KV block holds.
+    """
+
+    def __init__(self, decoder: Decoder, cache: KVCache, block_size: int) -> None:
+        self.decoder, self.cache, self.block_size = decoder, cache, block_size
+
+    @torch.inference_mode()
+    def execute(self, step: Step) -> StepResult:
+        """Compute a step of at least one request. See `Executor.execute`."""
+        started = time.perf_counter()
+        batch = Batch.from_step(step, self.block_size, self.decoder.device)
+        prepared = time.perf_counter()
+        hidden = self.decoder(batch.token_ids, batch.positions, PagedAttention(self.cache, batch))
+        samples = [index for index, part in enumerate(step.scheduled) if part.samples]
+        rows = batch.last_rows if len(samples) == len(step.scheduled) else batch.last_rows[samples]
+        logits = self.decoder.logits(hidden[rows])
+        self._synchronize()
+        computed = time.perf_counter()
+        tokens: list[int | None] = [None] * len(step.scheduled)
+        logprobs: dict[int, TokenLogprob] = {}
+        for index, sampled in zip(samples, sample(logits, [step.scheduled[i].request for i in samples]), strict=True):
+            tokens[index] = sampled.token
+            if sampled.logprob is not None:
+                logprobs[index] = sampled.logprob
+        prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
+        ended = time.perf_counter()
+        seconds = {"prepare": prepared - started, "forward": computed - prepared, "sample": ended - computed}
+        return StepResult(tokens, logprobs, prompt_logprobs, seconds)
+
+    def _prompt_logprobs(self, step: Step, batch: Batch, hidden: Tensor) -> Mapping[int, list[TokenLogprob]]:
+        """For the requests that ask: how likely each prompt token was that follows one of this step's."""
+        found = {}
+        starts = batch.query_start.tolist()
+        for index, part in enumerate(step.scheduled):
+            if part.request.params.prompt_logprobs is not None:
+                found[index] = self._next_tokens(part, hidden[starts[index] : starts[index + 1]])
+        return found
+
+    def _next_tokens(self, part: Scheduled, hidden: Tensor) -> list[TokenLogprob]:
+        request, start, num_tokens = part
+        count = request.params.prompt_logprobs or 0
+        following = request.token_ids[start + 1 : min(start + 1 + num_tokens, request.num_prompt_tokens)]
+        found: list[TokenLogprob] = []
+        for at in range(0, len(following), LOGIT_ROWS):
+            some = following[at : at + LOGIT_ROWS]
+            found += token_logprobs(self.decoder.logits(hidden[at : at + len(some)]), some, count)
+        return found
+
+    def _synchronize(self) -> None:
+        """Wait for the device, so that the times say what took long."""
+        if self.decoder.device.type == "cuda":
+            torch.cuda.synchronize(self.decoder.device)

@@ -1,0 +1,219 @@
+"""`TextEngine`: prompts in, text out. The core's engine with a tokenizer around it.
+
+A `Generation` is one prompt and its n outputs; each output is a request of the core and a `TextStream`. This layer
+finds stop strings and ends their requests, keeps text and tokens together, and forgets a generation when its last output
+has ended, so that nothing of it stays behind whatever ended it. The offline `LLM` and the server both stand on it.
+"""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from miniserve.core.engine import Engine
+from miniserve.core.request import FinishReason, Request
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.errors import InvalidRequestError
+from miniserve.model.tokenizer.text_stream import TextStream
+from miniserve.model.tokenizer.tokenizer import Tokenizer
+
+
+@dataclass(eq=False)
+class Choice:
+    """One output of a generation.
+
+    Attributes:
+        index: 0 to n - 1.
+        request: its tokens, log-probabilities and times.
+        stream: its text.
+        finish_reason: None while it goes on.
+        stop_reason: the stop string, or the id of the caller's stop token, that ended it.
+    """
+
+    index: int
+    request: Request
+    stream: TextStream
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+
+
+@dataclass(eq=False)
+class Generation:
+    """One prompt and its outputs."""
+
+    request_id: str
+    prompt_token_ids: list[int]
+    params: SamplingParams
+    prompt: str | None = None
+    choices: list[Choice] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every output has ended."""
+        return all(choice.finish_reason for choice in self.choices)
+
+
+class Delta(NamedTuple):
+    """What a step did for one output: text that may be shown now (may be ""), and the token, if one came."""
+
+    generation: Generation
+    choice: Choice
+    text: str
+    token: int | None
+
+
+class TextEngine:
+    """Drives an engine from prompts to text.
+
+    Args:
+        engine: the core's.
+        tokenizer: the model's.
+        model_key: names the model in the identity of KV blocks.
+    """
+
+    def __init__(self, engine: Engine, tokenizer: Tokenizer, model_key: str) -> None:
+        self.engine, self.tokenizer = engine, tokenizer
+        self._model_key = model_key
+        self._generations: dict[str, Generation] = {}
+        self._by_request: dict[str, tuple[Generation, Choice]] = {}
+        self._names = itertools.count()
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any output is unfinished."""
+        return self.engine.has_work
+
+    def make(
+        self,
+        prompt_token_ids: Sequence[int],
+        params: SamplingParams,
+        *,
+        request_id: str | None = None,
+        prompt: str | None = None,
+        priority: int = 0,
+        cache_salt: str = "",
+    ) -> Generation:
+        """A generation that is ready to be added. Nothing is queued yet.
+
+        Args:
+            prompt_token_ids: at least one.
+            params: how to continue it.
+            request_id: unique among the live ones; None: a number.
+            prompt: the text, where there is one; only kept.
+            priority: smaller goes first.
+            cache_salt: prompts share KV blocks only with prompts of the same salt.
+
+        Raises:
+            InvalidRequestError: no such token, or too long. Names the parameter and the limit.
+        """
+        name = request_id if request_id is not None else f"request-{next(self._names)}"
+        params.check_vocabulary(self.tokenizer.vocab_size)
+        for token in prompt_token_ids:
+            if not 0 <= token < self.tokenizer.vocab_size:
+                raise InvalidRequestError(
+                    f"{name}: prompt token {token} is outside the vocabulary of {self.tokenizer.vocab_size} tokens"
+                )
+        room = self.engine.scheduler.max_model_len - len(prompt_token_ids)
+        if room < 1:
+            raise InvalidRequestError(
+                f"{name}: the prompt has {len(prompt_token_ids)} tokens and leaves no room for output; "
+                f"max_model_len is {self.engine.scheduler.max_model_len}"
+            )
+        limits = params.limits(room, self.tokenizer.eos_token_ids)
+        generation = Generation(name, list(prompt_token_ids), params, prompt)
+        for index in range(params.n):
+            request = Request(
+                name if params.n == 1 else f"{name}/{index}",
+                generation.prompt_token_ids,
+                limits,
+                params,
+                params.seed_of(index),
+                priority,
+                (self._model_key, cache_salt),
+            )
+            self.engine.scheduler.check_fits(request)
+            generation.choices.append(Choice(index, request, self._text_stream(generation)))
+        return generation
+
+    def add(self, generation: Generation) -> Generation:
+        """Queue what `make` made.
+
+        Raises:
+            InvalidRequestError: its id is in use.
+        """
+        names = {generation.request_id, *(choice.request.request_id for choice in generation.choices)}
+        if taken := names & (self._generations.keys() | self._by_request.keys()):
+            raise InvalidRequestError(f"request {min(taken)} is already running: ids must be unique")
+        for choice in generation.choices:
+            self.engine.add_request(choice.request)
+            self._by_request[choice.request.request_id] = generation, choice
+        self._generations[generation.request_id] = generation
+        return generation
+
+    def step(self) -> list[Delta]:
+        """Compute one step of the engine and turn its tokens into text.
+
+        Raises:
+            Exception: whatever the executor raised. The outputs of that step have ended with an error by then.
+        """
+        try:
+            outputs = self.engine.step()
+        except BaseException:
+            for _, choice in list(self._by_request.values()):
+                if choice.request.finish_reason is not None:
+                    self._end(choice, choice.request.finish_reason)
+            raise
+        return [self._advance(request, token, reason) for request, token, reason in outputs]
+
+    def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
+        """End all outputs of a generation; False if there is none by that name (it may just have finished)."""
+        generation = self._generations.get(request_id)
+        if generation is None:
+            return False
+        for choice in generation.choices:
+            if choice.finish_reason is None:
+                self.engine.finish(choice.request.request_id, reason)
+                self._end(choice, reason)
+        return True
+
+    def abort_all(self) -> None:
+        """End everything."""
+        for request_id in list(self._generations):
+            self.abort(request_id)
+
+    def _text_stream(self, generation: Generation) -> TextStream:
+        params = generation.params
+        return TextStream(
+            self.tokenizer,
+            prompt_ids=generation.prompt_token_ids,
+            stop=params.stop,
+            include_stop_str=params.include_stop_str,
+            skip_special_tokens=params.skip_special_tokens,
+            min_tokens=params.min_tokens,
+        )
+
+    def _advance(self, request: Request, token: int | None, reason: FinishReason | None) -> Delta:
+        generation, choice = self._by_request[request.request_id]
+        text = ""
+        stopped_by_token = reason is FinishReason.STOP
+        if token is not None and (not stopped_by_token or generation.params.include_stop_str):
+            text = choice.stream.push(token)
+        if choice.stream.stop_reason is not None:
+            self.engine.finish(request.request_id, FinishReason.STOP)
+            reason = FinishReason.STOP
+        elif stopped_by_token and token in generation.params.stop_token_ids:
+            choice.stop_reason = token
+        if reason is not None:
+            text += self._end(choice, reason)
+        return Delta(generation, choice, text, token)
+
+    def _end(self, choice: Choice, reason: FinishReason) -> str:
+        """An output has ended; returns the text that was still held back."""
+        generation, _ = self._by_request.pop(choice.request.request_id)
+        text = choice.stream.finish()
+        choice.finish_reason = reason
+        if choice.stream.stop_reason is not None:  # known only now if the last character was incomplete
+            choice.stop_reason, choice.finish_reason = choice.stream.stop_reason, FinishReason.STOP
+        if generation.finished:
+            del self._generations[generation.request_id]
+        return text
