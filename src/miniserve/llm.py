@@ -9,6 +9,7 @@ between calls, and two of them can live side by side. Everything inside can be l
 `llm.engine` is the core's engine, `llm.blocks()` says who holds which KV block.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -143,6 +144,7 @@ class LLM:
         self.engine = Engine(scheduler, ModelRunner(decoder, cache, block_size), on_step=on_step)
         self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{decoder.dtype}")
         self._generations: dict[str, Generation] = {}
+        self._streams: dict[str, deque[str]] = {}
         self.settings = EngineSettings(
             model=model.files.name,
             dtype=str(decoder.dtype).removeprefix("torch."),
@@ -304,8 +306,11 @@ class LLM:
         with delayed_interrupt():
             deltas = self._text.step()
         for delta in deltas:
+            name = delta.generation.request_id
+            if delta.text and name in self._streams:
+                self._streams[name].append(delta.text)
             if delta.generation.finished:
-                self._generations.pop(delta.generation.request_id, None)
+                self._generations.pop(name, None)
         return deltas
 
     def _run(self, generations: list[Generation], progress: bool) -> list[RequestOutput]:
@@ -355,13 +360,17 @@ class TextIterator:
 
     def _run(self) -> Iterator[str]:
         llm, generation = self._llm, self._generation
+        # Whoever drives the engine, this stream or another one, its text is put here.
+        pieces = llm._streams[generation.request_id] = deque()
         llm._add(generation)
         try:
             while not generation.finished:
-                for delta in llm._step():
-                    if delta.generation is generation and delta.text:
-                        yield delta.text
+                llm._step()
+                while pieces:
+                    yield pieces.popleft()
+            yield from pieces
         finally:
+            del llm._streams[generation.request_id]
             llm.abort(generation.request_id)
 
 

@@ -83,6 +83,9 @@ def choose_size(
     Raises:
         InvalidRequestError: the model is not made for `max_model_len`, or the memory cannot hold it. Names the numbers.
     """
+    for name, value in (("block_size", block_size), ("max_num_seqs", max_num_seqs)):
+        if value < 1:
+            raise InvalidRequestError(f"{name} is {value}: it must be at least 1")
     longest = config.max_position_embeddings
     if max_model_len is not None and not 1 <= max_model_len <= longest:
         raise InvalidRequestError(f"max_model_len is {max_model_len}: this model's context holds 1 to {longest} tokens")

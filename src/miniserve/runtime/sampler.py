@@ -79,11 +79,13 @@ def token_logprobs(logits: Tensor, token_ids: Sequence[int], count: int) -> list
     tokens = torch.tensor(token_ids, device=logits.device)[:, None]
     ranks = (keys > keys.gather(-1, tokens)).sum(-1) + 1
     ids = torch.cat((tokens, keys.topk(min(count, keys.shape[-1])).indices), dim=-1)
-    values = logits.gather(-1, ids).double() - logits.double().logsumexp(-1, keepdim=True)
+    totals = logits.double().logsumexp(-1)
+    values = logits.gather(-1, ids).double() - totals[:, None]
     reports = []
-    for rank, row_ids, row_values in zip(ranks.tolist(), ids.tolist(), values.tolist(), strict=True):
-        if math.isnan(row_values[0]):
-            raise RuntimeError(f"the logits that token {row_ids[0]} follows hold NaN or +inf, or are all -inf")
+    columns = (each.tolist() for each in (totals, ranks, ids, values))
+    for row, (total, rank, row_ids, row_values) in enumerate(zip(*columns, strict=True)):
+        if not math.isfinite(total):
+            raise RuntimeError(f"row {row}: the logits hold NaN or +inf, or are all -inf")
         top = tuple(zip(row_ids[1:], row_values[1:], strict=True))
         reports.append(TokenLogprob(row_ids[0], row_values[0], rank, top))
     return reports

@@ -1,0 +1,94 @@
+"""Totals and distributions, on a clock that the test moves."""
+
+import pytest
+
+from miniserve.core.block_pool import BlockPool
+from miniserve.core.engine import Engine
+from miniserve.core.metrics import Histogram
+from miniserve.core.request import FinishReason, Request
+from miniserve.core.sampling_params import Limits
+from miniserve.core.scheduler import Scheduler
+from support.fake_device import FakeDevice
+
+
+class Timed(FakeDevice):
+    def __init__(self, *size):
+        super().__init__(*size)
+        self.now = 0.0
+
+    def execute(self, step):
+        self.now += 1.0
+        result = super().execute(step)
+        result.seconds = {"forward": 0.75, "sample": 0.25}
+        return result
+
+
+@pytest.fixture
+def engine():
+    device = Timed(16, 4)
+    records = []
+    scheduler = Scheduler(BlockPool(16, 4), max_num_seqs=4, max_num_batched_tokens=8, max_model_len=64)
+    made = Engine(scheduler, device, lambda: device.now, on_step=records.append)
+    made.records = records
+    return made
+
+
+def run(engine):
+    while engine.has_work:
+        engine.step()
+
+
+def test_histogram_counts_by_upper_bound():
+    histogram = Histogram([1, 2, 4])
+    for value in (0.5, 1, 1.5, 4, 5):
+        histogram.observe(value)
+    assert histogram.counts == [2, 1, 1, 1]
+    assert (histogram.count, histogram.sum, histogram.mean) == (5, 12.0, 2.4)
+    assert Histogram([1]).mean is None
+
+
+def test_totals_of_a_run(engine):
+    engine.add_request(Request("a", list(range(10)), Limits(3)))
+    run(engine)
+    engine.add_request(Request("b", [*range(8), 99 % 50, 1], Limits(3)))
+    run(engine)
+    metrics = engine.metrics
+    assert (metrics.num_prompt_tokens, metrics.num_cached_tokens, metrics.hit_rate) == (20, 8, 0.4)
+    assert metrics.num_output_tokens == 6
+    assert metrics.num_computed_tokens == 10 + 2 + 2 + 2
+    assert metrics.num_steps == len(engine.records) == 7
+    assert metrics.finished[FinishReason.LENGTH] == 2
+    assert metrics.seconds == {"forward": 7 * 0.75, "sample": 7 * 0.25}
+    assert metrics.execute_s == 7.0
+    assert (metrics.ttft_s.count, metrics.ttft_s.sum) == (2, 2.0 + 1.0)  # ten tokens take two steps of eight
+    assert (metrics.itl_s.count, metrics.itl_s.sum) == (4, 4.0)
+    assert (metrics.e2e_s.count, metrics.e2e_s.sum) == (2, 4.0 + 3.0)
+    assert (metrics.queue_s.count, metrics.queue_s.sum) == (2, 0.0)
+
+
+def test_records_say_who_computed_what(engine):
+    engine.add_request(Request("a", list(range(10)), Limits(2)))
+    engine.add_request(Request("b", [7], Limits(2)))
+    run(engine)
+    parts = [[tuple(part) for part in record.parts] for record in engine.records]
+    assert parts[0] == [("a", 0, 8, False)]
+    assert parts[1] == [("a", 8, 2, True), ("b", 0, 1, True)]
+    assert [record.num_tokens for record in engine.records] == [8, 3, 2]
+    assert [record.num_waiting for record in engine.records] == [1, 0, 0]
+    assert engine.records[-1].num_free_blocks == 16
+
+
+def test_recomputation_after_preemption_is_in_no_hit_rate():
+    """The total of prompt tokens counts each request once, however often it starts again."""
+    device = Timed(6, 4)
+    scheduler = Scheduler(BlockPool(6, 4), max_num_seqs=4, max_num_batched_tokens=32, max_model_len=24)
+    engine = Engine(scheduler, device, lambda: device.now)
+    for index, name in enumerate("ab"):
+        engine.add_request(Request(name, [index] * 8, Limits(12)))
+    run(engine)
+    assert engine.metrics.num_preemptions > 0
+    assert (engine.metrics.num_prompt_tokens, engine.metrics.num_cached_tokens) == (16, 0)
+
+
+def test_hit_rate_before_the_first_prompt_is_unknown(engine):
+    assert engine.metrics.hit_rate is None

@@ -1,0 +1,139 @@
+"""Guarantee 1: greedy, fp32, on a CPU: the same tokens however a request is computed.
+
+The truth is `generate_cached`, one sequence at a time in contiguous memory, which is itself held against transformers.
+Each way below first shows that it took place (chunks, hits, preemptions were counted), then compares token ids.
+"""
+
+import pytest
+import torch
+
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.llm import LLM
+from miniserve.model.generate import generate_cached
+from miniserve.model.load import load_model
+
+FAMILIES = ["llama", "smollm2", "mistral", "qwen2", "qwen3", "mixtral", "olmoe", "qwen3_moe", "qwen3_moe-mixed"]
+SHARED = [7, 3, 99, 4, 18, 5, 90, 33, 21, 8, 64, 64, 64, 12, 77, 50, 41, 6, 29, 101]
+PROMPTS = [
+    [5],
+    SHARED,
+    [*SHARED, 11, 12, 13],
+    [*SHARED[:16], 9],
+    [9, 9, 9, 9],
+    list(range(3, 60)),
+    SHARED[:16],  # whole blocks, wholly cached
+    list(range(40, 120)),
+]
+NEW = 20
+BLOCK = 4
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def model(request, tiny_directory):
+    return load_model(str(tiny_directory(request.param)[0]), dtype="float32", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def truth(model):
+    return [list(generate_cached(model.decoder, prompt, NEW)) for prompt in PROMPTS]
+
+
+def engine(model, **options):
+    """An engine whose bookkeeping is checked after every step."""
+    made = LLM(model, **{"block_size": BLOCK, "max_model_len": 128, "kv_cache_memory": 2**22, **options})
+    made.engine.on_step = lambda _: made.engine.scheduler.check()
+    return made
+
+
+def generated(llm, prompts=PROMPTS, **params):
+    outputs = llm.generate(prompts, SamplingParams(max_tokens=NEW, ignore_eos=True, **params))
+    pool = llm.engine.scheduler.pool
+    assert pool.num_free == pool.num_blocks, "blocks are back"
+    return [output.token_ids for output in outputs]
+
+
+def test_alone(model, truth):
+    with engine(model, max_num_seqs=1, enable_prefix_caching=False) as llm:
+        assert generated(llm) == truth
+        assert llm.engine.metrics.batch_size.sum == llm.engine.metrics.num_steps
+
+
+def test_batched(model, truth):
+    with engine(model, enable_prefix_caching=False) as llm:
+        assert generated(llm) == truth
+        assert llm.engine.metrics.num_steps == NEW
+
+
+def test_chunked(model, truth):
+    with engine(model, max_num_batched_tokens=7, enable_prefix_caching=False) as llm:
+        assert generated(llm) == truth
+        assert llm.engine.metrics.num_steps > 2 * NEW
+
+
+def test_cached(model, truth):
+    with engine(model) as llm:
+        assert generated(llm) == truth
+        assert generated(llm) == truth
+        assert llm.engine.metrics.num_cached_tokens > sum(map(len, PROMPTS)) // 2
+        assert generated(llm, PROMPTS[::-1]) == truth[::-1]
+
+
+def test_preempted(model, truth):
+    small = 30 * BLOCK * model.config.kv_bytes_per_token(4)
+    with engine(model, kv_cache_memory=small, max_model_len=110) as llm:
+        assert generated(llm) == truth
+        assert llm.engine.metrics.num_preemptions > 0
+
+
+def test_all_at_once(model, truth):
+    """Tiny pool, tiny budget, prefix cache, arrivals one by one, and aborts beside."""
+    small = 30 * BLOCK * model.config.kv_bytes_per_token(4)
+    params = SamplingParams(max_tokens=NEW, ignore_eos=True)
+    with engine(model, kv_cache_memory=small, max_model_len=110, max_num_batched_tokens=9, max_num_seqs=4) as llm:
+        names, done = {}, {}
+        for index, prompt in enumerate(PROMPTS):
+            names[llm.add_request(prompt, params, priority=index % 2)] = index
+            doomed = llm.add_request([*prompt[:3], 2], params)
+            for _ in range(3):
+                done |= {names[out.request_id]: out for out in llm.step() if out.finished and out.request_id in names}
+            llm.abort(doomed)
+        while llm.has_work:
+            done |= {names[out.request_id]: out for out in llm.step() if out.finished and out.request_id in names}
+        assert [done[index].token_ids for index in range(len(PROMPTS))] == truth
+        assert llm.engine.scheduler.pool.num_free == llm.engine.scheduler.pool.num_blocks
+
+
+def test_seeded_sampling_does_not_depend_on_batch_mates(model):
+    params = SamplingParams(max_tokens=NEW, ignore_eos=True, temperature=1.0, top_p=0.95, seed=5)
+    with engine(model, max_num_seqs=1, enable_prefix_caching=False) as llm:
+        alone = [out.token_ids for out in llm.generate(PROMPTS, params)]
+    small = 30 * BLOCK * model.config.kv_bytes_per_token(4)
+    with engine(model, kv_cache_memory=small, max_model_len=110, max_num_batched_tokens=16) as llm:
+        assert [out.token_ids for out in llm.generate(PROMPTS, params)] == alone
+        assert llm.engine.metrics.num_preemptions > 0
+
+
+def test_bfloat16_logits_stay_close(tiny_directory):
+    """No promise about text in bf16: log-probabilities of a fixed text, batched in chunks, within 0.05 of those alone."""
+    model = load_model(str(tiny_directory("llama")[0]), dtype="bfloat16", device="cpu")
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+
+    def logprobs(**options):
+        with engine(model, enable_prefix_caching=False, **options) as llm:
+            outputs = llm.generate(PROMPTS, params)
+        return torch.tensor([entry.logprob for out in outputs for entry in out.prompt_logprobs[1:]])
+
+    torch.testing.assert_close(logprobs(), logprobs(max_num_seqs=1, max_num_batched_tokens=7), atol=0.05, rtol=0)
+
+
+def test_smollm2(smollm2_gguf):
+    """The real model: four ways, one text each, against one sequence at a time."""
+    model = load_model("smollm2", dtype="float32", device="cpu")
+    texts = ["The capital of France is", "def fibonacci(n):\n", "Once upon a time, in a small village,"]
+    prompts = [model.tokenizer.encode(text) for text in texts]
+    expected = [list(generate_cached(model.decoder, prompt, 24)) for prompt in prompts]
+    params = SamplingParams(max_tokens=24, ignore_eos=True)
+    for options in ({}, {"max_num_batched_tokens": 3}, {"kv_cache_memory": 9 * 4 * 46080, "max_model_len": 36}):
+        with engine(model, **{"max_model_len": 64, "kv_cache_memory": 2**26, **options}) as llm:
+            for _ in range(2):  # the second time from the cache
+                assert [out.token_ids for out in llm.generate(prompts, params)] == expected
