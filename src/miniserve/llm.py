@@ -4,9 +4,9 @@
         for output in llm.generate(["1, 2, 3,", "The sky is"], SamplingParams(max_tokens=20)):
             print(output.text)
 
-It builds the whole engine (decoder, KV cache, scheduler, tokenizer) and drives it from the caller's thread. Nothing runs
-between calls, and two of them can live side by side. Everything inside can be looked at: `llm.step()` computes one step,
-`llm.engine` is the core's engine, `llm.blocks()` says who holds which KV block.
+It builds the whole engine (decoder, KV cache, scheduler, tokenizer) and drives it from the caller's thread. Nothing
+runs between calls, and two of them can live side by side. Everything inside can be looked at: `llm.step()` computes one
+step, `llm.engine` is the core's engine, `llm.blocks()` says who holds which KV block.
 """
 
 from collections import deque
@@ -269,6 +269,11 @@ class LLM:
         """End a prompt's outputs now; False if there is none by that name (it may just have finished)."""
         generation = self._generations.pop(request_id, None)
         return generation is not None and self._text.abort(request_id)
+
+    @property
+    def live_requests(self) -> set[str]:
+        """Ids of the prompts that are not done."""
+        return set(self._generations)
 
     def blocks(self) -> list[BlockView]:
         """Every KV block, for looking at: who holds it and whether it can be found by its content."""

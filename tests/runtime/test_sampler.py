@@ -210,6 +210,7 @@ def test_min_p_is_a_share_of_the_likeliest():
     assert support(logits, min_p=0.21) == {1, 2, 3}
     assert support(logits, min_p=0.31) == {1, 3}
     assert support(logits, min_p=1.0) == {1}
+    assert support([0.0, -1.0, 0.0], min_p=1.0) == {0, 2}
 
 
 def test_equal_logits_are_kept_from_the_smallest_id_on():

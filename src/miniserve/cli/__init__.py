@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from miniserve._version import __version__
-from miniserve.cli import chat, generate, models
+from miniserve.cli import bench, chat, generate, models
 from miniserve.errors import MiniserveError
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ app = typer.Typer(
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
 app.add_typer(models.app, name="models")
+app.add_typer(bench.app, name="bench")
 
 
 def _print_version(wanted: bool) -> None:

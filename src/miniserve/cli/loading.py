@@ -1,6 +1,6 @@
-"""What `generate` and `chat` share: an engine for one conversation, its weights loaded with a progress bar on stderr."""
+"""What the commands share: an engine, its weights loaded with a progress bar on stderr."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -14,8 +14,8 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 
 
-def open_llm(model: str, dtype: str, device: str) -> "LLM":
-    """Load, showing progress on stderr if that is a terminal."""
+def open_llm(model: str, dtype: str, device: str, **options: Any) -> "LLM":
+    """Load, showing progress on stderr if that is a terminal. `options` go to `LLM`."""
     console = Console(stderr=True)
     with console.status("starting torch"):
         from miniserve.llm import LLM
@@ -28,5 +28,6 @@ def open_llm(model: str, dtype: str, device: str) -> "LLM":
             model,
             dtype=dtype,
             device=device,
+            **options,
             progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
         )

@@ -1,8 +1,8 @@
 """`SamplingParams`: everything a caller may ask about how one prompt is continued.
 
 Checked when it is made: a value out of range is refused with its name and the limit, so that no later code meets one.
-Frozen and torch-free; it can be shared by requests and sent to another process. Two parts of the engine read it: `Limits`
-(when a request ends, the scheduler's business) is derived from it by `limits`, and the sampler reads the rest.
+Frozen and torch-free; it can be shared by requests and sent to another process. Two parts of the engine read it:
+`Limits` (when a request ends, the scheduler's business) is derived from it, and the sampler reads the rest.
 """
 
 import math

@@ -269,7 +269,7 @@ class Scheduler:
     # Blocks.
 
     def _take_blocks(self, request: Request, shared: Sequence[int]) -> bool:
-        """Give a request blocks for all its tokens, the `shared` ones first; False, and no change, if there are too few."""
+        """Blocks for all tokens of a request, the `shared` ones first; False, and no change, if there are too few."""
         self.pool.share(shared)
         fresh = self.pool.allocate(self._blocks_for(len(request.token_ids)) - len(shared))
         if fresh is None:

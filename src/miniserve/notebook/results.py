@@ -9,14 +9,13 @@ when they are read: a missing field is an error that names it. Nothing here writ
 import datetime
 import html
 import json
-import platform
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from miniserve.errors import CorruptFileError, InvalidRequestError
+from miniserve.hardware.this_machine import these_versions, this_device
 
 Label = Literal["measured", "recorded", "simulated", "claimed"]
 MEANING: Mapping[str, str] = {
@@ -71,25 +70,8 @@ class Measurement:
     @classmethod
     def here(cls, name: str, data: Mapping[str, Any], *, note: str = "", device: str | None = None) -> "Measurement":
         """A measurement made by this process, now: device, versions and date are filled in."""
-        versions = {"python": platform.python_version()}
-        for module in ("torch", "numpy"):
-            if module in sys.modules:
-                versions[module] = str(sys.modules[module].__version__)
         today = datetime.datetime.now(datetime.UTC).date().isoformat()
-        return cls(name, "measured", device or this_device(), today, data, "this page", "", versions, note)
-
-
-def this_device() -> str:
-    """The GPU if torch is loaded and sees one, else the processor's name."""
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        return str(torch.cuda.get_device_name())
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
+        return cls(name, "measured", device or this_device(), today, data, "this page", "", these_versions(), note)
 
 
 def _results_folder(root: Path | None) -> Path:

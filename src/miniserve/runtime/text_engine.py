@@ -1,8 +1,9 @@
 """`TextEngine`: prompts in, text out. The core's engine with a tokenizer around it.
 
 A `Generation` is one prompt and its n outputs; each output is a request of the core and a `TextStream`. This layer
-finds stop strings and ends their requests, keeps text and tokens together, and forgets a generation when its last output
-has ended, so that nothing of it stays behind whatever ended it. The offline `LLM` and the server both stand on it.
+finds stop strings and ends their requests, keeps text and tokens together, and forgets a generation when its last
+output has ended, so that nothing of it stays behind whatever ended it. The offline `LLM` stands on it, and so can a
+server.
 """
 
 import itertools

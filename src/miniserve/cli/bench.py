@@ -1,0 +1,149 @@
+"""`miniserve bench`: how fast, and what share of this machine's limits. Tables on a terminal, one object with --json.
+
+`--out FILE` keeps a result with its provenance, in the form the book reads.
+"""
+
+import datetime
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, open_llm
+
+app = typer.Typer(help="Measure the engine.", no_args_is_help=True)
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Out = Annotated[Path | None, typer.Option(help="Write the result with its provenance to this file.")]
+
+
+@app.command()
+def throughput(
+    model: ModelOption = "smollm2",
+    num_requests: Annotated[int, typer.Option(help="Requests of the batch run.", min=1)] = 64,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """A fixed workload (prompts and outputs of 64 to 256 tokens, greedy), all at once, and one request alone."""
+    from miniserve.bench.throughput import bench_throughput
+
+    with open_llm(model, dtype, device, max_model_len=1024, max_num_seqs=num_requests) as llm:
+        data = {"model": llm.settings.model, "dtype": llm.settings.dtype, "device": llm.settings.device}
+        data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
+    _give(data, as_json, out, _throughput_table)
+
+
+@app.command()
+def scheduler(as_json: AsJson = False, out: Out = None) -> None:
+    """What a step costs in the core alone, without a model."""
+    from miniserve.bench.scheduler import bench_scheduler
+
+    _give(bench_scheduler(), as_json, out, _scheduler_table)
+
+
+@app.command()
+def prefix(
+    model: ModelOption = "smollm2",
+    num_chats: Annotated[int, typer.Option(help="Conversations at once.", min=1)] = 8,
+    turns: Annotated[int, typer.Option(help="Turns of each.", min=2)] = 8,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Conversations under one system prompt of 512 tokens, with and without the prefix cache."""
+    from miniserve.bench.prefix import bench_prefix
+    from miniserve.model.load import load_model
+
+    data = bench_prefix(load_model(model, dtype=dtype, device=device), num_chats, turns=turns)
+    _give({"model": model, "num_chats": num_chats, "turns": turns} | data, as_json, out, _flat_table)
+
+
+@app.command()
+def soak(
+    model: ModelOption = "smollm2",
+    minutes: Annotated[float, typer.Option(help="How long.", min=0.01)] = 30.0,
+    seed: Annotated[int, typer.Option(help="Of the whole run.")] = 0,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """Random load on tight engines against known answers: aborts, malformed and oversized requests, tiny pools."""
+    from miniserve.bench.soak import soak as run_soak
+    from miniserve.model.load import load_model
+
+    loaded = load_model(model, dtype=dtype, device=device)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("soaking", total=minutes * 60)
+        data = run_soak(loaded, minutes * 60, seed=seed, progress=lambda gone: bar.update(task, completed=gone))
+    _give({"model": model, "seed": seed} | data, as_json, out, _flat_table)
+
+
+def _give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any) -> None:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(_with_provenance(data), indent=2) + "\n", encoding="utf-8")
+    if as_json:
+        typer.echo(json.dumps(data))
+    else:
+        Console().print(table(data))
+
+
+def _with_provenance(data: dict[str, Any]) -> dict[str, Any]:
+    from miniserve.hardware.this_machine import num_cores, these_versions, this_device
+
+    device = this_device() + ("" if data.get("device") == "cuda" else f", {num_cores()} cores")
+    arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+    return {
+        "label": "recorded",
+        "device": device,
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "command": " ".join(["miniserve", *arguments]),
+        "versions": these_versions(),
+        "data": data,
+    }
+
+
+def _throughput_table(data: dict[str, Any]) -> Table:
+    limits = data["ceilings"]
+    title = (
+        f"{data['model']}, {data['dtype']} on {data['device']}; reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"multiplies at {limits['flops_per_s'] / 1e9:.0f} GFLOP/s"
+    )
+    table = Table(title=title)
+    for name in ("requests", "output tokens/s", "wall s", "steps", "MBU", "MFU", "where a step's time goes"):
+        table.add_column(name, justify="right")
+    for key, run in data.items():
+        if key.startswith("batch_"):
+            shares = ", ".join(f"{name} {seconds / run['wall_s']:.1%}" for name, seconds in run["step_s"].items())
+            table.add_row(
+                str(run["num_requests"]), f"{run['output_tokens_per_s']:.1f}", f"{run['wall_s']:.2f}",
+                str(run["num_steps"]), f"{run['mbu']:.0%}", f"{run['mfu']:.0%}", shares,
+            )  # fmt: skip
+    return table
+
+
+def _scheduler_table(data: dict[str, Any]) -> Table:
+    table = Table("step", "mean µs", "median µs", title="CPU time of schedule and update, decode steps")
+    for name, step in data["cpu_us_per_step"].items():
+        table.add_row(name.replace("_", " "), f"{step['mean']:.1f}", f"{step['median']:.1f}")
+    return table
+
+
+def _flat_table(data: dict[str, Any]) -> Table:
+    table = Table("what", "value")
+    for name, value in data.items():
+        for label, number in value.items() if isinstance(value, dict) else [("", value)]:
+            shown = (
+                f"{number:,.4g}" if isinstance(number, float) else f"{number:,}" if isinstance(number, int) else number
+            )
+            table.add_row(f"{name} {label}".strip().replace("_", " "), str(shown))
+    return table

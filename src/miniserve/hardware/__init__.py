@@ -1,0 +1,1 @@
+"""What there is to know about devices: this machine's, so far."""
