@@ -295,7 +295,7 @@ def test_closing_gives_the_memory_back(tiny_directory):
     gc.collect()
     assert [ref() for ref in watched] == [None, None]
     assert not llm.abort(name)
-    for use in (lambda: llm.generate(["a"]), lambda: llm.add_request("a"), lambda: llm.step()):
+    for use in (lambda: llm.generate(["a"]), lambda: llm.add_request("a"), llm.step):
         with pytest.raises(InvalidRequestError, match="this LLM is closed"):
             use()
 

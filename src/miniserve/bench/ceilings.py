@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 
 READ_BYTES = {"cpu": 2**28, "cuda": 2**32}  # far beyond any cache
-GEMM_SIZE = {"cpu": 1536, "cuda": 8192}
+GEMM_SIZE = {"cpu": 1024, "cuda": 8192}
 
 
 class Ceilings(NamedTuple):
@@ -22,7 +22,7 @@ class Ceilings(NamedTuple):
     flops_per_s: float
 
 
-def measure_ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 7) -> Ceilings:
+def measure_ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5) -> Ceilings:
     """Measure both on `device` with `dtype`. Takes a second or two on a CPU."""
     data = torch.ones(READ_BYTES[device.type] // 4, dtype=torch.float32, device=device)
     read_s = median_seconds(data.sum, device, repeats)

@@ -15,13 +15,12 @@ from miniserve.model.load import LoadedModel
 from miniserve.outputs import RequestOutput
 
 
-def bench_prefix(model: LoadedModel, num_chats: int = 8, *, turns: int = 8) -> dict[str, Any]:
+def bench_prefix(model: LoadedModel, num_chats: int = 8, *, turns: int = 8, system: int = 512) -> dict[str, Any]:
     """Run the same conversations on an engine with the cache and on one without. Turn by turn, all chats at once."""
     found: dict[str, Any] = {}
     for caching in (True, False):
-        with LLM(model, max_model_len=min(2048, model.config.max_position_embeddings), max_num_seqs=num_chats,
-                 enable_prefix_caching=caching) as llm:  # fmt: skip
-            outputs = run_chats(llm, num_chats, turns)
+        with LLM(model, max_num_seqs=num_chats, enable_prefix_caching=caching) as llm:
+            outputs = run_chats(llm, num_chats, turns, system)
             name = "cached" if caching else "uncached"
             later = [output.timings.ttft_s for turn in outputs[1:] for output in turn if output.timings.ttft_s]
             found[name] = {
@@ -34,9 +33,9 @@ def bench_prefix(model: LoadedModel, num_chats: int = 8, *, turns: int = 8) -> d
     return found | {"ttft_speedup": speedup}
 
 
-def run_chats(llm: LLM, num_chats: int, turns: int) -> list[list[RequestOutput]]:
+def run_chats(llm: LLM, num_chats: int, turns: int, system: int) -> list[list[RequestOutput]]:
     """All chats' turns: [turn][chat]."""
-    said = chats(num_chats, llm.model.config.vocab_size, turns=turns)
+    said = chats(num_chats, llm.model.config.vocab_size, turns=turns, system=system)
     history: list[list[int]] = [[] for _ in range(num_chats)]
     outputs = []
     for turn in range(turns):

@@ -34,7 +34,7 @@ def throughput(
     """A fixed workload (prompts and outputs of 64 to 256 tokens, greedy), all at once, and one request alone."""
     from miniserve.bench.throughput import bench_throughput
 
-    with open_llm(model, dtype, device, max_model_len=1024, max_num_seqs=num_requests) as llm:
+    with open_llm(model, dtype, device, max_num_seqs=num_requests) as llm:
         data = {"model": llm.settings.model, "dtype": llm.settings.dtype, "device": llm.settings.device}
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
     _give(data, as_json, out, _throughput_table)

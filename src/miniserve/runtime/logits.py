@@ -60,29 +60,23 @@ def _add_bias(logits: Tensor, requests: Sequence[Request]) -> None:
 
 def _penalize(logits: Tensor, requests: Sequence[Request]) -> None:
     """Repetition for tokens of prompt and output; presence and frequency for the output's alone."""
-    rows, knobs, tokens, counts = [], [], [], []
+    rows, tokens, factors, taken = [], [], [], []
     for row, request in enumerate(requests):
         if _is_penalized(request):
-            # Linear in the request's length, but in C: no state to keep right through preemption and abort.
+            # Linear in the request's length, but in C; and there is no state to keep right through preemption or abort.
             occurs = dict.fromkeys(request.token_ids, 0)
             occurs.update(Counter(request.output_token_ids))
-            params = request.params
-            rows += [row] * len(occurs)
-            knobs.append((params.repetition_penalty, params.presence_penalty, params.frequency_penalty, len(occurs)))
-            tokens.append(np.fromiter(occurs.keys(), np.int64, len(occurs)))
-            counts.append(np.fromiter(occurs.values(), np.float64, len(occurs)))
+            times, params = np.fromiter(occurs.values(), np.float64), request.params
+            rows.append(np.full(len(occurs), row))
+            tokens.append(np.fromiter(occurs, np.int64))
+            factors.append(np.full(len(occurs), params.repetition_penalty, np.float64))
+            taken.append(params.presence_penalty * (times > 0) + params.frequency_penalty * times)
     if not rows:
         return
-    table = np.array(knobs)
-    repetition, presence, frequency = np.repeat(table[:, :3], table[:, 3].astype(int), axis=0).T
-    times = np.concatenate(counts)
-    at = torch.tensor(rows), torch.from_numpy(np.concatenate(tokens))
-    factor, taken = (
-        torch.from_numpy(column).to(logits.device)
-        for column in (repetition, presence * (times > 0) + frequency * times)
-    )
+    at = torch.from_numpy(np.concatenate(rows)), torch.from_numpy(np.concatenate(tokens))
+    factor, less = (torch.from_numpy(np.concatenate(each)).to(logits.device) for each in (factors, taken))
     values = logits[at].double()
-    values = torch.where(values > 0, values / factor, values * factor) - taken
+    values = torch.where(values > 0, values / factor, values * factor) - less
     # A penalty far below 1 means "surely this one": the largest number there is, not infinity, which has no softmax.
     logits[at] = values.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
 

@@ -1,0 +1,115 @@
+"""The benchmarks run, their figures add up, and the soak notices what it is there to notice."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from miniserve import LLM, load_model
+from miniserve.bench.ceilings import measure_ceilings
+from miniserve.bench.prefix import bench_prefix
+from miniserve.bench.scheduler import bench_scheduler
+from miniserve.bench.soak import soak
+from miniserve.bench.throughput import bench_throughput
+from miniserve.bench.workloads import chats, mixed
+from miniserve.core.executor import StepResult
+from miniserve.notebook import load_results
+from miniserve.runtime.model_runner import ModelRunner
+
+
+@pytest.fixture(scope="module")
+def model(tiny_directory):
+    return load_model(str(tiny_directory("llama")[0]), dtype="float32", device="cpu")
+
+
+def test_workloads_are_fixed():
+    jobs = mixed(64, 49152)
+    assert jobs == mixed(64, 49152)
+    assert all(64 <= len(job.prompt_token_ids) <= 256 and 64 <= job.max_tokens <= 256 for job in jobs)
+    talks = chats(3, 100, turns=4, system=20, user=5, reply=7)
+    assert [[len(turn.prompt_token_ids) for turn in talk] for talk in talks] == [[25, 5, 5, 5]] * 3
+    assert len({tuple(talk[0].prompt_token_ids[:20]) for talk in talks}) == 1
+    assert len({tuple(talk[0].prompt_token_ids) for talk in talks}) == 3
+
+
+def test_ceilings_are_speeds_a_machine_could_have():
+    ceilings = measure_ceilings(torch.device("cpu"), torch.float32, repeats=3)
+    assert 1e8 < ceilings.read_bytes_per_s < 1e13
+    assert 1e8 < ceilings.flops_per_s < 1e15
+
+
+def test_throughput_adds_up(model):
+    with LLM(model, kv_cache_memory=2**23, max_num_seqs=4) as llm:
+        data = bench_throughput(llm, 3)
+    jobs = mixed(3, model.config.vocab_size)
+    run = data["batch_3"]
+    assert run["output_tokens"] == sum(job.max_tokens for job in jobs)
+    assert run["prompt_tokens"] == sum(len(job.prompt_token_ids) for job in jobs)
+    assert run["num_steps"] == max(job.max_tokens for job in jobs)
+    assert data["batch_1"]["num_steps"] == jobs[0].max_tokens
+    assert set(run["step_s"]) == {"schedule", "prepare", "forward", "sample", "other"}
+    assert sum(run["step_s"].values()) == pytest.approx(run["wall_s"])
+    assert all(seconds > 0 for seconds in run["step_s"].values())
+    assert 0 < run["mbu"] < 2
+    assert 0 < run["mfu"] < 2
+
+
+def test_the_hit_rate_is_the_exact_one(model):
+    data = bench_prefix(model, 3, turns=3, system=100)
+    assert data["cached"]["hit_rate"] == pytest.approx(data["exact_hit_rate"], abs=1e-12)
+    assert data["exact_hit_rate"] > 0.5
+    assert data["uncached"]["hit_rate"] == 0
+
+
+def test_scheduler_stays_within_its_budget():
+    """50 µs and 2 µs for each request a step; medians in CPU time, with room for a slow machine."""
+    steps = bench_scheduler(steps=60)["cpu_us_per_step"]
+    for running in (1, 8, 64, 256):
+        assert steps[f"running_{running}"]["median"] < 2 * (50 + 2 * running)
+    assert steps["running_64_waiting_10000"]["median"] < 2 * steps["running_64"]["median"] + 50
+
+
+def test_soak_passes_on_a_sound_engine(model):
+    data = soak(model, 3)
+    assert data["counts"]["answered"] > 0
+    assert data["counts"]["refused"] > 0
+
+
+def test_soak_notices_a_changed_answer(model, monkeypatch):
+    honest = ModelRunner.execute
+
+    def liar(self, step):
+        result = honest(self, step)
+        if len(step.scheduled) > 1:  # right alone, wrong in company
+            return StepResult([None if token is None else (token + 1) % 128 for token in result.tokens])
+        return result
+
+    monkeypatch.setattr(ModelRunner, "execute", liar)
+    with pytest.raises(AssertionError, match="changed its answer"):
+        soak(model, 20)
+
+
+def test_the_command_writes_what_the_book_reads(tmp_path):
+    out = tmp_path / "scheduler.json"
+    result = subprocess.run(
+        [sys.executable, "-m", "miniserve", "bench", "scheduler", "--json", "--out", str(out)],
+        capture_output=True, text=True, timeout=120, check=True,
+    )  # fmt: skip
+    run = load_results("scheduler", tmp_path)
+    assert json.loads(result.stdout) == run.data
+    assert run.label == "recorded"
+    assert run.command.startswith("miniserve bench scheduler")
+
+
+def test_the_command_shows_tables(tiny_directory):
+    model = str(tiny_directory("llama")[0])
+    result = subprocess.run(
+        [sys.executable, "-m", "miniserve", "bench", "throughput", "--model", model, "--num-requests", "2"],
+        capture_output=True, text=True, timeout=120, check=True, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    assert "float32 on cpu" in result.stdout
+    assert "MBU" in result.stdout
+    assert "forward" in result.stdout

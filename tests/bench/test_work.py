@@ -1,0 +1,48 @@
+"""The least work of a step, against what torch counts while the step is computed."""
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from miniserve.bench.work import step_work
+from miniserve.core.metrics import PartRecord
+from miniserve.model.cache import NoCache
+from miniserve.model.load import load_model
+
+
+@pytest.mark.parametrize("family", ["llama", "smollm2", "qwen3"])
+def test_flops_are_those_torch_counts(family, tiny_directory):
+    """Causal attention needs half the square; the kernel computes all of it and masks: that part is compared apart."""
+    model = load_model(str(tiny_directory(family)[0]), dtype="float32", device="cpu")
+    config, count = model.config, 40
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        hidden = model.decoder(torch.arange(3, 3 + count), torch.arange(count), NoCache())
+        model.decoder.logits(hidden[-1:])
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim
+    counted = counter.get_total_flops()
+    whole_square = attention * count * count
+    causal = attention * count * (count + 1) // 2
+    matrices = counted - (whole_square if _counts_attention(counter) else 0)
+    got = step_work(config, [PartRecord("a", 0, count, True)], 4, 4).flops
+    assert got == pytest.approx(matrices + causal, rel=0.02)  # norms' weights count as if they were multiplied
+
+
+def _counts_attention(counter):
+    names = {str(name) for kinds in counter.get_flop_counts().values() for name in kinds}
+    return any("attention" in name or "bmm" in name for name in names)
+
+
+def test_bytes_of_a_decode_step(tiny_directory):
+    model = load_model(str(tiny_directory("llama")[0]), dtype="float32", device="cpu")
+    config = model.config
+    parts = [PartRecord("a", 99, 1, True), PartRecord("b", 19, 1, True)]
+    weights = sum(p.numel() for p in model.decoder.parameters()) - config.vocab_size * config.hidden_size
+    expected = (weights + 2 * config.hidden_size) * 4 + (100 + 20 + 2) * config.kv_bytes_per_token(4)
+    assert step_work(config, parts, 4, 4).bytes == pytest.approx(expected, rel=0.01)
+
+
+def test_a_chunk_that_samples_nothing_skips_the_unembedding(tiny_directory):
+    config = load_model(str(tiny_directory("smollm2")[0]), dtype="float32", device="cpu").config
+    with_sample, without = (step_work(config, [PartRecord("a", 0, 8, sampled)], 4, 4) for sampled in (True, False))
+    assert with_sample.flops - without.flops == 2 * config.vocab_size * config.hidden_size
+    assert with_sample.bytes - without.bytes == 4 * config.vocab_size * config.hidden_size
