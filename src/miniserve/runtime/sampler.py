@@ -191,7 +191,7 @@ def _last_kept(keys: Tensor, weights: Tensor, top_k: Tensor, top_p: Tensor, widt
     within_k = running.gather(-1, (top_k - 1).clamp(max=width - 1))
     mass = torch.where(top_k < vocabulary, within_k, weights.sum(-1, keepdim=True))
     crossing = (running < top_p * mass).sum(-1, keepdim=True) + 1
-    count = torch.where(top_p < 1, crossing, top_k).minimum(top_k)
+    count = crossing.minimum(top_k)
     last = best.gather(-1, (count - 1).clamp(max=width - 1))
     short = (count > width).nonzero()[:, 0]  # rows whose likeliest `width` tokens do not reach top_p
     if len(short):
