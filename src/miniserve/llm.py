@@ -34,6 +34,9 @@ from miniserve.runtime.text_engine import Delta, Generation, TextEngine
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
 BLOCK_SIZE = {"cpu": 16, "cuda": 64}
+# A step's budget bounds how long a decode waits for a newcomer's prompt. Beyond some hundred tokens a CPU gains nothing
+# from a larger one; a GPU does.
+BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 # Of the memory that is free once the weights are loaded. A GPU is the engine's alone; a laptop's memory is not.
 MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
 
@@ -79,7 +82,8 @@ class LLM:
         model: alias, path or Hugging Face name, or a model that is loaded already.
         dtype, device: as `load_model` takes them; not with a loaded model.
         max_model_len: most tokens of one request; None: what the model allows, or the memory if that is less.
-        max_num_batched_tokens: most tokens computed in one step; a longer prompt is computed in chunks.
+        max_num_batched_tokens: most tokens computed in one step; a longer prompt is computed in chunks. None: 512 on a
+            CPU, 8192 on a GPU.
         max_num_seqs: most requests computed at once; further ones wait.
         block_size: tokens of a KV block; None: 16 on a CPU, 64 on a GPU.
         kv_cache_memory: bytes for the KV cache; None: `memory_fraction` of what is free.
@@ -99,7 +103,7 @@ class LLM:
         dtype: str = "auto",
         device: str = "auto",
         max_model_len: int | None = None,
-        max_num_batched_tokens: int = 2048,
+        max_num_batched_tokens: int | None = None,
         max_num_seqs: int = 64,
         block_size: int | None = None,
         kv_cache_memory: int | None = None,
@@ -115,12 +119,15 @@ class LLM:
             model = load_model(model, dtype=dtype, device=device, progress=progress)
         decoder = model.decoder
         kind = decoder.device.type
-        block_size = block_size or BLOCK_SIZE[kind]
+        if block_size is None:
+            block_size = BLOCK_SIZE[kind]
+        if max_num_batched_tokens is None:
+            max_num_batched_tokens = BATCHED_TOKENS[kind]
         if memory_fraction is not None and not 0 < memory_fraction <= 1:
             raise InvalidRequestError(f"memory_fraction is {memory_fraction}: it must lie above 0 and at most 1")
         if kv_cache_memory is not None and memory_fraction is not None:
             raise InvalidRequestError("kv_cache_memory and memory_fraction exclude each other: both size the KV cache")
-        fraction = memory_fraction or MEMORY_FRACTION[kind]
+        fraction = memory_fraction if memory_fraction is not None else MEMORY_FRACTION[kind]
         memory = kv_cache_memory if kv_cache_memory is not None else int(free_memory(decoder.device) * fraction)
         num_blocks, max_model_len = choose_size(
             model.config,
