@@ -1,0 +1,157 @@
+"""A dense decoder's layers in one call: what pays where a step has few tokens.
+
+A layer is nine operators. Called from Python one by one they cost about a tenth of a millisecond besides their work: at
+one token a quarter of the whole. In one call they cost next to nothing. The results are those of the operators, bit for
+bit; the residual stream is float32 whatever the weights are.
+
+Does not do: mixtures of experts; a norm over all heads (OLMoE). There is no torch version: it needs the library.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from miniserve.kernels.cpu.binding import BF16_OTHER, functions, unavailable
+from miniserve.kernels.cpu.linear import KINDS, LinearWeight
+
+_P, _N = ctypes.c_void_p, ctypes.c_int64
+
+
+@dataclass(frozen=True)
+class DenseLayer:
+    """One layer's weights: norms [H], norms of heads [D] if the model has them, and four products."""
+
+    attention_norm: Tensor
+    qkv: LinearWeight
+    out: LinearWeight
+    mlp_norm: Tensor
+    gate_up: LinearWeight
+    down: LinearWeight
+    q_norm: Tensor | None = None
+    k_norm: Tensor | None = None
+
+
+class Paged(NamedTuple):
+    """Where a step's tokens lie: what `ops.rope_store` and `ops.paged_attention` are told.
+
+    slots [T] int64, query_start [B + 1], context_lens [B] and block_table [B, W] int32, all contiguous.
+    """
+
+    slots: Tensor
+    query_start: Tensor
+    context_lens: Tensor
+    block_table: Tensor
+
+
+class _Linear(ctypes.Structure):
+    _fields_ = [(n, _N) for n in ("kind", "rows", "columns")] + [(p, _P) for p in ("data", "scales", "bias")]
+
+
+class _Layer(ctypes.Structure):
+    _fields_ = [(p, _P) for p in ("attention_norm", "mlp_norm", "q_norm", "k_norm")] + [
+        (linear, _Linear) for linear in ("qkv", "out", "gate_up", "down")
+    ]
+
+
+class _Model(ctypes.Structure):
+    _fields_ = [("layers", _P), *((n, _N) for n in ("num_layers", "H", "N", "G", "D")), ("eps", ctypes.c_float)]
+
+
+class _Step(ctypes.Structure):
+    _fields_ = [
+        *((p, _P) for p in ("x", "cos", "sin", "slots", "query_start", "context_lens", "block_table")),
+        *((p, _P) for p in ("k_caches", "v_caches")),
+        *((n, _N) for n in ("T", "B", "W", "S", "blocks", "cache_is_bf16")),
+    ]
+
+
+class DenseLayers:
+    """The layers of a dense decoder.
+
+    Args:
+        layers: their weights; kept, not copied, but for norms that are not float32.
+        num_heads: query heads, N.
+        kv_heads: key/value heads, G.
+        head_dim: D, a multiple of 16.
+        eps: of every norm.
+
+    Raises:
+        RuntimeError: there is no library on this machine.
+        ValueError: sizes that the kernels do not take, or that do not fit together.
+    """
+
+    def __init__(
+        self, layers: Sequence[DenseLayer], *, num_heads: int, kv_heads: int, head_dim: int, eps: float
+    ) -> None:
+        cpp = functions()
+        if cpp is None:
+            raise RuntimeError(unavailable())
+        hidden, inner, width = layers[0].out.shape[0], layers[0].down.shape[1], num_heads * head_dim
+        expected = [((num_heads + 2 * kv_heads) * head_dim, hidden), (hidden, width), (2 * inner, hidden)]
+        for layer in layers:
+            if [layer.qkv.shape, layer.out.shape, layer.gate_up.shape, layer.down.shape] != [
+                *expected,
+                (hidden, inner),
+            ]:
+                raise ValueError("the layers' weights do not fit together, or to the number and size of heads")
+        if hidden % 16 or inner % 16 or head_dim % 16 or num_heads % kv_heads or num_heads > 32 * kv_heads:
+            raise ValueError(f"sizes {hidden}, {inner} and {head_dim}: multiples of 16 are needed; groups up to 32")
+        self._function = cpp.dense_layers
+        self._kept: list[Tensor] = []
+        self._layers = (_Layer * len(layers))(*map(self._layer, layers))
+        sizes = (len(layers), hidden, num_heads, kv_heads, head_dim)
+        self._model = _Model(ctypes.addressof(self._layers), *sizes, eps)
+
+    def __call__(
+        self, x: Tensor, cos: Tensor, sin: Tensor, caches: Sequence[tuple[Tensor, Tensor]], paged: Paged
+    ) -> Tensor:
+        """Run a step through all layers; its keys and values go into the caches.
+
+        Args:
+            x: [T, H] float32, the embeddings; changed.
+            cos, sin: [T, D/2] float32.
+            caches: of each layer, keys and values [P, S, G, D], contiguous, float32 or bfloat16.
+            paged: where the tokens lie.
+
+        Returns:
+            x, the residual stream after the last layer.
+
+        Raises:
+            ValueError: a slot, a length or the block table makes no sense.
+        """
+        k_caches, v_caches = ((_P * len(caches))(*(cache[i].data_ptr() for cache in caches)) for i in (0, 1))
+        blocks, block_size = caches[0][0].shape[:2]
+        step = _Step(
+            *(part.data_ptr() for part in (x, cos, sin, *paged)),
+            ctypes.addressof(k_caches),
+            ctypes.addressof(v_caches),
+            x.shape[0],
+            *paged.block_table.shape,
+            block_size,
+            blocks,
+            BF16_OTHER[caches[0][0].dtype],
+        )
+        if self._function(ctypes.byref(self._model), ctypes.byref(step), torch.get_num_threads()):
+            raise ValueError("slots, lengths and block table do not fit together, or name what the cache does not have")
+        return x
+
+    def _layer(self, layer: DenseLayer) -> _Layer:
+        norms = (self._floats(norm) for norm in (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm))
+        products = (self._linear(weight) for weight in (layer.qkv, layer.out, layer.gate_up, layer.down))
+        return _Layer(*norms, *products)
+
+    def _floats(self, norm: Tensor | None) -> int | None:
+        return None if norm is None else self._keep(norm.float().contiguous())
+
+    def _linear(self, weight: LinearWeight) -> _Linear:
+        parts = (None if part is None else self._keep(part) for part in (weight.data, weight.scales, weight.bias))
+        return _Linear(KINDS[weight.data.dtype], *weight.shape, *parts)
+
+    def _keep(self, tensor: Tensor) -> int:
+        """Its address, which stays its own as long as this object lives."""
+        self._kept.append(tensor)
+        return tensor.data_ptr()

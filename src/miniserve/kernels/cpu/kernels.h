@@ -1,0 +1,33 @@
+// The library's functions: what Python calls through ctypes, and `dense.cpp` calls in a row. Pointers are to contiguous
+// tensors of the shapes that are given; letters are the reference's. `types` says which are bf16 instead of float32:
+// 1 the activations, 2 the other tensor (a norm's weight, the cache). Nothing is checked here but what is said.
+#pragma once
+#include <cstdint>
+
+#define EXPORTED extern "C" __attribute__((visibility("default")))
+
+// out [R, H] = x normalised, times weight [H]. With a residual [R, H]: that is x added to it, in place, and normalised.
+EXPORTED void ms_norm(int types, void* residual, const void* x, const void* weight, void* out, int64_t R, int64_t H,
+                      float eps, int threads);
+
+// y [M, N] = x [M, K] W^T + bias, which may be null. kind of W: 0 float32, 1 bf16, 2 int8, 3 4-bit; scales: as it needs.
+EXPORTED void ms_linear(int kind, const void* x, int is_bf16, const void* w, const void* scales, const float* bias,
+                        void* y, int64_t M, int64_t N, int64_t K, int threads);
+
+// qkv [T, (N + 2G) D]: queries turned to q [T, N, D], keys turned and values to their slots, of which the caches have
+// cache_slots; a negative slot is padding. Norms [D] of heads before that, or null. 1 if a slot is not in the cache.
+EXPORTED int ms_rope_store(int types, const void* qkv, const float* cos, const float* sin, const float* q_norm,
+                           const float* k_norm, float eps, void* q, void* k_cache, void* v_cache, const int64_t* slots,
+                           int64_t T, int64_t N, int64_t G, int64_t D, int64_t cache_slots, int threads);
+
+// out [T, N, D] = attention of q over caches [blocks, S, G, D]. 1 if lengths or the block table [B, W] make no sense.
+EXPORTED int ms_paged_attention(int types, const void* q, const void* k_cache, const void* v_cache,
+                                const int32_t* query_start, const int32_t* context_lens, const int32_t* block_table,
+                                void* out, int64_t T, int64_t B, int64_t N, int64_t G, int64_t D, int64_t S, int64_t W,
+                                int64_t blocks, int threads);
+
+// out [R, I] = SiLU(gate) * up for gate_up [R, 2 I].
+EXPORTED void ms_silu_mul(int is_bf16, const void* gate_up, void* out, int64_t R, int64_t I, int threads);
+
+// out [R]: the place of each row's first largest logit.
+EXPORTED void ms_argmax(const float* logits, int64_t* out, int64_t R, int64_t V, int threads);
