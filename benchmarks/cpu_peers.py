@@ -220,8 +220,8 @@ def main(
             contestant.run("warm-up", mixed(2, vocab_size, low=8, high=16))
             contestant.runs.clear()
             if tune and not quick:
-                shorter = [Job(job.prompt_token_ids, job.max_tokens // 4) for job in mixed(64, vocab_size)]
-                contestant.tune(shorter, say)
+                half = mixed(64, vocab_size, low=32, high=128)
+                contestant.tune([Job(job.prompt_token_ids, job.max_tokens // 4) for job in half], say)
         busiest = compete(contestants, jobs, repeats)
     reference = next((each for each in contestants if each.name == "ours" and not each.error), None)
     show(contestants, jobs, reference)

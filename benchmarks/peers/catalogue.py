@@ -50,13 +50,13 @@ PEERS = {
     "ik_llama.cpp": Spec(
         _HERE / "peer_ik_llama_cpp.py",
         reads="gguf",
-        variants=[{"weights": "file"}, {"weights": "Q8_0"}, {"weights": "F16"}],
+        variants=[{"weights": "file"}, {"weights": "Q8_0"}],
         requirements=["ik-llama-cpp-python==0.1.5", "numpy"],
     ),
     "openvino": Spec(
         _HERE / "peer_openvino.py",
         reads="gguf",
-        variants=[{"weights": "file"}, {"weights": "Q8_0"}, {"weights": "F16"}],
+        variants=[{"weights": "file"}, {"weights": "F16"}],
         requirements=["openvino-genai==2026.4.1.0", "numpy"],
     ),
     "vllm": Spec(

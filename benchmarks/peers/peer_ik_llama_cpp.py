@@ -1,7 +1,9 @@
 """Peer: ik_llama.cpp, a fork of llama.cpp with faster kernels for CPUs, from the wheel of ik-llama-cpp-python.
 
-The wheel declares the C API itself; three functions that it does not use are declared here. All sequences share one KV
-cache, so `num_slots` matters more than it does to llama.cpp. Options: see `peer_llama_cpp`.
+The wheel declares the C API itself; what it does not use is declared here. All sequences share one KV cache, and each
+token is compared with all of it, so that fewer `num_slots` can be faster. Its flash attention stops with a failed
+assertion where several sequences share the cache, on CPUs without AVX-VNNI at least: by default only a sequence that is
+`alone` gets it. Options: see `peer_llama_cpp`.
 """
 
 import ctypes
@@ -11,15 +13,15 @@ import numpy as np
 from batching import run_jobs
 from protocol import Job, Outputs, Peer, serve
 
+NUM_BATCH = 2048
 PAD = 256  # the fork counts its KV cache in these
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
 CHOICES: dict[str, list[Any]] = {
     "repack": [True, False],
-    "flash_attn": [False, True],
-    "num_slots": [64, 16],
-    "n_ubatch": [512, 2048, 128],
-    "n_batch": [2048],
-    "kv_type": ["f16", "q8_0", "f32"],
+    "num_slots": [8, 4, 16, 64],
+    "flash_attn": ["alone", "always", "never"],
+    "n_ubatch": [512, 128],
+    "kv_type": ["f16", "q8_0"],
 }
 
 
@@ -35,10 +37,10 @@ class IkContext:
         params = api.llama_context_default_params()
         params.n_seq_max = self.num_slots = num_slots
         params.n_ctx = num_tokens
-        params.n_batch = self.num_batch = settings["n_batch"]
-        params.n_ubatch = min(settings["n_ubatch"], settings["n_batch"])
+        params.n_batch = self.num_batch = NUM_BATCH
+        params.n_ubatch = settings["n_ubatch"]
         params.n_threads = params.n_threads_batch = settings["threads"]
-        params.flash_attn = settings["flash_attn"]
+        params.flash_attn = settings["flash_attn"] == "always" or (settings["flash_attn"] == "alone" and num_slots == 1)
         params.type_k = params.type_v = KV_TYPES[settings["kv_type"]]
         self._context = api.llama_init_from_model(model, params)
         if not self._context:
@@ -114,10 +116,17 @@ class IkLlamaCpp(Peer):
             self._load()
 
     def prepare(self, jobs: list[Job]) -> None:
-        """A context with as many sequences as the jobs need, and a cache for the longest of them side by side."""
+        """A context with as many sequences as the jobs need, and a cache for the longest of them side by side.
+
+        Twice that and a batch more where sequences follow one another: a batch needs cells that lie together, and those
+        that become free are scattered.
+        """
         num_slots = min(self.settings["num_slots"], len(jobs))
         lengths = sorted(len(job.prompt_token_ids) + job.max_tokens for job in jobs)
-        shape = num_slots, -(-sum(lengths[-num_slots:]) // PAD) * PAD
+        num_tokens = sum(lengths[-num_slots:])
+        if num_slots < len(jobs):
+            num_tokens = 2 * num_tokens + NUM_BATCH
+        shape = num_slots, -(-num_tokens // PAD) * PAD
         if self._context is None or shape != self._shape:
             self._drop_context()
             self._context = IkContext(self._api, self._model, *shape, self.settings)

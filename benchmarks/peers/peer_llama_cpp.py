@@ -13,19 +13,29 @@ from typing import Any
 
 import numpy as np
 from batching import run_jobs
+from cpu import instruction_sets
 from protocol import Job, Outputs, Peer, serve
 
 NUM_SLOTS = 64
 WARNING, ERROR = 3, 4  # of ggml's log levels
 PAD = 256  # llama.cpp counts the context of a sequence in these
 KV_TYPES = {"f32": 0, "f16": 1, "q8_0": 8, "bf16": 30}
+# Names of the system, and the library's own for the same. This wheel is built for AVX2 and knows none of them: on a CPU
+# that has them, a build from source would be faster.
+COULD_BE_USED = {
+    "avx512f": "avx512",
+    "avx512_vnni": "avx512_vnni",
+    "avx512_bf16": "avx512_bf16",
+    "avx_vnni": "avx_vnni",
+    "amx_int8": "amx_int8",
+}
 CHOICES: dict[str, list[Any]] = {
     "flash_attn": [True, False],
     "kv_unified": [False, True],
-    "n_ubatch": [512, 64, 2048],
-    "n_batch": [2048, 512],
-    "kv_type": ["f16", "f32", "q8_0"],
-    "repack": [True, False],
+    "n_ubatch": [512, 128, 2048],
+    "n_batch": [2048],
+    "kv_type": ["f16", "q8_0"],
+    "repack": [True],
 }
 
 
@@ -109,7 +119,10 @@ class LlamaCpp(Peer):
         self._check_declarations()
         lib.llama_backend_init()
         self._load()
-        self.notes = {"system_info": self._ffi.string(lib.llama_print_system_info()).decode().strip(" |")}
+        system_info = self._ffi.string(lib.llama_print_system_info()).decode().strip(" |")
+        used = {part.partition("=")[0].strip().lower() for part in system_info.replace("CPU :", "").split("|")}
+        unused = [name for name in instruction_sets() if name in COULD_BE_USED and COULD_BE_USED[name] not in used]
+        self.notes = {"system_info": system_info, "unused_instruction_sets": unused}
 
     def configure(self, settings: dict[str, Any]) -> None:
         """Change some of the settings."""

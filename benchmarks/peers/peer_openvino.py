@@ -11,9 +11,9 @@ from protocol import Job, Outputs, Peer, serve
 
 CHOICES: dict[str, list[Any]] = {
     "kv_cache_precision": ["u8", "f32"],
-    "max_num_batched_tokens": [2048, 512, 256],
+    "max_num_batched_tokens": [2048, 256],
     "dynamic_split_fuse": [True, False],
-    "dynamic_quantization_group_size": [None, 32, 0],
+    "dynamic_quantization_group_size": [None, 0],
 }
 
 

@@ -15,12 +15,13 @@
 #include <memory>
 #include <vector>
 
+#include "attention_tile.h"
 #include "kernels.h"
 #include "simd.h"
 
 namespace {
 
-constexpr int TILE = 32, ROWS = 32;  // keys of a tile; most rows of a head in a task
+constexpr int ROWS = 32;  // most rows of a head in a task
 constexpr int64_t SPAN = 512;
 
 // Where a tile's keys and values lie: those of the task's first head; the others follow.
@@ -29,92 +30,6 @@ struct Tile {
   int count;
   const C *keys[TILE], *values[TILE];
 };
-
-// scores[r, j] = queries[r] · keys[j] for R rows and J keys.
-template <int R, int J, class C>
-NOT_INLINED void score(const float* queries, const C* const* keys, int64_t head, int64_t D, float* scores) {
-  Floats products[J][R] = {};
-  for (int64_t d = 0; d < D; d += STEP) {
-    Floats row[R];
-    UNROLL for (int r = 0; r < R; r++) row[r] = held(load<Floats>(queries + r * D + d));
-    UNROLL for (int j = 0; j < J; j++) {
-      const Floats key = first(keys[j] + head + d);
-      UNROLL for (int r = 0; r < R; r++) products[j][r] = multiply_add(row[r], key, products[j][r]);
-    }
-    UNROLL for (int r = 0; r < R; r++) row[r] = held(load<Floats>(queries + r * D + d + LANES));
-    UNROLL for (int j = 0; j < J; j++) {
-      const Floats key = second(keys[j] + head + d);
-      UNROLL for (int r = 0; r < R; r++) products[j][r] = multiply_add(row[r], key, products[j][r]);
-    }
-  }
-  UNROLL for (int r = 0; r < R; r++) {
-    if (J == 4) store(scores + r * TILE, sums(products[0][r], products[1 % J][r], products[2 % J][r], products[3 % J][r]));
-    else scores[r * TILE] = sum(products[0][r]);
-  }
-}
-
-// sums[r, ..] = sums[r, ..] · shrink[r] + sum over j of weights[r, j] · values[j, ..], for R rows and 16 elements.
-template <int R, class C>
-NOT_INLINED void mix(float* sums, int64_t D, const float* shrink, const float* weights, const C* const* values,
-                     int64_t at, int count) {
-  Floats mixed[R][2];
-  UNROLL for (int r = 0; r < R; r++) {
-    mixed[r][0] = load<Floats>(sums + r * D) * shrink[r];
-    mixed[r][1] = load<Floats>(sums + r * D + LANES) * shrink[r];
-  }
-  for (int j = 0; j < count; j++) {
-    const Floats a = held(first(values[j] + at)), b = held(second(values[j] + at));
-    UNROLL for (int r = 0; r < R; r++) {
-      const Floats weight = held(broadcast(weights[r * TILE + j]));
-      mixed[r][0] = multiply_add(weight, a, mixed[r][0]);
-      mixed[r][1] = multiply_add(weight, b, mixed[r][1]);
-    }
-  }
-  UNROLL for (int r = 0; r < R; r++) {
-    store(sums + r * D, mixed[r][0]);
-    store(sums + r * D + LANES, mixed[r][1]);
-  }
-}
-
-template <int R, class C>
-void score_rows(const float* queries, const C* const* keys, int count, int64_t head, int64_t D, float* scores) {
-  int j = 0;
-  for (; j + 4 <= count; j += 4) score<R, 4>(queries, keys + j, head, D, scores + j);
-  for (; j < count; j++) score<R, 1>(queries, keys + j, head, D, scores + j);
-}
-
-template <int R, class C>
-void mix_rows(float* sums, const float* shrink, const float* weights, const C* const* values, int count, int64_t head,
-              int64_t D) {
-  for (int64_t d = 0; d < D; d += STEP) mix<R>(sums + d, D, shrink, weights, values, head + d, count);
-}
-
-template <class C>
-void prefetch(const C* from, int64_t count) {
-  for (int64_t i = 0; i < count; i += 64 / sizeof(C)) __builtin_prefetch(from + i);
-}
-
-// Scores become e^(score - most), 0 where a row does not see; returns by what earlier sums shrink.
-float soften(float* scores, int64_t visible, float& most, float& total) {
-  for (int64_t j = std::max(visible, int64_t(0)); j < TILE; j++) scores[j] = -INFINITY;
-  Floats top = load<Floats>(scores);
-  for (int j = LANES; j < TILE; j += LANES) top = larger(top, load<Floats>(scores + j));
-  const float newest = std::max(most, maximum(top));
-  if (newest == -INFINITY) {  // nothing seen yet
-    std::fill(scores, scores + TILE, 0.0f);
-    return 1;
-  }
-  Floats added = {};
-  for (int j = 0; j < TILE; j += LANES) {
-    const Floats weight = exponential(load<Floats>(scores + j) - newest);
-    store(scores + j, weight);
-    added += weight;
-  }
-  const float shrink = exponential(broadcast(most - newest))[0];
-  total = total * shrink + sum(added);
-  most = newest;
-  return shrink;
-}
 
 // A softmax under way, for the rows of a task: [head, token, query head of the group].
 struct Rows {
@@ -132,13 +47,19 @@ struct Task {
   int64_t spans() const { return (visible + SPAN - 1) / SPAN; }
 };
 
+template <class C>
+void prefetch(const C* from, int64_t count) {
+  for (int64_t i = 0; i < count; i += 64 / sizeof(C)) __builtin_prefetch(from + i);
+}
+
 // N query heads, G key/value heads, D head dimension, S slots of a block, W width of the block table, as in the reference.
-template <class Q, class C>
+template <class C>
 struct Attention {
   int64_t N, G, D, S, W;
-  const Q* q;
+  const void* q;
+  void* out;
+  bool q_is_bf16;
   const C *k_cache, *v_cache;
-  Q* out;
   const int32_t *query_start, *context_lens, *block_table;
 
   int64_t group() const { return N / G; }
@@ -180,7 +101,9 @@ struct Attention {
         for (int64_t i = 0; i < group(); i++) step(r++, (token * N + head * group() + i) * D);
   }
 
-  void open(const Task& task, Rows& rows) const {
+  // Rows from nothing; `q` is float or bf16.
+  template <class Q>
+  void open(const Task& task, const Q* q, Rows& rows) const {
     const float scale = 1 / std::sqrt(float(D));
     each_row(task, [&](int64_t r, int64_t place) {
       for (int64_t d = 0; d < D; d += STEP)
@@ -206,7 +129,8 @@ struct Attention {
 
   // The softmax of one span, from nothing.
   NOT_INLINED void attend(const Task& task, Rows& rows, int64_t span) const {
-    open(task, rows);
+    if (q_is_bf16) open(task, static_cast<const bf16*>(q), rows);
+    else open(task, static_cast<const float*>(q), rows);
     const int64_t begin = span * SPAN, end = std::min(task.visible, begin + SPAN);
     Tile<C> tile, next;
     locate(task, begin, end, next);
@@ -266,10 +190,16 @@ struct Attention {
   }
 
   void close(const Task& task, const Rows& rows) const {
+    if (q_is_bf16) write(task, rows, static_cast<bf16*>(out));
+    else write(task, rows, static_cast<float*>(out));
+  }
+
+  template <class Q>
+  void write(const Task& task, const Rows& rows, Q* to) const {
     each_row(task, [&](int64_t r, int64_t place) {
       for (int64_t d = 0; d < D; d += STEP)
         for (int i = 0; i < STEP; i++)
-          out[place + d + element<C>(i)] = narrow<Q>(rows.sums.data[r * D + d + i] / rows.total.data[r]);
+          to[place + d + element<C>(i)] = narrow<Q>(rows.sums.data[r * D + d + i] / rows.total.data[r]);
     });
   }
 
@@ -313,27 +243,14 @@ struct Attention {
   }
 };
 
-template <class Q, class C>
-int attend(const void* q, const void* k_cache, const void* v_cache, const int32_t* query_start,
-           const int32_t* context_lens, const int32_t* block_table, void* out, int64_t T, int64_t B, int64_t N,
-           int64_t G, int64_t D, int64_t S, int64_t W, int64_t blocks, int threads) {
-  const Attention<Q, C> attention{N,
-                                  G,
-                                  D,
-                                  S,
-                                  W,
-                                  static_cast<const Q*>(q),
-                                  static_cast<const C*>(k_cache),
-                                  static_cast<const C*>(v_cache),
-                                  static_cast<Q*>(out),
-                                  query_start,
-                                  context_lens,
-                                  block_table};
+template <class C>
+int attend(const Attention<C>& attention, int64_t T, int64_t B, int64_t blocks, int threads) {
   std::vector<Task> tasks;
   if (!attention.plan(B, blocks, threads, tasks)) return 1;
   int64_t spans = 0, rows = 0;
   for (const Task& task : tasks) spans += task.spans(), rows += task.tokens * task.heads;
-  if (rows < T * G) std::fill_n(static_cast<Q*>(out), T * N * D, Q{});  // rows of nobody, of sequences without a token
+  if (rows < T * attention.G)  // rows of nobody, and of sequences without a token
+    memset(attention.out, 0, T * attention.N * attention.D * (attention.q_is_bf16 ? sizeof(bf16) : sizeof(float)));
   const bool few = int64_t(tasks.size()) < 4 * threads && spans > int64_t(tasks.size());
   if (few) attention.run_spans(tasks, threads);
   else attention.run_tasks(tasks, threads);
@@ -342,14 +259,14 @@ int attend(const void* q, const void* k_cache, const void* v_cache, const int32_
 
 }  // namespace
 
-int ms_paged_attention(int types, const void* q, const void* k_cache, const void* v_cache,
-                                const int32_t* query_start, const int32_t* context_lens, const int32_t* block_table,
-                                void* out, int64_t T, int64_t B, int64_t N, int64_t G, int64_t D, int64_t S, int64_t W,
-                                int64_t blocks, int threads) {
-  const auto function = types == 0   ? attend<float, float>
-                        : types == 1 ? attend<bf16, float>
-                        : types == 2 ? attend<float, bf16>
-                                     : attend<bf16, bf16>;
-  return function(q, k_cache, v_cache, query_start, context_lens, block_table, out, T, B, N, G, D, S, W, blocks,
-                  threads);
+int ms_paged_attention(int types, const void* q, const void* k_cache, const void* v_cache, const int32_t* query_start,
+                       const int32_t* context_lens, const int32_t* block_table, void* out, int64_t T, int64_t B,
+                       int64_t N, int64_t G, int64_t D, int64_t S, int64_t W, int64_t blocks, int threads) {
+  const auto run = [&](auto element) {
+    using C = decltype(element);
+    const Attention<C> attention{N, G, D, S, W, q, out, bool(types & 1), static_cast<const C*>(k_cache),
+                                 static_cast<const C*>(v_cache), query_start, context_lens, block_table};
+    return attend(attention, T, B, blocks, threads);
+  };
+  return types & 2 ? run(bf16{}) : run(float{});
 }

@@ -32,7 +32,7 @@ from filelock import FileLock
 from miniserve.model.sources.aliases import cache_dir
 
 SOURCES = ("attention.cpp", "dense.cpp", "linear.cpp", "rowwise.cpp")
-HEADERS = ("kernels.h", "simd.h")
+HEADERS = ("attention_tile.h", "kernels.h", "simd.h")
 _COMPILE_SECONDS = 600
 _ERROR_LINES = 12
 
