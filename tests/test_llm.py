@@ -73,7 +73,7 @@ def test_logprobs_are_the_models_own(llm, model):
     (out,) = llm.generate([PROMPT], params)
     tokens = torch.tensor([*PROMPT, *out.token_ids])
     with torch.inference_mode():
-        hidden = model.decoder(tokens, torch.arange(len(tokens)), NoCache())
+        hidden = model.decoder(tokens, torch.arange(len(tokens)), NoCache(model.config))
         expected = model.decoder.logits(hidden).double().log_softmax(-1)
     reported = [entry.logprob for entry in (*out.prompt_logprobs[1:], *out.outputs[0].logprobs)]
     wanted = [expected[at, token].item() for at, token in enumerate(tokens[1:].tolist())]
@@ -287,7 +287,7 @@ def test_interrupted_script_says_so_and_ends(smollm2_gguf):
 
 def test_closing_gives_the_memory_back(tiny_directory):
     llm = LLM(str(tiny_directory("llama")[0]), kv_cache_memory=2**22)
-    watched = [weakref.ref(llm.engine.executor.cache.keys[0]), weakref.ref(llm.engine.executor.decoder.embed)]
+    watched = [weakref.ref(llm.engine.executor.cache.keys[0]), weakref.ref(llm.engine.executor.decoder.unembed.weight)]
     name = llm.add_request("hello", SamplingParams(max_tokens=50))
     llm.step()
     llm.close()

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from miniserve.core.block_pool import BlockPool
@@ -46,6 +47,7 @@ class EngineSettings:
     """What an `LLM` was built with, everything decided.
 
     Attributes:
+        device, backend, dtype, quantization, note: see `model.choices.Choices`.
         max_model_len: most tokens of one request, prompt and output.
         max_num_batched_tokens: most tokens computed in one step.
         max_num_seqs: most requests computed at once.
@@ -56,8 +58,11 @@ class EngineSettings:
     """
 
     model: str
-    dtype: str
     device: str
+    backend: str
+    dtype: str
+    quantization: str
+    note: str
     max_model_len: int
     max_num_batched_tokens: int
     max_num_seqs: int
@@ -65,6 +70,14 @@ class EngineSettings:
     num_blocks: int
     kv_cache_bytes: int
     prefix_caching: bool
+
+    def __str__(self) -> str:
+        """One line for a terminal: what runs, and on what."""
+        kernels = {"cpu": f"C++ kernels, {torch.get_num_threads()} threads", "torch": "plain torch"}[self.backend]
+        weights = {"none": "", "file": ", weights as in the file"}.get(
+            self.quantization, f", {self.quantization} weights"
+        )
+        return f"{self.model} on {self.device} ({kernels}), {self.dtype}{weights}"
 
 
 class BlockView(NamedTuple):
@@ -80,7 +93,7 @@ class LLM:
 
     Args:
         model: alias, path or Hugging Face name, or a model that is loaded already.
-        dtype, device: as `load_model` takes them; not with a loaded model.
+        dtype, device, backend, quantization: as `load_model` takes them; not with a loaded model.
         max_model_len: most tokens of one request; None: what the model allows, or the memory if that is less.
         max_num_batched_tokens: most tokens computed in one step; a longer prompt is computed in chunks. None: 512 on a
             CPU, 8192 on a GPU.
@@ -102,6 +115,8 @@ class LLM:
         *,
         dtype: str = "auto",
         device: str = "auto",
+        backend: str = "auto",
+        quantization: str = "auto",
         max_model_len: int | None = None,
         max_num_batched_tokens: int | None = None,
         max_num_seqs: int = 64,
@@ -113,11 +128,15 @@ class LLM:
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
         if isinstance(model, LoadedModel):
-            if (dtype, device) != ("auto", "auto"):
-                raise InvalidRequestError("dtype and device belong to load_model: this model is loaded already")
+            if {dtype, device, backend, quantization} != {"auto"}:
+                raise InvalidRequestError(
+                    "dtype, device, backend and quantization belong to load_model: this model is loaded already"
+                )
         else:
-            model = load_model(model, dtype=dtype, device=device, progress=progress)
-        decoder = model.decoder
+            model = load_model(
+                model, dtype=dtype, device=device, backend=backend, quantization=quantization, progress=progress
+            )
+        decoder, choices = model.decoder, model.choices
         kind = decoder.device.type
         if block_size is None:
             block_size = BLOCK_SIZE[kind]
@@ -149,13 +168,16 @@ class LLM:
         self.model = model
         self.tokenizer = model.tokenizer
         self.engine = Engine(scheduler, ModelRunner(decoder, cache, block_size), on_step=on_step)
-        self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{decoder.dtype}")
+        self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{choices}")
         self._generations: dict[str, Generation] = {}
         self._streams: dict[str, deque[str]] = {}
         self.settings = EngineSettings(
             model=model.files.name,
-            dtype=str(decoder.dtype).removeprefix("torch."),
-            device=str(decoder.device),
+            device=str(choices.device),
+            backend=choices.backend,
+            dtype=str(choices.dtype).removeprefix("torch."),
+            quantization=choices.quantization,
+            note=choices.note,
             max_model_len=max_model_len,
             max_num_batched_tokens=max_num_batched_tokens,
             max_num_seqs=max_num_seqs,

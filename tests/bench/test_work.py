@@ -13,10 +13,10 @@ from miniserve.model.load import load_model
 @pytest.mark.parametrize("family", ["llama", "smollm2", "qwen3"])
 def test_flops_are_those_torch_counts(family, tiny_directory):
     """Causal attention needs half the square; the kernel computes all of it and masks: that part is compared apart."""
-    model = load_model(str(tiny_directory(family)[0]), dtype="float32", device="cpu")
+    model = load_model(str(tiny_directory(family)[0]), dtype="float32", device="cpu", backend="torch")
     config, count = model.config, 40
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        hidden = model.decoder(torch.arange(3, 3 + count), torch.arange(count), NoCache())
+        hidden = model.decoder(torch.arange(3, 3 + count), torch.arange(count), NoCache(config))
         model.decoder.logits(hidden[-1:])
     attention = 4 * config.num_layers * config.num_heads * config.head_dim
     counted = counter.get_total_flops()

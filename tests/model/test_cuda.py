@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from miniserve.model.choices import best_dtype
 from miniserve.model.generate import generate_cached, generate_naive
-from miniserve.model.load import choose_dtype, load_model
+from miniserve.model.load import load_model
 from support import tiny_models
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -24,7 +25,7 @@ def test_float32_tokens_equal_the_cpu(family, tiny_directory):
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
 def test_auto_dtype_generates_both_ways(family, tiny_directory):
     model = load_model(str(tiny_directory(family)[0]), device="cuda")
-    assert model.decoder.dtype is choose_dtype("auto", torch.device("cuda"))
+    assert model.decoder.dtype is best_dtype(torch.device("cuda"), "torch")
     for generate in (generate_naive, generate_cached):
         tokens = list(generate(model.decoder, PROMPT, 8))
         assert len(tokens) == 8

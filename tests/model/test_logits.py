@@ -14,7 +14,7 @@ TOKENS = torch.randint(3, 128, (40,), generator=torch.Generator().manual_seed(1)
 
 def logits_of(decoder, tokens=TOKENS):
     with torch.inference_mode():
-        return decoder.logits(decoder(tokens, torch.arange(len(tokens)), NoCache()))
+        return decoder.logits(decoder(tokens, torch.arange(len(tokens)), NoCache(decoder.config)))
 
 
 def reference_logits(model, tokens=TOKENS):

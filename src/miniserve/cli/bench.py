@@ -7,14 +7,26 @@ import datetime
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, open_llm
+from miniserve.cli.loading import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuantizationOption,
+    ThreadsOption,
+    open_llm,
+    open_model,
+)
+
+if TYPE_CHECKING:
+    from miniserve.model.load import LoadedModel
 
 app = typer.Typer(help="Measure the engine.", no_args_is_help=True)
 
@@ -28,14 +40,18 @@ def throughput(
     num_requests: Annotated[int, typer.Option(help="Requests of the batch run.", min=1)] = 64,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    threads: ThreadsOption = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """A fixed workload (prompts and outputs of 64 to 256 tokens, greedy), all at once, and one request alone."""
     from miniserve.bench.throughput import bench_throughput
 
-    with open_llm(model, dtype, device, max_num_seqs=num_requests) as llm:
-        data = {"model": llm.settings.model, "dtype": llm.settings.dtype, "device": llm.settings.device}
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    with open_llm(model, how, max_num_seqs=num_requests) as llm:
+        data = _what_ran(llm.model)
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
     _give(data, as_json, out, _throughput_table)
 
@@ -55,15 +71,19 @@ def prefix(
     turns: Annotated[int, typer.Option(help="Turns of each.", min=2)] = 8,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    threads: ThreadsOption = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """Conversations under one system prompt of 512 tokens, with and without the prefix cache."""
     from miniserve.bench.prefix import bench_prefix
-    from miniserve.model.load import load_model
 
-    data = bench_prefix(load_model(model, dtype=dtype, device=device), num_chats, turns=turns)
-    _give({"model": model, "num_chats": num_chats, "turns": turns} | data, as_json, out, _flat_table)
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    loaded = open_model(model, how)
+    data = bench_prefix(loaded, num_chats, turns=turns)
+    _give(_what_ran(loaded) | {"num_chats": num_chats, "turns": turns} | data, as_json, out, _flat_table)
 
 
 @app.command()
@@ -73,18 +93,36 @@ def soak(
     seed: Annotated[int, typer.Option(help="Of the whole run.")] = 0,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    threads: ThreadsOption = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """Random load on tight engines against known answers: aborts, malformed and oversized requests, tiny pools."""
     from miniserve.bench.soak import soak as run_soak
-    from miniserve.model.load import load_model
 
-    loaded = load_model(model, dtype=dtype, device=device)
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    loaded = open_model(model, how)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("soaking", total=minutes * 60)
         data = run_soak(loaded, minutes * 60, seed=seed, progress=lambda gone: bar.update(task, completed=gone))
-    _give({"model": model, "seed": seed} | data, as_json, out, _flat_table)
+    _give(_what_ran(loaded) | {"seed": seed} | data, as_json, out, _flat_table)
+
+
+def _what_ran(loaded: "LoadedModel") -> dict[str, Any]:
+    import torch
+
+    choices = loaded.choices
+    dtype, threads = str(choices.dtype).removeprefix("torch."), torch.get_num_threads()
+    return {
+        "model": loaded.files.name,
+        "device": str(choices.device),
+        "backend": choices.backend,
+        "dtype": dtype,
+        "quantization": choices.quantization,
+        "threads": threads,
+    }
 
 
 def _give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any) -> None:
@@ -115,7 +153,8 @@ def _with_provenance(data: dict[str, Any]) -> dict[str, Any]:
 def _throughput_table(data: dict[str, Any]) -> Table:
     limits = data["ceilings"]
     title = (
-        f"{data['model']}, {data['dtype']} on {data['device']}; reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"{data['model']} on {data['device']} ({data['backend']}, {data['threads']} threads), {data['dtype']}, "
+        f"quantization {data['quantization']}; reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s, "
         f"multiplies at {limits['flops_per_s'] / 1e9:.0f} GFLOP/s"
     )
     table = Table(title=title)

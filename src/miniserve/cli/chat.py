@@ -10,7 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, open_llm
+from miniserve.cli.loading import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuantizationOption,
+    ThreadsOption,
+    open_llm,
+)
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 
@@ -31,14 +39,17 @@ def chat(
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Talk to a model."""
     with contextlib.suppress(ImportError):  # absent on Windows
         import readline  # noqa: F401, gives input() editing keys and a history
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    llm = open_llm(model, dtype, device)
-    settings = llm.settings
-    typer.echo(f"{settings.model} on {settings.device}, {settings.dtype}. {HELP}", err=True)
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    llm = open_llm(model, how)
+    typer.echo(f"{llm.settings}. {HELP}", err=True)
     opening = [{"role": "system", "content": system}] if system is not None else []
     messages = list(opening)
     while (line := _ask()) is not None:

@@ -6,7 +6,15 @@ from typing import Annotated
 
 import typer
 
-from miniserve.cli.loading import DeviceOption, DtypeOption, ModelOption, open_llm
+from miniserve.cli.loading import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    ModelOption,
+    QuantizationOption,
+    ThreadsOption,
+    open_llm,
+)
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 
@@ -34,6 +42,9 @@ def generate(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with ids and timings.")] = False,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    threads: ThreadsOption = None,
 ) -> None:
     """Continue a text."""
     if stream and (as_json or n > 1):
@@ -55,7 +66,8 @@ def generate(
     )
     if prompt == "-":
         prompt = sys.stdin.read()
-    with open_llm(model, dtype, device) as llm:
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    with open_llm(model, how) as llm:
         tokenizer = llm.tokenizer
         prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
         if stream:

@@ -1,4 +1,4 @@
-"""What the commands share: an engine, its weights loaded with a progress bar on stderr."""
+"""What the commands share: how a model is asked for, and loading it with a progress bar on stderr."""
 
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -8,26 +8,40 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 if TYPE_CHECKING:
     from miniserve.llm import LLM
+    from miniserve.model.load import LoadedModel
 
 ModelOption = Annotated[str, typer.Option("--model", "-m", help="Alias, directory, .gguf file, or org/name.")]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+BackendOption = Annotated[str, typer.Option(help="auto, torch, or cpu: C++ kernels, compiled at first use.")]
+QuantizationOption = Annotated[str, typer.Option(help="On a CPU: auto, none, int8, int4, or file: the GGUF's own.")]
+ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this may use.", min=1)]
 
 
-def open_llm(model: str, dtype: str, device: str, **options: Any) -> "LLM":
-    """Load, showing progress on stderr if that is a terminal. `options` go to `LLM`."""
+def open_model(model: str, how: dict[str, Any]) -> "LoadedModel":
+    """Load, showing progress on stderr if that is a terminal. `how`: `threads`, and what `load_model` takes."""
     console = Console(stderr=True)
     with console.status("starting torch"):
-        from miniserve.llm import LLM
+        import torch
+
+        from miniserve.hardware.this_machine import num_cores
+        from miniserve.model.load import load_model
+    how = dict(how)
+    torch.set_num_threads(how.pop("threads") or num_cores())
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
-        task = bar.add_task(f"loading {model}", total=None, visible=False)
-        return LLM(
-            model,
-            dtype=dtype,
-            device=device,
-            **options,
-            progress=lambda done, total: bar.update(task, completed=done, total=total, visible=True),
-        )
+        task = bar.add_task(f"loading {model}", total=None, visible=True)
+        loaded = load_model(model, **how, progress=lambda done, total: bar.update(task, completed=done, total=total))
+    if loaded.choices.note:
+        console.print(f"note: {loaded.choices.note}", style="yellow", highlight=False, soft_wrap=True)
+    return loaded
+
+
+def open_llm(model: str, how: dict[str, Any], **options: Any) -> "LLM":
+    """An engine around `open_model(model, how)`. `options` go to `LLM`."""
+    loaded = open_model(model, how)
+    from miniserve.llm import LLM
+
+    return LLM(loaded, **options)

@@ -3,10 +3,13 @@
 A library that is not loaded has had no part in a measurement, so it is not asked.
 """
 
+import math
 import os
 import platform
 import sys
 from pathlib import Path
+
+import psutil
 
 
 def this_device() -> str:
@@ -32,5 +35,38 @@ def these_versions() -> dict[str, str]:
 
 
 def num_cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Physical CPU cores that this process may use: of those it is bound to, what its container is given.
+
+    More threads than that only wait for each other.
+    """
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    physical = psutil.cpu_count(logical=False) or usable
+    return max(1, min(usable, physical, math.ceil(_cpu_quota())))
+
+
+def _cpu_quota() -> float:
+    """CPUs' worth of time that a control group allows; infinite where there is none. Both versions of Linux's."""
+    root = Path("/sys/fs/cgroup")
+    try:
+        quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        try:
+            quota, period = (
+                (root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")
+            )
+        except OSError:
+            return math.inf
+    return int(quota) / int(period) if quota.strip() not in {"max", "-1"} else math.inf
+
+
+def instruction_sets() -> frozenset[str]:
+    """What the processor says it can do, in the system's words ("avx2", "amx_bf16"); nothing where it does not say."""
+    try:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
+            first = file.read(16384).partition("\n\n")[0]  # one processor's lines: they are alike
+    except OSError:
+        return frozenset()
+    lines = (line.partition(":") for line in first.splitlines())
+    return frozenset(
+        word for name, _, words in lines if name.strip() in {"flags", "Features"} for word in words.split()
+    )

@@ -1,14 +1,30 @@
-"""The decoder's operators in plain torch: the truth that every faster kernel is tested against.
+"""The decoder's operators in plain torch: the truth that every faster backend is tested against.
 
 Letters in shapes: T tokens, H hidden size, N query heads, G key/value heads, D head dimension, I intermediate size,
-E experts, K experts per token, B sequences of a batch, P blocks of a KV cache of S slots each. All functions but
-`store_kv` are pure. Statistics (norms, softmax) are taken in float32 whatever the
-input's dtype, and the result is returned in the input's dtype, as the models were trained. Nothing here is tuned.
+E experts, K experts per token, B sequences of a batch, P blocks of a KV cache of S slots each. Functions change
+what they say they change and nothing else. Statistics (norms, softmax) are taken in float32 whatever the input's dtype,
+and the result is returned in the input's dtype, as the models were trained. Nothing here is tuned.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from miniserve.kernels.linear_weight import LinearWeight
+
+
+def linear(x: Tensor, weight: LinearWeight) -> Tensor:
+    """y = x Wᵀ + b.
+
+    Args:
+        x: [..., K].
+        weight: W [N, K] and b [N], in any form; one of few bits is expanded here, each time.
+
+    Returns:
+        [..., N] in x's dtype.
+    """
+    bias = None if weight.bias is None else weight.bias.to(x.dtype)
+    return F.linear(x, weight.dense().to(x.dtype), bias)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -24,6 +40,23 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
     return weight * normed.to(x.dtype)
+
+
+def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Add x to the residual stream, in place, and return what it is now, normalised.
+
+    Adding and normalising belong together: a backend reads and writes the stream once for both.
+
+    Args:
+        residual: [..., H]; changed.
+        x: [..., H] in residual's dtype.
+        weight: [H].
+        eps: as in `rms_norm`.
+
+    Returns:
+        [..., H].
+    """
+    return rms_norm(residual.add_(x), weight, eps)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -73,6 +106,23 @@ def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tens
     v_cache.flatten(0, 1)[slots[real]] = v[real].to(v_cache.dtype)
 
 
+def rope_store(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> Tensor:
+    """Rotate queries and keys, put keys and values into the paged cache, and give the queries back.
+
+    Args:
+        qkv: [T, N + 2·G, D], the heads of queries, keys and values.
+        cos, sin: [T, D/2], float32.
+        k_cache, v_cache, slots: see `store_kv`.
+
+    Returns:
+        [T, N, D].
+    """
+    kv_heads = k_cache.shape[2]
+    q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    store_kv(apply_rope(k, cos, sin), v, k_cache, v_cache, slots)
+    return apply_rope(q, cos, sin)
+
+
 def paged_attention(
     q: Tensor, k_cache: Tensor, v_cache: Tensor, query_start: Tensor, context_lens: Tensor, block_table: Tensor
 ) -> Tensor:
@@ -104,6 +154,11 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     """SiLU(gate) · up for a fused projection. [..., 2·I] -> [..., I]. Source: Shazeer 2020, "GLU Variants", eq. 6."""
     gate, up = gate_up.chunk(2, dim=-1)
     return F.silu(gate) * up
+
+
+def argmax(logits: Tensor) -> Tensor:
+    """The place of each row's first largest entry; of its first NaN, if it has one. [R, V] -> [R] int64."""
+    return logits.argmax(-1)
 
 
 def route(router_logits: Tensor, experts_per_token: int, normalize: bool) -> tuple[Tensor, Tensor]:

@@ -19,8 +19,12 @@ class NoCache:
 
     length = 0
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:  # noqa: ARG002, no layer is kept
-        """q [T, N, D], k and v [T, G, D] -> [T, N, D]."""
+    def __init__(self, config: ModelConfig) -> None:
+        self._kv_heads = config.num_kv_heads
+
+    def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:  # noqa: ARG002, no layer is kept
+        """qkv [T, N + 2·G, D] -> [T, N, D]."""
+        q, k, v = _rotated(qkv, self._kv_heads, cos, sin)
         return ops.causal_attention(q, k, v)
 
     def advance(self, num_tokens: int) -> None:
@@ -43,19 +47,27 @@ class ContiguousCache:
         self.values = torch.empty(shape, dtype=dtype, device=device)
         self.capacity, self.length = capacity, 0
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Append k and v [T, G, D] behind the kept ones and let q [T, N, D] see all of them -> [T, N, D].
+    def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Append the keys and values of qkv [T, N + 2·G, D] behind the kept ones; the queries see all -> [T, N, D].
 
         Raises:
             InvalidRequestError: the new tokens do not fit.
         """
-        end = self.length + k.shape[0]
+        end = self.length + qkv.shape[0]
         if end > self.capacity:
             raise InvalidRequestError(f"the KV cache holds {self.capacity} tokens; {end} were asked for")
+        q, k, v = _rotated(qkv, self.keys.shape[2], cos, sin)
         self.keys[layer, self.length : end] = k
         self.values[layer, self.length : end] = v
-        return ops.causal_attention(q, self.keys[layer, :end], self.values[layer, :end])
+        keys, values = (kept[layer, :end].to(q.dtype) for kept in (self.keys, self.values))
+        return ops.causal_attention(q, keys, values)
 
     def advance(self, num_tokens: int) -> None:
         """Call once after each forward pass, when every layer has stored the same new tokens."""
         self.length += num_tokens
+
+
+def _rotated(qkv: Tensor, kv_heads: int, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries and keys with their positions in them, and values."""
+    q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
+    return ops.apply_rope(q, cos, sin), ops.apply_rope(k, cos, sin), v

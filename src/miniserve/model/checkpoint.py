@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from miniserve.errors import CorruptFileError, TensorError, UnsupportedModelError
+from miniserve.kernels.linear_weight import Bits
 from miniserve.model.config import ModelConfig
 from miniserve.model.config_gguf import read_gguf_config
 from miniserve.model.config_hf import read_hf_config
@@ -38,6 +39,10 @@ class Checkpoint(ABC):
     @abstractmethod
     def load(self, name: str) -> Tensor:
         """One tensor on the CPU, in the dtype it is stored in (GGUF blocks: float32)."""
+
+    def bits(self, name: str) -> Bits | None:  # noqa: ARG002, for those that have any
+        """4 or 8 if the tensor is stored in blocks that `LinearWeight.rounded` keeps exactly."""
+        return None
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
@@ -111,6 +116,10 @@ class GGUFCheckpoint(Checkpoint):
             return _unpermute(tensor, heads)
         return tensor
 
+    def bits(self, name: str) -> Bits | None:
+        """4 for Q4_0 and Q4_1, 8 for Q8_0."""
+        return _GGUF_BITS.get(self._file.tensors[self._where[name][0]].type_id)
+
     def tokenizer(self) -> Tokenizer:
         """Rebuilt from the metadata."""
         return Tokenizer.from_gguf(self._file.metadata, self.path, num_ids=self.config.vocab_size)
@@ -126,6 +135,7 @@ def _plain_name(stored: str) -> str:
     return name
 
 
+_GGUF_BITS: dict[int, Bits] = {2: 4, 3: 4, 8: 8}  # of GGML's types Q4_0, Q4_1 and Q8_0
 _GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _GGUF_LAYER = {
     "attn_norm": "input_layernorm",

@@ -1,9 +1,13 @@
 """The decoder: token ids in, logits out, for every family that `ModelConfig` can describe.
 
 It works on flat tensors: T tokens in one row, whatever sequences they belong to. Only attention knows about sequences
-and caches, so it is passed in: `attend(layer, q, k, v)` stores the new keys and values where it likes and returns what
-the queries see. Everything else here treats each token alone. The decoder keeps no state between calls and reads no
-global one. Weights are left uninitialised; `weights.load_weights` fills them.
+and caches, so it is passed in: `attend` rotates queries and keys, stores the new keys and values where it likes and
+returns what the queries see. Everything else here treats each token alone. The decoder keeps no state between calls and
+reads no global one; its operators come from the backend it was made with. Weights are left uninitialised;
+`weights.load_weights` fills them.
+
+Each layer leaves what its feed-forward part adds to the residual stream for the next norm to add, because adding and
+normalising belong together (`reference.add_rms_norm`).
 
 Letters in shapes: T tokens, H hidden size, N query heads, G key/value heads, D head dimension, I intermediate size,
 V vocabulary, E experts.
@@ -15,23 +19,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from miniserve.kernels import reference as ops
+from miniserve.kernels import reference
+from miniserve.kernels.linear_weight import LinearWeight
+from miniserve.kernels.operators import Operators
 from miniserve.model.config import ModelConfig, MoE
 
 
 class Attend(Protocol):
-    """Causal attention of T new tokens over their sequences' past."""
+    """Rotary position embedding, then causal attention of T new tokens over their sequences' past."""
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [T, N, D], k and v [T, G, D], keys already rotated -> [T, N, D]."""
+    def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """qkv [T, N + 2·G, D], the heads of queries, keys and values; cos and sin [T, D/2] -> [T, N, D]."""
         ...
 
 
 class Placement(NamedTuple):
-    """What every weight of a decoder shares."""
+    """What every part of a decoder shares."""
 
     dtype: torch.dtype
     device: torch.device
+    ops: Operators
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised weight."""
@@ -39,33 +46,49 @@ class Placement(NamedTuple):
 
 
 class Linear(nn.Module):
-    """y = x Wᵀ + b with W [out, in], uninitialised."""
+    """y = x Wᵀ + b with W [out, in], uninitialised. It may be packed: then W is one of few bits, and `weight` empty."""
 
     def __init__(self, inputs: int, outputs: int, place: Placement, *, bias: bool = False) -> None:
         super().__init__()
         self.weight = place.parameter(outputs, inputs)
         self.bias = place.parameter(outputs) if bias else None
+        self.ops = place.ops
+        self._packed: LinearWeight | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        return F.linear(x, self.weight, self.bias)
+        return self.ops.linear(x, self.matrix)
+
+    @property
+    def matrix(self) -> LinearWeight:
+        """W and b as they lie in memory."""
+        return self._packed or LinearWeight(self.weight, None, self.bias)
+
+    def pack(self, matrix: LinearWeight) -> None:
+        """Put W in another form in the place of `weight`, whose memory is given back."""
+        self._packed = matrix
+        self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
 
 class RMSNorm(nn.Module):
-    """`ops.rms_norm` with its weight."""
+    """`rms_norm` with its weight, and `add_rms_norm`, which takes what is to be added to the stream first."""
 
     def __init__(self, size: int, eps: float, place: Placement) -> None:
         super().__init__()
         self.weight = place.parameter(size)
-        self.eps = eps
+        self.eps, self.ops = eps, place.ops
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., size] -> [..., size]."""
-        return ops.rms_norm(x, self.weight, self.eps)
+        return self.ops.rms_norm(x, self.weight, self.eps)
+
+    def add(self, stream: Tensor, x: Tensor | None) -> Tensor:
+        """Add x, if any, to the stream [..., size], in place; the stream normalised."""
+        return self(stream) if x is None else self.ops.add_rms_norm(stream, x, self.weight, self.eps)
 
 
 class Attention(nn.Module):
-    """Grouped-query attention: one fused projection to queries, keys and values, RoPE, `attend`, output projection."""
+    """Grouped-query attention: one fused projection to queries, keys and values, `attend`, output projection."""
 
     def __init__(self, config: ModelConfig, layer: int, place: Placement) -> None:
         super().__init__()
@@ -81,14 +104,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
         """x [T, H]; cos and sin [T, D/2] -> [T, H]."""
-        q, k, v = self.qkv(x).split(self.sizes, dim=-1)
-        if self.qk_norm == "row":
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k, v = (part.unflatten(-1, (-1, self.head_dim)) for part in (q, k, v))
-        if self.qk_norm == "head":
-            q, k = self.q_norm(q), self.k_norm(k)
-        seen = attend(self.layer, ops.apply_rope(q, cos, sin), ops.apply_rope(k, cos, sin), v)
+        qkv = self.qkv(x)
+        if self.qk_norm:
+            q, k, v = qkv.split(self.sizes, dim=-1)
+            qkv = torch.cat((self._normalise(self.q_norm, q), self._normalise(self.k_norm, k), v), dim=-1)
+        seen = attend(self.layer, qkv.view(len(x), -1, self.head_dim), cos, sin)
         return self.out(seen.flatten(-2))
+
+    def _normalise(self, norm: RMSNorm, x: Tensor) -> Tensor:
+        per_head = x.reshape(len(x), -1, self.head_dim)
+        return norm(x) if self.qk_norm == "row" else norm(per_head).flatten(-2)
 
 
 class DenseMLP(nn.Module):
@@ -98,10 +123,11 @@ class DenseMLP(nn.Module):
         super().__init__()
         self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, place)
         self.down = Linear(config.intermediate_size, config.hidden_size, place)
+        self.ops = place.ops
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H] -> [T, H]."""
-        return self.down(ops.silu_mul(self.gate_up(x)))
+        return self.down(self.ops.silu_mul(self.gate_up(x)))
 
 
 class SparseMLP(nn.Module):
@@ -117,8 +143,8 @@ class SparseMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[T, H] -> [T, H]."""
-        weights, expert_ids = ops.route(self.router(x), self.moe.experts_per_token, self.moe.normalize_weights)
-        return ops.moe(x, weights, expert_ids, self.gate_up, self.down)
+        weights, expert_ids = reference.route(self.router(x), self.moe.experts_per_token, self.moe.normalize_weights)
+        return reference.moe(x, weights, expert_ids, self.gate_up, self.down)
 
 
 class DecoderLayer(nn.Module):
@@ -132,43 +158,59 @@ class DecoderLayer(nn.Module):
         sparse = config.moe if config.is_sparse(layer) else None
         self.mlp = SparseMLP(config, sparse, place) if sparse else DenseMLP(config, place)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
-        """The residual stream [T, H] -> [T, H]."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, attend)
-        return x + self.mlp(self.mlp_norm(x))
+    def forward(self, stream: Tensor, added: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+        """The residual stream, changed in place; what is still to be added to it, before and after. [T, H] each."""
+        x = self.attention(self.attention_norm.add(stream, added), cos, sin, attend)
+        return self.mlp(self.mlp_norm.add(stream, x))
 
 
 class Decoder(nn.Module):
-    """A whole decoder-only transformer.
+    """A whole decoder-only transformer. Where embedding and unembedding are one matrix, it is `unembed`'s.
 
     Args:
         config: its shape.
-        dtype: of weights and activations: float32, bfloat16 or float16.
+        dtype: of the weights that are not packed: float32, bfloat16 or float16.
         device: where the weights live.
+        ops: the backend.
+        compute_dtype: of the activations; None: that of the weights.
     """
 
-    def __init__(self, config: ModelConfig, *, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        ops: Operators = reference,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
         super().__init__()
-        self.config, self.dtype, self.device = config, dtype, device
-        place = Placement(dtype, device)
-        self.embed = place.parameter(config.vocab_size, config.hidden_size)
+        self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
+        self.compute_dtype = compute_dtype or dtype
+        place = Placement(dtype, device, ops)
+        self.embed = None if config.tie_embeddings else place.parameter(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer, place) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
-        self.unembed = self.embed if config.tie_embeddings else place.parameter(config.vocab_size, config.hidden_size)
+        self.unembed = Linear(config.hidden_size, config.vocab_size, place)
         self.inverse_frequencies = rope_frequencies(config).to(device)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
         """token_ids and positions [T] int64 -> the last hidden state of every token [T, H], normalised."""
-        angles = positions[:, None].float() * self.inverse_frequencies
-        cos, sin = angles.cos(), angles.sin()
-        x = F.embedding(token_ids, self.embed)
+        stream, cos, sin = self.begin(token_ids, positions)
+        added = None
         for layer in self.layers:
-            x = layer(x, cos, sin, attend)
-        return self.norm(x)
+            added = layer(stream, added, cos, sin, attend)
+        return self.norm.add(stream, added)
+
+    def begin(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """What the layers start from: the tokens' embeddings [T, H], and cosine and sine of RoPE's angles [T, D/2]."""
+        angles = positions[:, None].float() * self.inverse_frequencies
+        x = self.unembed.matrix.rows(token_ids) if self.embed is None else F.embedding(token_ids, self.embed)
+        return x.to(self.compute_dtype), angles.cos(), angles.sin()
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every vocabulary entry: [R, H] -> [R, V] float32. Pass only the rows that need them."""
-        return F.linear(hidden, self.unembed).float()
+        return self.unembed(hidden).float()
 
 
 def rope_frequencies(config: ModelConfig) -> Tensor:

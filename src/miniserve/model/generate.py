@@ -40,7 +40,7 @@ def generate_naive(
     """Yield up to `max_tokens` new tokens, the last of which may be one of `stop_ids`. Recomputes everything."""
     sequence = list(prompt_ids)
     for _ in range(max_tokens):
-        token = greedy(next_token_logits(decoder, sequence, NoCache()))
+        token = greedy(next_token_logits(decoder, sequence, NoCache(decoder.config)))
         yield token
         if token in stop_ids:
             return

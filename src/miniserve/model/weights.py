@@ -2,19 +2,24 @@
 
 The decoder fuses what is read together (Q, K and V; gate and up; all experts), so one parameter is filled from several
 tensors. `weight_plan` writes that down once; `load_weights` checks the plan against the checkpoint before it allocates
-or reads anything: every tensor present, of the right shape, and none left over.
+or reads anything: every tensor present, of the right shape, and none left over. Linear layers whose weights are to be
+of few bits are packed one by one, as their last tensor comes in: at no time are there two copies of a model.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from miniserve.errors import TensorError
+from miniserve.errors import InvalidRequestError, TensorError
+from miniserve.kernels import reference
+from miniserve.kernels.linear_weight import Bits, LinearWeight
+from miniserve.kernels.operators import Operators
 from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.config import ModelConfig
-from miniserve.model.decoder import Decoder
+from miniserve.model.decoder import Decoder, Linear
 
 
 class Part(NamedTuple):
@@ -30,7 +35,8 @@ class Part(NamedTuple):
 def weight_plan(config: ModelConfig) -> Iterator[Part]:
     """Every tensor the decoder needs, in the decoder's order."""
     hidden = config.hidden_size
-    yield Part("model.embed_tokens.weight", "embed", (config.vocab_size, hidden))
+    embedding = "unembed.weight" if config.tie_embeddings else "embed"
+    yield Part("model.embed_tokens.weight", embedding, (config.vocab_size, hidden))
     for layer in range(config.num_layers):
         theirs, ours = f"model.layers.{layer}.", f"layers.{layer}."
         yield Part(theirs + "input_layernorm.weight", ours + "attention_norm.weight", (hidden,))
@@ -39,7 +45,7 @@ def weight_plan(config: ModelConfig) -> Iterator[Part]:
         yield from _mlp(config, layer, theirs + "mlp.", ours + "mlp.")
     yield Part("model.norm.weight", "norm.weight", (hidden,))
     if not config.tie_embeddings:
-        yield Part("lm_head.weight", "unembed", (config.vocab_size, hidden))
+        yield Part("lm_head.weight", "unembed.weight", (config.vocab_size, hidden))
 
 
 def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Part]:
@@ -100,27 +106,74 @@ def load_weights(
     *,
     dtype: torch.dtype,
     device: torch.device,
+    ops: Operators = reference,
+    compute_dtype: torch.dtype | None = None,
+    quantization: str = "none",
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
-    """A decoder with the checkpoint's weights, converted to `dtype` one tensor at a time.
+    """A decoder with the checkpoint's weights, converted one tensor at a time.
 
     Args:
         checkpoint: where the weights are.
-        dtype: of the decoder.
-        device: of the decoder.
+        dtype, device, ops, compute_dtype: of the decoder.
+        quantization: of linear layers: "none", "int8", "int4" or "file" (see `choices.choose`). Embedding, norms,
+            routers and experts stay in `dtype`.
         progress: called with (tensors done, tensors in all) after each tensor.
 
     Raises:
         TensorError: see `check_plan`.
+        InvalidRequestError: a layer cannot be packed. Names it.
     """
     plan = check_plan(checkpoint)
-    decoder = Decoder(checkpoint.config, dtype=dtype, device=device)
-    parameters: dict[str, Tensor] = dict(decoder.named_parameters())
+    decoder = Decoder(checkpoint.config, dtype=dtype, device=device, ops=ops, compute_dtype=compute_dtype)
+    targets: dict[str, Tensor] = dict(decoder.named_parameters())
+    packed = packed_bits(checkpoint, decoder, plan, quantization)
+    for name in packed:  # rounded from what the file says, not from what is left of it in `dtype`
+        targets[name] = torch.empty_like(targets[name], dtype=torch.float32)
+    awaited = Counter(part.parameter for part in plan)
     for done, part in enumerate(plan, start=1):
-        target = parameters[part.parameter]
+        target = targets[part.parameter]
         if part.expert is not None:
             target = target[part.expert]
         target[part.start : part.start + part.shape[0]].copy_(checkpoint.load(part.name))
+        awaited[part.parameter] -= 1
+        if part.parameter in packed and not awaited[part.parameter]:
+            _pack(decoder, part.parameter, targets.pop(part.parameter), packed[part.parameter])
         if progress:
             progress(done, len(plan))
     return decoder.requires_grad_(False).eval()
+
+
+def packed_bits(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str) -> dict[str, Bits]:
+    """Which linear layers' weights are to be of few bits, and of how many.
+
+    The unembedding has 8 bits even with "int4", as it is what tokens are told apart by. A matrix that is fused from
+    tensors of several types gets the widest of them.
+    """
+    if quantization == "none":
+        return {}
+    sources: dict[str, list[str]] = {}
+    for part in plan:
+        sources.setdefault(part.parameter, []).append(part.name)
+    found: dict[str, Bits] = {}
+    for module_name, module in decoder.named_modules():
+        if not isinstance(module, Linear) or module_name.endswith(".router"):
+            continue
+        name = f"{module_name}.weight"
+        if quantization != "file":
+            found[name] = 8 if quantization == "int8" or module_name == "unembed" else 4
+            continue
+        stored = [checkpoint.bits(source) for source in sources[name]]
+        if all(stored):
+            found[name] = max(each for each in stored if each)
+    return found
+
+
+def _pack(decoder: Decoder, parameter: str, value: Tensor, bits: Bits) -> None:
+    name = parameter.removesuffix(".weight")
+    linear = decoder.get_submodule(name)
+    assert isinstance(linear, Linear)
+    try:
+        linear.pack(LinearWeight.rounded(value, bits, linear.bias))
+    except ValueError as error:
+        raise InvalidRequestError(f"the weight of {name} cannot have {bits} bits: {error}") from error

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from miniserve.core.executor import Step
+from miniserve.kernels.cpu.dense import Paged
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Batch:
     block_table: Tensor
     slot_mapping: Tensor
     last_rows: Tensor
+
+    @property
+    def paged(self) -> Paged:
+        """Where the tokens lie, as a call for all layers takes it."""
+        return Paged(self.slot_mapping, self.query_start, self.context_lens, self.block_table)
 
     @classmethod
     def from_step(cls, step: Step, block_size: int, device: torch.device) -> "Batch":

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from miniserve.core.executor import Scheduled, Step, StepResult
 from miniserve.core.request import TokenLogprob
-from miniserve.kernels import reference as ops
+from miniserve.kernels.operators import Operators
 from miniserve.model.decoder import Decoder
+from miniserve.model.one_call import OneCall
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.kv_cache import KVCache
-from miniserve.runtime.sampler import sample, token_logprobs
+from miniserve.runtime.sampler import Sampled, sample, token_logprobs
 
 LOGIT_ROWS = 256  # rows of [V] logits in memory at a time where a whole prompt's are wanted
 
@@ -24,15 +25,15 @@ LOGIT_ROWS = 256  # rows of [V] logits in memory at a time where a whole prompt'
 class PagedAttention:
     """One step's `decoder.Attend`: new keys and values go to their slots, queries read through the block table."""
 
-    def __init__(self, cache: KVCache, batch: Batch) -> None:
-        self._cache, self._batch = cache, batch
+    def __init__(self, ops: Operators, cache: KVCache, batch: Batch) -> None:
+        self._ops, self._cache, self._batch = ops, cache, batch
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q [T, N, D], k and v [T, G, D] -> [T, N, D]."""
+    def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """qkv [T, N + 2·G, D]; cos and sin [T, D/2] -> [T, N, D]."""
         keys, values = self._cache.layer(layer)
         batch = self._batch
-        ops.store_kv(k, v, keys, values, batch.slot_mapping)
-        return ops.paged_attention(q, keys, values, batch.query_start, batch.context_lens, batch.block_table)
+        q = self._ops.rope_store(qkv, cos, sin, keys, values, batch.slot_mapping)
+        return self._ops.paged_attention(q, keys, values, batch.query_start, batch.context_lens, batch.block_table)
 
 
 class ModelRunner:
@@ -40,12 +41,13 @@ class ModelRunner:
 
     Args:
         decoder: the model.
-        cache: the KV memory, of the same dtype and device.
+        cache: the KV memory, on the same device.
         block_size: tokens a KV block holds.
     """
 
     def __init__(self, decoder: Decoder, cache: KVCache, block_size: int) -> None:
         self.decoder, self.cache, self.block_size = decoder, cache, block_size
+        self._one_call = OneCall.of(decoder)
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:
@@ -53,7 +55,7 @@ class ModelRunner:
         started = time.perf_counter()
         batch = Batch.from_step(step, self.block_size, self.decoder.device)
         prepared = time.perf_counter()
-        hidden = self.decoder(batch.token_ids, batch.positions, PagedAttention(self.cache, batch))
+        hidden = self._forward(batch)
         samples = [index for index, part in enumerate(step.scheduled) if part.samples]
         rows = batch.last_rows if len(samples) == len(step.scheduled) else batch.last_rows[samples]
         logits = self.decoder.logits(hidden[rows])
@@ -61,7 +63,7 @@ class ModelRunner:
         computed = time.perf_counter()
         tokens: list[int | None] = [None] * len(step.scheduled)
         logprobs: dict[int, TokenLogprob] = {}
-        for index, sampled in zip(samples, sample(logits, [step.scheduled[i].request for i in samples]), strict=True):
+        for index, sampled in zip(samples, self._sample(logits, step, samples), strict=True):
             tokens[index] = sampled.token
             if sampled.logprob is not None:
                 logprobs[index] = sampled.logprob
@@ -69,6 +71,16 @@ class ModelRunner:
         ended = time.perf_counter()
         seconds = {"prepare": prepared - started, "forward": computed - prepared, "sample": ended - computed}
         return StepResult(tokens, logprobs, prompt_logprobs, seconds)
+
+    def _forward(self, batch: Batch) -> Tensor:
+        if self._one_call and self._one_call.is_faster(len(batch.token_ids)):
+            return self._one_call(batch.token_ids, batch.positions, self.cache.layers, batch.paged)
+        attend = PagedAttention(self.decoder.ops, self.cache, batch)
+        hidden: Tensor = self.decoder(batch.token_ids, batch.positions, attend)
+        return hidden
+
+    def _sample(self, logits: Tensor, step: Step, samples: list[int]) -> list[Sampled]:
+        return sample(logits, [step.scheduled[index].request for index in samples], self.decoder.ops.argmax)
 
     def _prompt_logprobs(self, step: Step, batch: Batch, hidden: Tensor) -> Mapping[int, list[TokenLogprob]]:
         """For the requests that ask: how likely each prompt token was that follows one of this step's."""

@@ -12,7 +12,7 @@ It needs float64, which PyTorch has on CPUs and CUDA GPUs.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from miniserve.core.request import Request, TokenLogprob
 from miniserve.core.sampling_params import SamplingParams
+from miniserve.kernels import reference
 from miniserve.runtime.logits import adjust, is_adjusted
 
 FIRST_LOOK = 1024  # likeliest tokens that usually hold top_p; sorting a whole vocabulary costs ten times as much
@@ -33,21 +34,24 @@ class Sampled(NamedTuple):
 
 
 @torch.inference_mode()
-def sample(logits: Tensor, requests: Sequence[Request]) -> list[Sampled]:
+def sample(
+    logits: Tensor, requests: Sequence[Request], argmax: Callable[[Tensor], Tensor] = reference.argmax
+) -> list[Sampled]:
     """Choose each request's next token.
 
     Args:
         logits: [R, V], on any device with float64; not changed.
         requests: R of them, row by row.
+        argmax: the backend's.
 
     Raises:
         RuntimeError: a row holds NaN, +inf or nothing but -inf. The model is corrupt, or the engine has a bug.
     """
     logits = logits.float()
     if all(map(_is_plain, requests)):
-        return [Sampled(token, None) for token in _checked(*logits.max(-1), requests)]
+        return [Sampled(token, None) for token in _checked(*_largest(logits, argmax), requests)]
     adjusted = adjust(logits, requests)
-    peaks, tokens = adjusted.max(-1)
+    peaks, tokens = _largest(adjusted, argmax)
     drawn = [row for row, request in enumerate(requests) if request.params.temperature > 0]
     if drawn:
         theirs = [requests[row] for row in drawn]
@@ -115,6 +119,12 @@ def _mix(z: int) -> int:
 def _is_plain(request: Request) -> bool:
     params = request.params
     return params.temperature == 0 and params.logprobs is None and not is_adjusted(request)
+
+
+def _largest(logits: Tensor, argmax: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Each row's largest logit, or NaN if it has one, and where it is. [R] each."""
+    tokens = argmax(logits)
+    return logits.gather(-1, tokens[:, None])[:, 0], tokens
 
 
 def _rows(matrix: Tensor, rows: list[int]) -> Tensor:

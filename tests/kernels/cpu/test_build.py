@@ -25,7 +25,8 @@ print("runtimes", len(set(re.findall(r"/\S*/lib(?:gomp|iomp|omp)\S*", maps))))
 COMPUTE = """
 import torch
 from miniserve.kernels import reference
-from miniserve.kernels.cpu import linear, ops
+from miniserve.kernels.cpu import ops
+from miniserve.kernels.linear_weight import LinearWeight
 x, weight = torch.randn(3, 64), torch.rand(64)
 assert torch.equal(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
 assert torch.equal(ops.add_rms_norm(x.clone(), x, weight, 1e-5), reference.rms_norm(x + x, weight, 1e-5))
@@ -35,11 +36,12 @@ k_cache, v_cache, q = torch.randn(4, 8, 2, 16), torch.randn(4, 8, 2, 16), torch.
 lists = [torch.tensor(x, dtype=torch.int32) for x in ([0, 1, 2], [9, 3], [[2, 0], [1, 0]])]
 arguments = q, k_cache, v_cache, *lists
 assert torch.equal(ops.paged_attention(*arguments), reference.paged_attention(*arguments))
-turned = ops.rope_store(torch.randn(2, 128), torch.ones(2, 8), torch.zeros(2, 8), k_cache, v_cache, torch.tensor([5, -1]), 4)
+turned = ops.rope_store(torch.randn(2, 8, 16), torch.ones(2, 8), torch.zeros(2, 8), k_cache, v_cache, torch.tensor([5, -1]))
 assert turned.shape == (2, 4, 16)
 for bits in (None, 8, 4):
-    packed = linear.LinearWeight.of(torch.randn(10, 64), bits)
-    assert torch.allclose(linear.linear(x, packed), x @ packed.dense().T, atol=1e-5)
+    weight = torch.randn(10, 64)
+    packed = LinearWeight.rounded(weight, bits) if bits else LinearWeight(weight)
+    assert torch.allclose(ops.linear(x, packed), x @ packed.dense().T, atol=1e-5)
 print("computed")
 """
 
@@ -136,9 +138,10 @@ def test_there_is_one_openmp_runtime(built):
 
 def test_threads_follow_torch(compiled):
     """Any number of threads, also more than there are cores, gives the same bits."""
-    from miniserve.kernels.cpu.linear import LinearWeight, linear
+    from miniserve.kernels.cpu.linear import linear
+    from miniserve.kernels.linear_weight import LinearWeight
 
-    weight, x, before = LinearWeight.of(torch.randn(300, 64)), torch.randn(20, 64), torch.get_num_threads()
+    weight, x, before = LinearWeight(torch.randn(300, 64)), torch.randn(20, 64), torch.get_num_threads()
     results = []
     for threads in (1, 2, 7):
         torch.set_num_threads(threads)

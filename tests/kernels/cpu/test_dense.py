@@ -8,7 +8,8 @@ import torch
 from miniserve.kernels import reference
 from miniserve.kernels.cpu import ops
 from miniserve.kernels.cpu.dense import DenseLayer, DenseLayers, Paged
-from miniserve.kernels.cpu.linear import LinearWeight, linear
+from miniserve.kernels.cpu.linear import linear
+from miniserve.kernels.linear_weight import LinearWeight
 
 pytestmark = pytest.mark.usefixtures("compiled")
 HIDDEN, INNER, HEADS, KV_HEADS, DIM, LAYERS, BLOCK_SIZE, EPS = 64, 128, 6, 2, 32, 3, 4, 1e-5
@@ -20,7 +21,8 @@ def draw(*shape, seed=0):
 
 def make_layers(bits, normed):
     def product(rows, columns, seed, bias=None):
-        return LinearWeight.of(draw(rows, columns, seed=seed) / columns**0.5, bits, bias=bias)
+        weight = draw(rows, columns, seed=seed) / columns**0.5
+        return LinearWeight.rounded(weight, bits, bias) if bits else LinearWeight(weight, None, bias)
 
     width = HEADS * DIM
     return [
@@ -66,8 +68,11 @@ def one_by_one(layers, x, cos, sin, caches, paged):
     for layer, cache in zip(layers, caches, strict=True):
         norm = layer.attention_norm
         normed = ops.rms_norm(x, norm, EPS) if delta is None else ops.add_rms_norm(x, delta, norm, EPS)
-        norms = {"q_norm": layer.q_norm, "k_norm": layer.k_norm, "eps": EPS}
-        q = ops.rope_store(linear(normed, layer.qkv), cos, sin, *cache, paged.slots, HEADS, **norms)
+        qkv = linear(normed, layer.qkv).view(len(x), -1, DIM)
+        if layer.q_norm is not None:
+            q, k, v = torch.split(qkv, [HEADS, KV_HEADS, KV_HEADS], dim=1)
+            qkv = torch.cat((ops.rms_norm(q, layer.q_norm, EPS), ops.rms_norm(k, layer.k_norm, EPS), v), dim=1)
+        q = ops.rope_store(qkv, cos, sin, *cache, paged.slots)
         seen = ops.paged_attention(q, *cache, paged.query_start, paged.context_lens, paged.block_table)
         normed = ops.add_rms_norm(x, linear(seen.flatten(1), layer.out), layer.mlp_norm, EPS)
         delta = linear(ops.silu_mul(linear(normed, layer.gate_up)), layer.down)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from miniserve.kernels.cpu.binding import BF16_OTHER, functions, unavailable
-from miniserve.kernels.cpu.linear import KINDS, LinearWeight
+from miniserve.kernels.cpu.linear import KINDS, fits, torch_is_faster
+from miniserve.kernels.linear_weight import LinearWeight
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
@@ -45,6 +46,10 @@ class Paged(NamedTuple):
     query_start: Tensor
     context_lens: Tensor
     block_table: Tensor
+
+
+def _products(layers: Sequence[DenseLayer]) -> list[LinearWeight]:
+    return [weight for layer in layers for weight in (layer.qkv, layer.out, layer.gate_up, layer.down)]
 
 
 class _Linear(ctypes.Structure):
@@ -100,11 +105,18 @@ class DenseLayers:
                 raise ValueError("the layers' weights do not fit together, or to the number and size of heads")
         if hidden % 16 or inner % 16 or head_dim % 16 or num_heads % kv_heads or num_heads > 32 * kv_heads:
             raise ValueError(f"sizes {hidden}, {inner} and {head_dim}: multiples of 16 are needed; groups up to 32")
+        if not all(map(fits, _products(layers))):
+            raise ValueError("float32, bfloat16, int8 or 4-bit weights with rows of a multiple of 64 are needed")
         self._function = cpp.dense_layers
+        self._qkv = layers[0].qkv
         self._kept: list[Tensor] = []
         self._layers = (_Layer * len(layers))(*map(self._layer, layers))
         sizes = (len(layers), hidden, num_heads, kv_heads, head_dim)
         self._model = _Model(ctypes.addressof(self._layers), *sizes, eps)
+
+    def are_faster(self, tokens: int) -> bool:
+        """Whether so many tokens are computed faster here than by the operators, which may use torch's products."""
+        return not torch_is_faster(self._qkv, tokens)
 
     def __call__(
         self, x: Tensor, cos: Tensor, sin: Tensor, caches: Sequence[tuple[Tensor, Tensor]], paged: Paged
@@ -148,7 +160,8 @@ class DenseLayers:
         return None if norm is None else self._keep(norm.float().contiguous())
 
     def _linear(self, weight: LinearWeight) -> _Linear:
-        parts = (None if part is None else self._keep(part) for part in (weight.data, weight.scales, weight.bias))
+        bias = None if weight.bias is None else weight.bias.float().contiguous()
+        parts = (None if part is None else self._keep(part) for part in (weight.data, weight.scales, bias))
         return _Linear(KINDS[weight.data.dtype], *weight.shape, *parts)
 
     def _keep(self, tensor: Tensor) -> int:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.binding import BF16_ACTIVATIONS, BF16_OTHER, Functions, functions
+from miniserve.kernels.cpu.linear import linear
+
+__all__ = ["add_rms_norm", "argmax", "linear", "paged_attention", "rms_norm", "rope_store", "silu_mul"]
 
 STEP = 16  # elements that the C++ reads at a time: rows are a multiple of that
 MAX_GROUP = 32  # query heads that share a key/value head
@@ -29,16 +32,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    """Add x to the residual stream, in place, and return what it is now, normalised.
-
-    Args:
-        residual: [..., H], contiguous; changed.
-        x: [..., H] in residual's dtype.
-        weight: [H].
-        eps: as in `rms_norm`.
-
-    Returns:
-        [..., H].
+    """`reference.add_rms_norm`, with its arguments.
 
     Raises:
         ValueError: shapes or dtypes differ.
@@ -47,7 +41,7 @@ def add_rms_norm(residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Ten
         raise ValueError(f"x is {x.dtype} {list(x.shape)}, the residual {residual.dtype} {list(residual.shape)}")
     cpp = functions()
     if cpp is None or not _fit(x.shape[-1], x, weight) or not residual.is_contiguous():
-        return reference.rms_norm(residual.add_(x), weight, eps)
+        return reference.add_rms_norm(residual, x, weight, eps)
     out = torch.empty_like(residual)
     _norm(cpp, residual.data_ptr(), x.contiguous(), weight, out, eps)
     return out
@@ -59,50 +53,24 @@ def _norm(cpp: Functions, residual: int | None, x: Tensor, weight: Tensor, out: 
     cpp.norm(types, *pointers, x.numel() // size, size, eps, torch.get_num_threads())
 
 
-def rope_store(
-    qkv: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    k_cache: Tensor,
-    v_cache: Tensor,
-    slots: Tensor,
-    num_heads: int,
-    *,
-    q_norm: Tensor | None = None,
-    k_norm: Tensor | None = None,
-    eps: float = 0.0,
-) -> Tensor:
-    """Rotate queries and keys, write keys and values into the cache, return the queries.
-
-    Args:
-        qkv: [T, (N + 2·G)·D], a fused projection: N heads of queries, G of keys, G of values.
-        cos, sin: [T, D/2] float32.
-        k_cache, v_cache: [P, S, G, D], contiguous; changed.
-        slots: [T] int64, as in `reference.store_kv`.
-        num_heads: N.
-        q_norm, k_norm: [D], weights of an RMS norm of each head before it is rotated (Qwen3), or None.
-        eps: of these norms.
-
-    Returns:
-        [T, N, D] in qkv's dtype.
+def rope_store(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> Tensor:
+    """`reference.rope_store`, with its arguments.
 
     Raises:
         ValueError: a slot lies behind the cache's end.
     """
     cpp, (blocks, block_size, kv_heads, dim) = functions(), k_cache.shape
-    tokens, caches_fit = qkv.shape[0], k_cache.is_contiguous() and v_cache.is_contiguous()
-    if cpp is None or not _fit(dim if q_norm is not None else 0, qkv, k_cache, v_cache) or not caches_fit:
-        q, k, v = torch.split(qkv.reshape(tokens, -1, dim), [num_heads, kv_heads, kv_heads], dim=1)
-        if q_norm is not None and k_norm is not None:
-            q, k = reference.rms_norm(q, q_norm, eps), reference.rms_norm(k, k_norm, eps)
-        reference.store_kv(reference.apply_rope(k, cos, sin), v, k_cache, v_cache, slots)
-        return reference.apply_rope(q, cos, sin)
+    tokens, heads = qkv.shape[0], qkv.shape[1] - 2 * kv_heads
+    caches_fit = k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.dtype is v_cache.dtype
+    if cpp is None or not _fit(0, qkv, k_cache) or not caches_fit:
+        return reference.rope_store(qkv, cos, sin, k_cache, v_cache, slots)
     qkv, cos, sin, slots = qkv.contiguous(), cos.contiguous(), sin.contiguous(), slots.contiguous()
-    q, norms = qkv.new_empty(tokens, num_heads, dim), [None if x is None else x.float() for x in (q_norm, k_norm)]
-    inputs = [x if x is None else x.data_ptr() for x in (qkv, cos, sin, *norms)]
+    q = qkv.new_empty(tokens, heads, dim)
+    inputs = [x.data_ptr() for x in (qkv, cos, sin)]
     outputs = [x.data_ptr() for x in (q, k_cache, v_cache, slots)]
-    types, sizes = BF16_ACTIVATIONS[qkv.dtype] | BF16_OTHER[k_cache.dtype], (tokens, num_heads, kv_heads, dim)
-    if cpp.rope_store(types, *inputs, eps, *outputs, *sizes, blocks * block_size, torch.get_num_threads()):
+    types, sizes = BF16_ACTIVATIONS[qkv.dtype] | BF16_OTHER[k_cache.dtype], (tokens, heads, kv_heads, dim)
+    no_norms = None, None, 0.0
+    if cpp.rope_store(types, *inputs, *no_norms, *outputs, *sizes, blocks * block_size, torch.get_num_threads()):
         raise ValueError(f"a slot is {int(slots.max())}, and the cache has {blocks * block_size}")
     return q
 
@@ -142,10 +110,10 @@ def silu_mul(gate_up: Tensor) -> Tensor:
 
 
 def argmax(logits: Tensor) -> Tensor:
-    """The place of each row's first largest entry; of its first NaN, if it has one. [R, V] -> [R] int64."""
+    """`reference.argmax`. [R, V] -> [R] int64."""
     cpp = functions()
     if cpp is None or logits.dtype is not torch.float32:
-        return logits.argmax(-1)
+        return reference.argmax(logits)
     logits = logits.contiguous()
     out = torch.empty(logits.shape[0], dtype=torch.int64)
     cpp.argmax(logits.data_ptr(), out.data_ptr(), *logits.shape, torch.get_num_threads())

@@ -1,0 +1,53 @@
+"""`Operators`: what a backend has to offer. A module with these functions is one: `reference`, `cpu.ops`.
+
+A decoder is given its backend when it is made and asks nobody else, so that two engines in one process may use two.
+Shapes and meanings are those of `reference`, the truth that each backend is tested against.
+"""
+
+from typing import Protocol
+
+from torch import Tensor
+
+from miniserve.kernels.linear_weight import LinearWeight
+
+
+class Operators(Protocol):
+    """The operators of a decoder. Each has its description in `reference`."""
+
+    def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
+        """See `reference.linear`."""
+        ...
+
+    def rms_norm(self, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `reference.rms_norm`."""
+        ...
+
+    def add_rms_norm(self, residual: Tensor, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        """See `reference.add_rms_norm`."""
+        ...
+
+    def silu_mul(self, gate_up: Tensor) -> Tensor:
+        """See `reference.silu_mul`."""
+        ...
+
+    def rope_store(
+        self, qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+    ) -> Tensor:
+        """See `reference.rope_store`."""
+        ...
+
+    def paged_attention(
+        self,
+        q: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        query_start: Tensor,
+        context_lens: Tensor,
+        block_table: Tensor,
+    ) -> Tensor:
+        """See `reference.paged_attention`."""
+        ...
+
+    def argmax(self, logits: Tensor) -> Tensor:
+        """See `reference.argmax`."""
+        ...

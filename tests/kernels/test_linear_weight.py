@@ -1,0 +1,57 @@
+"""Weights of few bits: exact where they were of few bits before, close elsewhere."""
+
+import pytest
+import torch
+
+from miniserve.kernels.linear_weight import LinearWeight
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_what_was_4_bit_stays_exact():
+    """Groups of 32 with a half scale and a half minimum, both ends of the range in use: a GGUF file's Q4_1."""
+    q = torch.randint(0, 16, (20, 4, 32), generator=torch.Generator().manual_seed(2))
+    q[..., 0], q[..., 1] = 0, 15
+    scale, minimum = (draw(20, 4).abs() * 0.01).half(), (draw(20, 4, seed=3) * 0.1).half()
+    weight = (q * scale.float()[..., None] + minimum.float()[..., None]).flatten(1)
+    assert torch.equal(LinearWeight.rounded(weight, 4).dense(), weight)
+
+
+def test_what_was_8_bit_stays_exact():
+    q = torch.randint(-127, 128, (20, 4, 32), generator=torch.Generator().manual_seed(2))
+    q[..., 5] = 127
+    weight = (q * (draw(20, 4).abs() * 0.01).half().float()[..., None]).flatten(1)
+    assert torch.equal(LinearWeight.rounded(weight, 8).dense(), weight)
+
+
+@pytest.mark.parametrize(("bits", "error"), [(8, 0.006), (4, 0.09)])
+def test_rounding_loses_little(bits, error):
+    weight = draw(64, 576)
+    assert (LinearWeight.rounded(weight, bits).dense() - weight).norm() / weight.norm() < error
+    constant = torch.full((3, 64), 0.25)
+    assert torch.equal(LinearWeight.rounded(constant, 4).dense(), constant)
+    assert not LinearWeight.rounded(torch.zeros(3, 64), bits).dense().any()
+
+
+@pytest.mark.parametrize("bits", [None, 8, 4])
+def test_rows_are_those_of_the_whole(bits):
+    weight = draw(50, 128)
+    matrix = LinearWeight.rounded(weight, bits) if bits else LinearWeight(weight)
+    assert matrix.shape == (50, 128)
+    indices = torch.tensor([49, 3, 3, 0])
+    assert torch.equal(matrix.rows(indices), matrix.dense()[indices])
+
+
+@pytest.mark.parametrize(("bits", "per_weight"), [(None, 4), (8, 1 + 2 / 32), (4, 0.5 + 4 / 32)])
+def test_bytes_are_what_a_product_reads(bits, per_weight):
+    weight, bias = draw(50, 128), draw(50)
+    matrix = LinearWeight.rounded(weight, bits, bias) if bits else LinearWeight(weight, None, bias)
+    assert matrix.nbytes == 50 * 128 * per_weight + 50 * 4
+
+
+@pytest.mark.parametrize("weight", [draw(3, 96), draw(64)])
+def test_shapes_without_whole_blocks_are_refused(weight):
+    with pytest.raises(ValueError, match="a multiple of 64"):
+        LinearWeight.rounded(weight, 8)
