@@ -37,3 +37,14 @@ def tiny_directory(tmp_path_factory):
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """The C++ kernels. Without a compiler their tests are skipped, saying why; on CI that is a failure."""
+    from miniserve.kernels.cpu.binding import unavailable
+
+    if reason := unavailable():
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)

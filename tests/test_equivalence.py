@@ -9,6 +9,7 @@ import torch
 
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.llm import LLM
+from miniserve.model.decoder import Linear
 from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
 
@@ -28,9 +29,15 @@ NEW = 20
 BLOCK = 4
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+# Every family with the backend that this machine chooses, and one of each kind with plain torch.
+@pytest.fixture(
+    scope="module",
+    params=[*((name, "auto") for name in FAMILIES), ("qwen3", "torch"), ("mixtral", "torch")],
+    ids="-".join,
+)
 def model(request, tiny_directory):
-    return load_model(str(tiny_directory(request.param)[0]), dtype="float32", device="cpu")
+    family, backend = request.param
+    return load_model(str(tiny_directory(family)[0]), dtype="float32", device="cpu", backend=backend)
 
 
 @pytest.fixture(scope="module")
@@ -114,8 +121,8 @@ def test_seeded_sampling_does_not_depend_on_batch_mates(model):
 
 
 def test_bfloat16_logits_stay_close(tiny_directory):
-    """No promise about text in bf16: log-probabilities of a fixed text, batched in chunks, within 0.05 of those alone."""
-    model = load_model(str(tiny_directory("llama")[0]), dtype="bfloat16", device="cpu")
+    """No promise about text where activations are bf16: log-probabilities of a fixed text within 0.05 of those alone."""
+    model = load_model(str(tiny_directory("llama")[0]), dtype="bfloat16", device="cpu", backend="torch")
     params = SamplingParams(max_tokens=1, prompt_logprobs=0)
 
     def logprobs(**options):
@@ -124,6 +131,52 @@ def test_bfloat16_logits_stay_close(tiny_directory):
         return torch.tensor([entry.logprob for out in outputs for entry in out.prompt_logprobs[1:]])
 
     torch.testing.assert_close(logprobs(), logprobs(max_num_seqs=1, max_num_batched_tokens=7), atol=0.05, rtol=0)
+
+
+# How far log-probabilities may be, at most, from those of the float32 weights; and from a reference with the same weights
+# and the same KV, which differs in arithmetic alone. Random weights are harsher than a trained model's.
+TOLERANCES = {
+    "float32": ({"dtype": "float32"}, 1e-4, 1e-4),
+    "bfloat16": ({"dtype": "bfloat16"}, 0.05, 0.02),
+    "int8": ({"dtype": "float32", "quantization": "int8"}, 0.05, 1e-3),
+    "int4": ({"dtype": "float32", "quantization": "int4"}, 1.0, 0.05),  # activations are rounded too
+}
+
+
+@pytest.mark.parametrize("form", TOLERANCES)
+@pytest.mark.parametrize("family", ["llama", "smollm2", "qwen2", "qwen3"])
+def test_fewer_bits_stay_within_their_tolerance(compiled, tiny_directory, family, form):
+    directory, (how, to_float32, to_reference) = str(tiny_directory(family)[0]), TOLERANCES[form]
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+
+    def logprobs(model):
+        with engine(model) as llm:
+            outputs = llm.generate(PROMPTS, params)
+        return torch.tensor([entry.logprob for out in outputs for entry in out.prompt_logprobs[1:]])
+
+    model = load_model(directory, device="cpu", backend="cpu", **how)
+    reference = load_model(directory, dtype="float32", device="cpu", backend="torch")
+    got = logprobs(model)
+    assert (got - logprobs(reference)).abs().max() < to_float32
+    for theirs, ours in zip(linears(reference), linears(model), strict=True):
+        theirs.weight.copy_(ours.matrix.dense())
+    assert (got - logprobs(reference)).abs().max() < to_reference
+
+
+def linears(model):
+    return [module for module in model.decoder.modules() if isinstance(module, Linear)]
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_few_bits_give_the_same_tokens_however_computed(compiled, tiny_directory, quantization):
+    """The C++ products do not depend on the batch, so what holds for float32 holds for all forms."""
+    model = load_model(str(tiny_directory("qwen3")[0]), device="cpu", backend="cpu", quantization=quantization)
+    with engine(model, max_num_seqs=1, enable_prefix_caching=False) as llm:
+        alone = generated(llm)
+    for options in ({}, {"max_num_batched_tokens": 7}):
+        with engine(model, **options) as llm:
+            assert generated(llm) == alone
+            assert generated(llm) == alone
 
 
 def test_smollm2(smollm2_gguf):

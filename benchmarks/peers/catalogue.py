@@ -35,7 +35,10 @@ _BF16: list[Options] = [{"dtype": "bfloat16"}] if has_bf16() else []
 
 # What is pinned was the newest of its day; `cffi` comes with the second of llama.cpp's.
 PEERS = {
-    "ours": Spec(_HERE / "peer_ours.py", variants=[{"dtype": "float32"}]),
+    "ours": Spec(
+        _HERE / "peer_ours.py",
+        variants=[{}, {"quantization": "int8"}, {"dtype": "bfloat16"}, {"dtype": "float32"}, {"backend": "torch"}],
+    ),
     "transformers": Spec(
         _HERE / "peer_transformers.py",
         reads="directory",

@@ -21,7 +21,13 @@ class Ours(Peer):
         # A run is repeated with the same prompts: nobody may keep what it computed of them.
         self._llm = LLM(**{"device": "cpu", "max_num_seqs": 64, **options, "enable_prefix_caching": False})
         decided = self._llm.settings
-        self.notes = {"dtype": decided.dtype, "block_size": decided.block_size, "prefix_caching": False}
+        self.notes = {
+            "backend": decided.backend,
+            "dtype": decided.dtype,
+            "quantization": decided.quantization,
+            "block_size": decided.block_size,
+            "prefix_caching": False,
+        }
 
     def run(self, jobs: list[Job]) -> Outputs:
         """Continue all the jobs."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from miniserve import LLM, load_model
+from miniserve.bench.accuracy import bench_accuracy
 from miniserve.bench.ceilings import measure_ceilings
 from miniserve.bench.prefix import bench_prefix
 from miniserve.bench.scheduler import bench_scheduler
@@ -16,6 +17,7 @@ from miniserve.bench.soak import soak
 from miniserve.bench.throughput import bench_throughput
 from miniserve.bench.workloads import chats, mixed
 from miniserve.core.executor import StepResult
+from miniserve.model.cache import NoCache
 from miniserve.notebook import load_results
 from miniserve.runtime.model_runner import ModelRunner
 
@@ -55,6 +57,31 @@ def test_throughput_adds_up(model):
     assert all(seconds > 0 for seconds in run["step_s"].values())
     assert 0 < run["mbu"] < 2
     assert 0 < run["mfu"] < 2
+
+
+def test_accuracy_is_the_models_own(tiny_directory):
+    """The first form against logits computed in one go; a form against itself; fewer bits cost more."""
+    directory, text = str(tiny_directory("smollm2")[0]), "the quick brown fox jumps over the lazy dog " * 3
+    forms = {"truth": {"backend": "torch"}, "again": {"backend": "torch"}, "int8": {}, "int4": {"quantization": "int4"}}
+    forms["int8"] = {"quantization": "int8"}
+    data = bench_accuracy(
+        lambda **form: load_model(directory, device="cpu", **form), text, num_tokens=60, window=25, forms=forms
+    )
+    model = load_model(directory, dtype="float32", device="cpu", backend="torch")
+    ids = torch.tensor(model.tokenizer.encode(text)[:60])
+    logprobs = []
+    for piece in ids.split(25):
+        with torch.inference_mode():
+            hidden = model.decoder(piece, torch.arange(len(piece)), NoCache(model.config))
+            rows = model.decoder.logits(hidden[:-1]).double().log_softmax(-1)
+        logprobs.append(rows.gather(-1, piece[1:, None]))
+    assert data["num_tokens"] == 57
+    truth, again, eight, four = data["forms"].values()
+    assert truth["perplexity"] == pytest.approx(torch.cat(logprobs).mean().neg().exp().item(), rel=1e-5)
+    assert again == truth
+    assert (truth["mean_abs_logprob_difference"], truth["top_1_agreement"]) == (0, 1)
+    assert 0 < eight["mean_abs_logprob_difference"] < four["mean_abs_logprob_difference"] < 1
+    assert four["weight_bytes"] < eight["weight_bytes"] < truth["weight_bytes"] / 3
 
 
 def test_the_hit_rate_is_the_exact_one(model):
@@ -110,6 +137,6 @@ def test_the_command_shows_tables(tiny_directory):
         [sys.executable, "-m", "miniserve", "bench", "throughput", "--model", model, "--num-requests", "2"],
         capture_output=True, text=True, timeout=120, check=True, env=os.environ | {"COLUMNS": "200"},
     )  # fmt: skip
-    assert "float32 on cpu" in result.stdout
+    assert "llama0 on cpu (" in result.stdout
     assert "MBU" in result.stdout
     assert "forward" in result.stdout

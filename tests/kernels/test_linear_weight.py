@@ -12,17 +12,17 @@ def draw(*shape, seed=0):
 
 def test_what_was_4_bit_stays_exact():
     """Groups of 32 with a half scale and a half minimum, both ends of the range in use: a GGUF file's Q4_1."""
-    q = torch.randint(0, 16, (20, 4, 32), generator=torch.Generator().manual_seed(2))
+    q = torch.randint(0, 16, (24, 4, 32), generator=torch.Generator().manual_seed(2))
     q[..., 0], q[..., 1] = 0, 15
-    scale, minimum = (draw(20, 4).abs() * 0.01).half(), (draw(20, 4, seed=3) * 0.1).half()
+    scale, minimum = (draw(24, 4).abs() * 0.01).half(), (draw(24, 4, seed=3) * 0.1).half()
     weight = (q * scale.float()[..., None] + minimum.float()[..., None]).flatten(1)
     assert torch.equal(LinearWeight.rounded(weight, 4).dense(), weight)
 
 
 def test_what_was_8_bit_stays_exact():
-    q = torch.randint(-127, 128, (20, 4, 32), generator=torch.Generator().manual_seed(2))
+    q = torch.randint(-127, 128, (24, 4, 32), generator=torch.Generator().manual_seed(2))
     q[..., 5] = 127
-    weight = (q * (draw(20, 4).abs() * 0.01).half().float()[..., None]).flatten(1)
+    weight = (q * (draw(24, 4).abs() * 0.01).half().float()[..., None]).flatten(1)
     assert torch.equal(LinearWeight.rounded(weight, 8).dense(), weight)
 
 
@@ -30,28 +30,34 @@ def test_what_was_8_bit_stays_exact():
 def test_rounding_loses_little(bits, error):
     weight = draw(64, 576)
     assert (LinearWeight.rounded(weight, bits).dense() - weight).norm() / weight.norm() < error
-    constant = torch.full((3, 64), 0.25)
+    constant = torch.full((8, 64), 0.25)
     assert torch.equal(LinearWeight.rounded(constant, 4).dense(), constant)
-    assert not LinearWeight.rounded(torch.zeros(3, 64), bits).dense().any()
+    assert not LinearWeight.rounded(torch.zeros(8, 64), bits).dense().any()
 
 
 @pytest.mark.parametrize("bits", [None, 8, 4])
 def test_rows_are_those_of_the_whole(bits):
-    weight = draw(50, 128)
+    weight = draw(48, 128)
     matrix = LinearWeight.rounded(weight, bits) if bits else LinearWeight(weight)
-    assert matrix.shape == (50, 128)
-    indices = torch.tensor([49, 3, 3, 0])
+    assert matrix.shape == (48, 128)
+    indices = torch.tensor([47, 3, 3, 0])
     assert torch.equal(matrix.rows(indices), matrix.dense()[indices])
 
 
 @pytest.mark.parametrize(("bits", "per_weight"), [(None, 4), (8, 1 + 2 / 32), (4, 0.5 + 4 / 32)])
 def test_bytes_are_what_a_product_reads(bits, per_weight):
-    weight, bias = draw(50, 128), draw(50)
+    weight, bias = draw(48, 128), draw(48)
     matrix = LinearWeight.rounded(weight, bits, bias) if bits else LinearWeight(weight, None, bias)
-    assert matrix.nbytes == 50 * 128 * per_weight + 50 * 4
+    assert matrix.nbytes == 48 * 128 * per_weight + 48 * 4
 
 
 @pytest.mark.parametrize("weight", [draw(3, 96), draw(64)])
 def test_shapes_without_whole_blocks_are_refused(weight):
     with pytest.raises(ValueError, match="a multiple of 64"):
         LinearWeight.rounded(weight, 8)
+
+
+def test_rows_without_whole_panels_are_refused():
+    with pytest.raises(ValueError, match="N must be a multiple of 8"):
+        LinearWeight.rounded(draw(12, 64), 4)
+    assert LinearWeight.rounded(draw(12, 64), 8).shape == (12, 64)

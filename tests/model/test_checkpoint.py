@@ -36,7 +36,7 @@ def test_missing_tensor(directory):
 def test_wrong_shape(directory):
     name = "model.layers.2.mlp.up_proj.weight"
     rewrite(directory, lambda t: t.update({name: torch.zeros(95, 64)}))
-    with pytest.raises(TensorError, match=r"up_proj\.weight has shape \[95, 64\], not \[96, 64\]"):
+    with pytest.raises(TensorError, match=r"up_proj\.weight has shape \[95, 64\], not \[128, 64\]"):
         check_plan(SafetensorsCheckpoint(directory))
 
 

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from miniserve.bench.ceilings import Ceilings, measure_ceilings
-from miniserve.bench.work import step_work
+from miniserve.bench.work import WeightBytes, step_work
 from miniserve.bench.workloads import Job, mixed
 from miniserve.core.metrics import StepRecord
 from miniserve.core.sampling_params import SamplingParams
@@ -18,7 +18,7 @@ from miniserve.llm import LLM
 def bench_throughput(llm: LLM, num_requests: int = 64, *, progress: bool = False) -> dict[str, Any]:
     """Run both workloads, prefix caching or not as the engine was built. Returns plain numbers, units in the names."""
     decoder = llm.model.decoder
-    ceilings = measure_ceilings(decoder.device, decoder.dtype)
+    ceilings = measure_ceilings(decoder.device, decoder.compute_dtype)
     jobs = mixed(num_requests, llm.model.config.vocab_size)
     run_jobs(llm, [Job([1, 2, 3], 4)])  # warm up
     return {
@@ -44,8 +44,9 @@ def _measured(llm: LLM, jobs: list[Job], ceilings: Ceilings, progress: bool) -> 
         wall_s = time.perf_counter() - started
     finally:
         llm.engine.on_step = before
-    itemsize = llm.model.decoder.dtype.itemsize
-    work = [step_work(llm.model.config, record.parts, itemsize, itemsize) for record in records]
+    decoder = llm.model.decoder
+    weights, kv_bytes = WeightBytes.of(decoder), decoder.dtype.itemsize
+    work = [step_work(decoder.config, record.parts, weights, kv_bytes) for record in records]
     split = {"schedule": sum(record.schedule_s for record in records)}
     for record in records:
         for name, seconds in record.seconds.items():

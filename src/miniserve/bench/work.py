@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from miniserve.core.metrics import PartRecord
 from miniserve.model.config import ModelConfig
+from miniserve.model.decoder import Decoder
 
 
 class Work(NamedTuple):
@@ -19,13 +20,29 @@ class Work(NamedTuple):
     flops: float
 
 
-def step_work(config: ModelConfig, parts: Iterable[PartRecord], bytes_per_weight: float, bytes_per_kv: int) -> Work:
+class WeightBytes(NamedTuple):
+    """Bytes of a weight as stored: on average in the layers, in the unembedding, and in an embedding of its own."""
+
+    layers: float
+    unembedding: float
+    embedding: float
+
+    @classmethod
+    def of(cls, decoder: Decoder) -> "WeightBytes":
+        """Those of a decoder."""
+        config, unembedding = decoder.config, decoder.unembed.matrix.nbytes
+        size = config.vocab_size * config.hidden_size
+        in_layers = config.num_parameters() - size * (1 if config.tie_embeddings else 2)
+        return cls((decoder.weight_bytes - unembedding) / in_layers, unembedding / size, decoder.dtype.itemsize)
+
+
+def step_work(config: ModelConfig, parts: Iterable[PartRecord], weights: WeightBytes, bytes_per_kv: int) -> Work:
     """The least that a step with these parts must move and compute.
 
     Args:
         config: the model.
         parts: the step's.
-        bytes_per_weight: as stored.
+        weights: bytes of each.
         bytes_per_kv: of one element of keys or values.
     """
     parts = list(parts)
@@ -36,7 +53,9 @@ def step_work(config: ModelConfig, parts: Iterable[PartRecord], bytes_per_weight
     pairs = sum(part.num_tokens * part.start + part.num_tokens * (part.num_tokens + 1) // 2 for part in parts)
     looked_up = 0 if config.tie_embeddings else num_tokens * config.hidden_size
     return Work(
-        (layers + (unembedding if samples else 0) + looked_up) * bytes_per_weight
+        layers * weights.layers
+        + (unembedding * weights.unembedding if samples else 0)
+        + looked_up * weights.embedding
         + (contexts + num_tokens) * config.kv_bytes_per_token(bytes_per_kv),
         2 * layers * num_tokens
         + 2 * unembedding * samples

@@ -110,6 +110,29 @@ def soak(
     _give(_what_ran(loaded) | {"seed": seed} | data, as_json, out, _flat_table)
 
 
+@app.command()
+def accuracy(
+    text: Annotated[list[Path], typer.Argument(help="Files of real text, UTF-8.", exists=True, dir_okay=False)],
+    model: ModelOption = "smollm2",
+    tokens: Annotated[int, typer.Option(help="Most tokens of it.", min=2)] = 4096,
+    window: Annotated[int, typer.Option(help="Tokens that a prediction may look back at.", min=2)] = 512,
+    threads: ThreadsOption = None,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """On a CPU: what each form of the weights and of the KV costs in perplexity and agreement."""
+    from miniserve.bench.accuracy import bench_accuracy
+
+    def load(**form: str) -> "LoadedModel":
+        how = {"dtype": "auto", "backend": "auto", "quantization": "auto", "device": "cpu"} | form
+        return open_model(model, how | {"threads": threads})
+
+    words = "\n".join(path.read_text(encoding="utf-8") for path in text)
+    console = Console(stderr=True)
+    data = bench_accuracy(load, words, num_tokens=tokens, window=window, progress=console.print)
+    _give({"model": model, "device": "cpu"} | data, as_json, out, _accuracy_table)
+
+
 def _what_ran(loaded: "LoadedModel") -> dict[str, Any]:
     import torch
 
@@ -174,6 +197,17 @@ def _scheduler_table(data: dict[str, Any]) -> Table:
     table = Table("step", "mean µs", "median µs", title="CPU time of schedule and update, decode steps")
     for name, step in data["cpu_us_per_step"].items():
         table.add_row(name.replace("_", " "), f"{step['mean']:.1f}", f"{step['median']:.1f}")
+    return table
+
+
+def _accuracy_table(data: dict[str, Any]) -> Table:
+    table = Table("form", "perplexity", "mean |Δ log p|", "same likeliest token", "weights MB",
+                  title=f"{data['model']}, {data['num_tokens']} predictions, windows of {data['window']}")  # fmt: skip
+    for name, form in data["forms"].items():
+        table.add_row(
+            name, f"{form['perplexity']:.3f}", f"{form['mean_abs_logprob_difference']:.5f}",
+            f"{form['top_1_agreement']:.2%}", f"{form['weight_bytes'] / 1e6:.1f}",
+        )  # fmt: skip
     return table
 
 

@@ -41,12 +41,12 @@ def num_cores() -> int:
     """
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     physical = psutil.cpu_count(logical=False) or usable
-    return max(1, min(usable, physical, math.ceil(_cpu_quota())))
+    quota = cpu_quota()
+    return max(1, min(usable, physical, usable if quota is None else math.ceil(quota)))
 
 
-def _cpu_quota() -> float:
-    """CPUs' worth of time that a control group allows; infinite where there is none. Both versions of Linux's."""
-    root = Path("/sys/fs/cgroup")
+def cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs' worth of time that the control group at `root` allows, None for all. Both versions of Linux's."""
     try:
         quota, period = (root / "cpu.max").read_text(encoding="ascii").split()
     except (OSError, ValueError):
@@ -55,8 +55,8 @@ def _cpu_quota() -> float:
                 (root / "cpu" / f"cpu.cfs_{name}_us").read_text(encoding="ascii") for name in ("quota", "period")
             )
         except OSError:
-            return math.inf
-    return int(quota) / int(period) if quota.strip() not in {"max", "-1"} else math.inf
+            return None
+    return int(quota) / int(period) if quota.strip() not in {"max", "-1"} else None
 
 
 def instruction_sets() -> frozenset[str]:

@@ -1,7 +1,12 @@
 """`LinearWeight`: the matrix of a linear layer as it lies in memory: float32, bfloat16, float16, 8 bits or 4 bits.
 
 The formats of few bits cut each row into groups of 32 elements with a scale of their own, as GGUF's Q8_0 and Q4_1 do:
-what was in such groups before stays exactly what it was. Their elements lie in the order that the CPU kernels read.
+what was in such groups before stays exactly what it was. Their elements lie in the order that the CPU kernels read:
+
+- int8: data [N, K] int8, of each group the elements i and i + 16 side by side; scales [N, K/32]; w = q · scale.
+- 4 bits: eight rows together: data [N/8, K/64, 8, 32] uint8; of a block of 64 elements of each of the rows, byte
+  4 r + j of vector s holds row r's element 4 s + j in its lower and 32 + 4 s + j in its upper half; scales
+  [N/8, K/32, 2, 8], of each group the eight rows' scales and then their minimums; w = q · scale + minimum.
 """
 
 from dataclasses import dataclass
@@ -12,6 +17,8 @@ from torch import Tensor
 
 GROUP = 32  # elements of a row that share a scale
 BLOCK = 64  # elements of a row that the CPU kernels read together
+ROWS = 8  # rows that lie together, with 4 bits
+STEPS = 8  # in which a group's elements are read, four at a time
 Bits = Literal[4, 8]
 
 
@@ -20,10 +27,8 @@ class LinearWeight:
     """W [N, K] as it lies in memory.
 
     Attributes:
-        data: [N, K] float32, bfloat16 or float16; or, in the order of `_pack`, [N, K] int8, or [N, K / 2] uint8, two in
-            a byte.
-        scales: none; or float16: [N, K / 32] for int8, w = q · scale; [N, 2, K / 32] for 4-bit,
-            w = q · scale + minimum.
+        data: [N, K] float32, bfloat16 or float16; or int8 or uint8 as above.
+        scales: float16 as above; none where data are floats.
         bias: [N], or none.
     """
 
@@ -36,7 +41,7 @@ class LinearWeight:
         """W rounded to 8 or 4 bits by groups of 32.
 
         Args:
-            weight: [N, K], K a multiple of 64.
+            weight: [N, K], K a multiple of 64; with 4 bits, N a multiple of 8.
             bits: 8: symmetric, the largest of a group at 127; 4: from the smallest of a group, 0, to the largest, 15.
             bias: [N].
 
@@ -45,22 +50,29 @@ class LinearWeight:
         """
         if weight.dim() != 2 or weight.shape[1] % BLOCK:
             raise ValueError(f"a weight of shape {list(weight.shape)}: [N, K] with K a multiple of {BLOCK} is needed")
+        if bits == 4 and len(weight) % ROWS:
+            raise ValueError(f"a weight of shape {list(weight.shape)}: N must be a multiple of {ROWS}")
         groups = weight.float().reshape(len(weight), -1, GROUP)
         if bits == 8:
             scale = (groups.abs().amax(-1) / 127).half()
             rounded = (groups / _divisor(scale)).round_().clamp_(-127, 127)
-            return cls(_pack(rounded.flatten(1).to(torch.int8), 2), scale, bias)
+            halves = rounded.to(torch.int8).view(len(weight), -1, 2, GROUP // 2)
+            return cls(halves.transpose(2, 3).flatten(1), scale, bias)
         minimum = groups.amin(-1).half()
         scale = ((groups.amax(-1) - minimum.float()) / 15).half()
         rounded = (groups - minimum.float()[..., None]).div_(_divisor(scale)).round_().clamp_(0, 15)
-        low, high = _pack(rounded.flatten(1).to(torch.uint8), 4).view(len(weight), -1, 2).unbind(-1)
-        return cls(low | high << 4, torch.stack((scale, minimum), 1), bias)
+        panels = rounded.to(torch.uint8).view(-1, ROWS, weight.shape[1] // BLOCK, 2, STEPS, 4)
+        low, high = panels.permute(3, 0, 2, 4, 1, 5).flatten(-2)
+        scales = torch.stack((scale, minimum), -1).view(-1, ROWS, scale.shape[1], 2).permute(0, 2, 3, 1)
+        return cls(low | high << 4, scales.contiguous(), bias)
 
     @property
     def shape(self) -> tuple[int, int]:
         """N and K."""
+        if self.data.dtype is torch.uint8:
+            return self.data.shape[0] * ROWS, self.data.shape[1] * BLOCK
         rows, columns = self.data.shape
-        return rows, columns * 2 if self.data.dtype is torch.uint8 else columns
+        return rows, columns
 
     @property
     def nbytes(self) -> int:
@@ -69,28 +81,26 @@ class LinearWeight:
 
     def rows(self, indices: Tensor) -> Tensor:
         """Some of its rows, as an embedding wants them: [T] int64 -> [T, K], a copy."""
+        if self.data.dtype is torch.uint8:  # the panels of eight rows that they lie in
+            panels = LinearWeight(
+                self.data[indices // ROWS], None if self.scales is None else self.scales[indices // ROWS]
+            ).dense()
+            return panels.view(len(indices), ROWS, -1)[torch.arange(len(indices)), indices % ROWS]
         return LinearWeight(self.data[indices], None if self.scales is None else self.scales[indices]).dense()
 
     def dense(self) -> Tensor:
         """W as it counts in products, [N, K]: in its own type, or float32 if it was rounded."""
         if self.scales is None:
             return self.data
+        rows, columns = self.shape
         if self.data.dtype is torch.int8:
-            groups = _unpack(self.data, 2).float().view(len(self.data), -1, GROUP)
-            return (groups * self.scales.float()[..., None]).flatten(1)
-        scale, minimum = self.scales.float()[..., None].unbind(1)
-        groups = _unpack(torch.stack((self.data & 15, self.data >> 4), -1).flatten(1), 4).float()
-        return (groups.view(len(self.data), -1, GROUP) * scale + minimum).flatten(1)
-
-
-def _pack(q: Tensor, parts: int) -> Tensor:
-    """[N, K] in the order the C++ reads: of 16 · `parts` elements those at i, i + 16 and so on lie together."""
-    return q.view(len(q), -1, parts, 16).transpose(2, 3).flatten(1)
-
-
-def _unpack(data: Tensor, parts: int) -> Tensor:
-    """What `_pack` had."""
-    return data.view(len(data), -1, 16, parts).transpose(2, 3).flatten(1)
+            q = self.data.view(rows, -1, GROUP // 2, 2).transpose(2, 3).reshape(rows, -1, GROUP)
+            return (q * self.scales.float()[..., None]).flatten(1)
+        pairs = self.data.view(-1, columns // BLOCK, STEPS, ROWS, 4)
+        q = torch.stack((pairs & 15, pairs >> 4)).permute(1, 4, 2, 0, 3, 5).reshape(rows, -1, GROUP)
+        scale, minimum = self.scales.float().permute(2, 0, 3, 1).reshape(2, rows, -1, 1)
+        weight: Tensor = (q * scale + minimum).flatten(1)
+        return weight
 
 
 def _divisor(scale: Tensor) -> Tensor:

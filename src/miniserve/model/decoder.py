@@ -65,7 +65,7 @@ class Linear(nn.Module):
         return self._packed or LinearWeight(self.weight, None, self.bias)
 
     def pack(self, matrix: LinearWeight) -> None:
-        """Put W in another form in the place of `weight`, whose memory is given back."""
+        """Put W in another form, or elsewhere in memory, in the place of `weight`, whose memory is given back."""
         self._packed = matrix
         self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
@@ -207,6 +207,14 @@ class Decoder(nn.Module):
         angles = positions[:, None].float() * self.inverse_frequencies
         x = self.unembed.matrix.rows(token_ids) if self.embed is None else F.embedding(token_ids, self.embed)
         return x.to(self.compute_dtype), angles.cos(), angles.sin()
+
+    @property
+    def weight_bytes(self) -> int:
+        """Memory of all weights but an embedding of its own, of which a token needs one row."""
+        linears = [module for module in self.modules() if isinstance(module, Linear)]
+        counted = {id(parameter) for linear in linears for parameter in linear.parameters()}
+        others = (p for p in self.parameters() if p is not self.embed and id(p) not in counted)
+        return sum(linear.matrix.nbytes for linear in linears) + sum(p.nbytes for p in others)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every vocabulary entry: [R, H] -> [R, V] float32. Pass only the rows that need them."""

@@ -13,7 +13,7 @@ from miniserve.model.decoder import Decoder
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.resolve import resolve
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.model.weights import load_weights
+from miniserve.model.weights import load_weights, move_to_huge_pages
 
 
 @dataclass(frozen=True)
@@ -66,4 +66,6 @@ def load_model(
         quantization=choices.quantization,
         progress=progress,
     )
+    if choices.backend == "cpu":
+        move_to_huge_pages(decoder)
     return LoadedModel(files, checkpoint.config, decoder, tokenizer, choices)

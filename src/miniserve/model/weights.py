@@ -15,6 +15,7 @@ from torch import Tensor
 
 from miniserve.errors import InvalidRequestError, TensorError
 from miniserve.kernels import reference
+from miniserve.kernels.cpu.huge_pages import Arena, rounded_up
 from miniserve.kernels.linear_weight import Bits, LinearWeight
 from miniserve.kernels.operators import Operators
 from miniserve.model.checkpoint import Checkpoint
@@ -167,6 +168,19 @@ def packed_bits(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quan
         if all(stored):
             found[name] = max(each for each in stored if each)
     return found
+
+
+def move_to_huge_pages(decoder: Decoder) -> None:
+    """Put all linear layers' weights into one region of huge pages, in the order in which a token reads them."""
+    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
+    tensors = [
+        tensor for linear in linears for tensor in (linear.matrix.data, linear.matrix.scales) if tensor is not None
+    ]
+    arena = Arena(sum(map(rounded_up, tensors)))
+    for linear in linears:
+        matrix = linear.matrix
+        scales = None if matrix.scales is None else arena.copy(matrix.scales)
+        linear.pack(LinearWeight(arena.copy(matrix.data), scales, matrix.bias))
 
 
 def _pack(decoder: Decoder, parameter: str, value: Tensor, bits: Bits) -> None:

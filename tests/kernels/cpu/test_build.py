@@ -39,7 +39,7 @@ assert torch.equal(ops.paged_attention(*arguments), reference.paged_attention(*a
 turned = ops.rope_store(torch.randn(2, 8, 16), torch.ones(2, 8), torch.zeros(2, 8), k_cache, v_cache, torch.tensor([5, -1]))
 assert turned.shape == (2, 4, 16)
 for bits in (None, 8, 4):
-    weight = torch.randn(10, 64)
+    weight = torch.randn(16, 64)
     packed = LinearWeight.rounded(weight, bits) if bits else LinearWeight(weight)
     assert torch.allclose(ops.linear(x, packed), x @ packed.dense().T, atol=1e-5)
 print("computed")

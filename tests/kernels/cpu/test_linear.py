@@ -5,7 +5,7 @@ import torch
 
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.linear import MANY, linear
-from miniserve.kernels.linear_weight import LinearWeight
+from miniserve.kernels.linear_weight import GROUP, LinearWeight
 
 pytestmark = pytest.mark.usefixtures("compiled")
 KINDS = {
@@ -26,23 +26,56 @@ def weight_of(kind, rows, columns, bias=None):
     return LinearWeight.rounded(weight, bits, bias) if bits else LinearWeight(weight, None, bias)
 
 
+def product(x, weight):
+    """What is promised, in float64: with 4 bits, for activations that are rounded as they are there."""
+    x, dense, columns = x.double(), weight.dense().double(), weight.shape[1]
+    if weight.data.dtype is not torch.uint8:
+        return x @ dense.T
+    groups, size = x.view(len(x), columns // GROUP, GROUP), x.square().mean(-1).sqrt()[:, None, None]
+    most = groups.abs().amax(-1, keepdim=True)
+    scale = (most / 127).clamp(min=1e-30)
+    first = nearest(groups / scale)
+    second = nearest((groups / scale - first) * 254) / 254
+    near = (first + torch.where(most > 4 * size, second, 0)) * scale
+    return near.view(len(x), columns) @ dense.T
+
+
+def nearest(x):
+    return (x.abs() + 0.5).floor() * x.sign()
+
+
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("rows", "columns"), [(1, 64), (5, 128), (963, 576), (576, 1536), (64, 4160)])
+@pytest.mark.parametrize(
+    ("rows", "columns"), [(1, 64), (5, 128), (963, 576), (576, 1536), (64, 4160), (8, 64), (40, 192)]
+)
 def test_equals_float64(kind, rows, columns):
+    if kind == "4" and rows % 8:
+        pytest.skip("4-bit weights lie in panels of eight rows")
     weight = weight_of(kind, rows, columns)
     assert weight.shape == (rows, columns)
     for tokens in (0, 1, 2, 3, 4, 5, 7, 70):
         x = draw(tokens, columns)
-        expected = x.double() @ weight.dense().double().T
-        # Rounding activations to 16 bits costs three parts in 100,000 of what is added up, and more cannot be lost.
-        limit = 2e-6 if weight.scales is None else 1e-4
+        if kind == "4":
+            x[:, columns // 3] *= 30  # as some channels of a transformer are: these get a second byte
+        # Of what is added up. Rounding activations to 16 bits costs three parts in 100,000; and one in a thousand may
+        # be rounded to 8 bits the other way, where float32 and float64 do not agree on which number is nearest.
+        limit = {None: 2e-6, 8: 1e-4, 4: 1e-5}[KINDS[kind][1]]
         added_up = x.double().abs() @ weight.dense().double().abs().T
-        assert ((linear(x, weight).double() - expected).abs() <= limit * added_up).all()
+        error = (linear(x, weight).double() - product(x, weight)).abs()
+        assert (error <= limit * added_up).double().mean() > (0.98 if kind == "4" else 0.999999) or not tokens
+        assert (error <= 2e-2 * added_up).all()
+
+
+def test_rounding_activations_to_8_bits_costs_less_than_weights_of_4_bits_do():
+    x, exact = draw(50, 576), draw(128, 576, seed=1) * 0.05
+    weight = LinearWeight.rounded(exact, 4)
+    of_weights = (x @ weight.dense().T - x @ exact.T).norm()
+    assert (linear(x, weight) - x @ weight.dense().T).norm() < of_weights / 5
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_same_bits_alone_and_in_a_batch(kind):
-    weight, x = weight_of(kind, 963, 576, bias=draw(963)), draw(300, 576)
+    weight, x = weight_of(kind, 968, 576, bias=draw(968)), draw(300, 576)
     together = linear(x, weight)
     for tokens in (1, 2, 3, 4, 5, 6, 9):
         assert torch.equal(linear(x[:tokens], weight), together[:tokens])

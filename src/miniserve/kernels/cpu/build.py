@@ -31,8 +31,8 @@ from filelock import FileLock
 
 from miniserve.model.sources.aliases import cache_dir
 
-SOURCES = ("attention.cpp", "dense.cpp", "linear.cpp", "rowwise.cpp")
-HEADERS = ("attention_tile.h", "kernels.h", "simd.h")
+SOURCES = ("attention.cpp", "dense.cpp", "linear.cpp", "linear_4bit.cpp", "rowwise.cpp")
+HEADERS = ("attention_tile.h", "kernels.h", "linear.h", "simd.h")
 _COMPILE_SECONDS = 600
 _ERROR_LINES = 12
 

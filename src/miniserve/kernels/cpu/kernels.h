@@ -10,7 +10,8 @@
 EXPORTED void ms_norm(int types, void* residual, const void* x, const void* weight, void* out, int64_t R, int64_t H,
                       float eps, int threads);
 
-// y [M, N] = x [M, K] W^T + bias, which may be null. kind of W: 0 float32, 1 bf16, 2 int8, 3 4-bit; scales: as it needs.
+// y [M, N] = x [M, K] W^T + bias, which may be null. kind of W: 0 float32, 1 bf16, 2 int8, 3 4-bit; data and
+// scales as linear_weight.py lays them out.
 EXPORTED void ms_linear(int kind, const void* x, int is_bf16, const void* w, const void* scales, const float* bias,
                         void* y, int64_t M, int64_t N, int64_t K, int threads);
 

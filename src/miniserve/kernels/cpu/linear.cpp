@@ -1,4 +1,4 @@
-// y = x W^T for few tokens, with weights as they lie in memory: float32, bf16, int8 or 4-bit. At one token the time is
+// y = x W^T with weights as they lie in memory: float32, bf16 or int8; 4-bit ones are in linear_4bit.cpp. At one token the time is
 // that of reading W once; with more, a tile of W's rows and of tokens shares what it reads.
 //
 // W's rows are cut into panels, and threads take panels. Within one, a tile is R rows of W by M tokens, its R·M sums in
@@ -11,32 +11,11 @@
 #include <memory>
 
 #include "kernels.h"
-#include "simd.h"
+#include "linear.h"
 
 namespace {
 
-constexpr int64_t GROUP = 32;      // elements of a 4-bit or int8 row that share a scale
 constexpr int64_t MOST_ROWS = 64;  // of a panel
-constexpr int64_t WORKING_SET = 1 << 18;  // bytes of x that are worked on at a time: half a second-level cache
-
-// Asks for BYTES from there. Rows that come from memory are read tile by tile, too short a way for the processor to guess.
-template <int BYTES>
-inline void prefetch(const void* from) {
-  UNROLL for (int i = 0; i < BYTES; i += 64) __builtin_prefetch(static_cast<const char*>(from) + i);
-}
-
-// Where the results go: y [M, N] in float32 or bf16, a bias [N] or none added.
-struct Output {
-  void* y;
-  const float* bias;
-  int64_t columns;
-  bool is_bf16;
-  void put(int64_t m, int64_t n, float value) const {
-    if (bias) value = held(value) + bias[n];
-    if (is_bf16) static_cast<bf16*>(y)[m * columns + n] = narrow<bf16>(value);
-    else static_cast<float*>(y)[m * columns + n] = value;
-  }
-};
 
 // float32 or bf16 weights [N, K].
 template <class T>
@@ -105,74 +84,44 @@ struct Rounded {
   }
 };
 
-// Weights of 4 or 8 bits with a scale for each 32 of a row: w = q * scale, or q * scale + minimum with 4 bits. A block of
-// 64 elements is read as 16-bit words: word i holds elements i, i + 16, i + 32 and i + 48, or in two parts, i and i + 16.
-template <int BITS>
-struct GroupedWeight : Rounded {
-  static constexpr int MANY = 4, BLOCK = 2 * GROUP, BYTES = BLOCK * BITS / 8;
-  static constexpr bool HAS_MINIMUM = BITS == 4;
+// int8 weights with a scale for each 32 of a row: w = q * scale. A block of 32 elements is read as 16-bit words: word i
+// holds elements i and i + 16.
+struct ByteWeight : Rounded {
+  static constexpr int MANY = 4;
   static constexpr int64_t INPUT_BYTES = 2;
-  const uint8_t* rows;
-  const uint16_t* halves;  // [N, K / 32] scales, or [N, 2, K / 32] scales and minimums
-  int64_t groups, padded;  // groups of a row; the same rounded up to whole vectors
-  Buffer<float> group_sums;
+  const int8_t* rows;
+  const uint16_t* halves;  // [N, K / 32]
+  int64_t groups;
 
-  struct Panel {  // its rows' scales and minimums, widened once for all tokens
+  struct Panel {  // its rows' scales, widened once for all tokens
     int64_t from = 0;
-    std::unique_ptr<float[]> scales, minimums;
+    std::unique_ptr<float[]> scales;
   };
 
-  GroupedWeight(const void* w, const void* halves, int64_t M, int64_t K)
-      : Rounded(M, K), rows(static_cast<const uint8_t*>(w)), halves(static_cast<const uint16_t*>(halves)),
-        groups(K / GROUP), padded((groups + LANES - 1) / LANES * LANES), group_sums(HAS_MINIMUM ? M * padded : 0) {}
-
-  template <class X>
-  void take(const X* in, int64_t m) const {
-    Rounded::take(in, m);
-    if (!HAS_MINIMUM) return;
-    float* sums = group_sums.data + m * padded;
-    std::fill(sums, sums + padded, 0.0f);
-    for (int64_t g = 0; g < groups; g++)
-      for (int64_t k = g * GROUP; k < (g + 1) * GROUP; k++) sums[g] += widen(in[k]);
-  }
+  ByteWeight(const void* w, const void* halves, int64_t M, int64_t K)
+      : Rounded(M, K), rows(static_cast<const int8_t*>(w)), halves(static_cast<const uint16_t*>(halves)),
+        groups(K / GROUP) {}
 
   void open(Panel& panel, int64_t begin, int64_t end) const {
-    if (!panel.scales) panel.scales.reset(new float[MOST_ROWS * padded]());
-    if (!panel.minimums && HAS_MINIMUM) panel.minimums.reset(new float[MOST_ROWS * padded]());
+    if (!panel.scales) panel.scales.reset(new float[MOST_ROWS * groups]);
     panel.from = begin;
-    for (int64_t n = begin; n < end; n++) {
-      const uint16_t* from = halves + n * groups * (HAS_MINIMUM ? 2 : 1);
-      for (int64_t g = 0; g < groups; g++) panel.scales[(n - begin) * padded + g] = widen_half(from[g]);
-      for (int64_t g = 0; g < groups && HAS_MINIMUM; g++)
-        panel.minimums[(n - begin) * padded + g] = widen_half(from[groups + g]);
-    }
-  }
-
-  static void unpack(const uint8_t* block, Shorts* q) {
-    if (BITS == 4) {
-      const Halves v = load<Halves>(block);
-      q[0] = (Shorts)(v & 15), q[1] = (Shorts)(v >> 4 & 15), q[2] = (Shorts)(v >> 8 & 15), q[3] = (Shorts)(v >> 12);
-    } else {
-      const Shorts v = load<Shorts>(block), w = load<Shorts>(block + GROUP);
-      q[0] = v << 8 >> 8, q[1] = v >> 8, q[2] = w << 8 >> 8, q[3] = w >> 8;
-    }
+    for (int64_t i = 0; i < (end - begin) * groups; i++) panel.scales[i] = widen_half(halves[begin * groups + i]);
   }
 
   template <int M, int R>
   NOT_INLINED void tile(const Panel& panel, int64_t m, int64_t n, bool fresh, const Output& out) const {
     const int16_t* a = values.data + m * K;
-    const uint8_t* w = rows + n * K / BLOCK * BYTES;
-    const int64_t stride = K / BLOCK * BYTES;
-    const float* scale = panel.scales.get() + (n - panel.from) * padded;
-    Floats products[R][M] = {}, offsets[R][M] = {};
-    for (int64_t block = 0; block < K / BLOCK; block++) {
-      if (fresh) prefetch<R * BYTES>(w + R * (stride + block * BYTES));
+    const int8_t* w = rows + n * K;
+    const float* scale = panel.scales.get() + (n - panel.from) * groups;
+    Floats products[R][M] = {};
+    for (int64_t g = 0; g < groups; g += 2) {
+      if (fresh) prefetch<R * 2 * GROUP>(w + R * (K + g * GROUP));
       UNROLL for (int r = 0; r < R; r++) {
-        Shorts q[4];
-        unpack(w + r * stride + block * BYTES, q);
-        const Floats low = broadcast(scale[r * padded + 2 * block]), high = broadcast(scale[r * padded + 2 * block + 1]);
+        const Shorts v = load<Shorts>(w + r * K + g * GROUP), u = load<Shorts>(w + r * K + (g + 1) * GROUP);
+        const Shorts q[4] = {v << 8 >> 8, v >> 8, u << 8 >> 8, u >> 8};
+        const Floats low = broadcast(scale[r * groups + g]), high = broadcast(scale[r * groups + g + 1]);
         UNROLL for (int i = 0; i < M; i++) {
-          const int16_t* x = a + i * K + block * BLOCK;
+          const int16_t* x = a + i * K + g * GROUP;
           const Ints sums[2] = {multiply_pairs(q[0], load<Shorts>(x)) + multiply_pairs(q[1], load<Shorts>(x + 16)),
                                 multiply_pairs(q[2], load<Shorts>(x + 32)) + multiply_pairs(q[3], load<Shorts>(x + 48))};
           products[r][i] = multiply_add(__builtin_convertvector(sums[0], Floats), low, products[r][i]);
@@ -180,16 +129,8 @@ struct GroupedWeight : Rounded {
         }
       }
     }
-    for (int64_t g = 0; g < padded && HAS_MINIMUM; g += LANES) {
-      UNROLL for (int r = 0; r < R; r++) {
-        const Floats minimum = load<Floats>(panel.minimums.get() + (n - panel.from + r) * padded + g);
-        UNROLL for (int i = 0; i < M; i++)
-          offsets[r][i] = multiply_add(minimum, load<Floats>(group_sums.data + (m + i) * padded + g), offsets[r][i]);
-      }
-    }
     for (int r = 0; r < R; r++)
-      for (int i = 0; i < M; i++)
-        out.put(m + i, n + r, held(sum(products[r][i]) * scales.data[m + i]) + sum(offsets[r][i]));
+      for (int i = 0; i < M; i++) out.put(m + i, n + r, sum(products[r][i]) * scales.data[m + i]);
   }
 };
 
@@ -200,12 +141,6 @@ void rows_of(const Weight& weight, const typename Weight::Panel& panel, int64_t 
   int64_t n = begin;
   for (; n + R <= end; n += R) weight.template tile<M, R>(panel, m, n, fresh, out);
   for (; n < end; n++) weight.template tile<M, 1>(panel, m, n, fresh, out);
-}
-
-template <class Weight>
-void take(const Weight& weight, const void* x, bool is_bf16, int64_t m) {
-  if (is_bf16) weight.take(static_cast<const bf16*>(x) + m * weight.K, m);
-  else weight.take(static_cast<const float*>(x) + m * weight.K, m);
 }
 
 template <class Weight>
@@ -247,7 +182,7 @@ void ms_linear(int kind, const void* x, int is_bf16, const void* w, const void* 
   switch (kind) {
     case 0: return multiply(FloatWeight<float>(w, M, K), x, out, M, threads);
     case 1: return multiply(FloatWeight<bf16>(w, M, K), x, out, M, threads);
-    case 2: return multiply(GroupedWeight<8>(w, scales, M, K), x, out, M, threads);
-    case 3: return multiply(GroupedWeight<4>(w, scales, M, K), x, out, M, threads);
+    case 2: return multiply(ByteWeight(w, scales, M, K), x, out, M, threads);
+    case 3: return multiply_4bit(w, scales, x, out, M, K, threads);
   }
 }

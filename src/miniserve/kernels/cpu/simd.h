@@ -22,6 +22,8 @@ typedef int32_t Ints __attribute__((vector_size(32)));
 typedef uint32_t Words __attribute__((vector_size(32)));
 typedef int16_t Shorts __attribute__((vector_size(32)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
+typedef uint8_t Bytes __attribute__((vector_size(32)));
+typedef int8_t SignedBytes __attribute__((vector_size(32)));
 typedef float Quad __attribute__((vector_size(16)));
 
 struct bf16 {
@@ -132,6 +134,19 @@ inline float widen_half(uint16_t half) {
   return half & 0x8000 ? -value : value;
 }
 
+// Eight of them.
+inline Floats widen_halves(const uint16_t* from) {
+#if defined(__F16C__)
+  typedef short Eight __attribute__((vector_size(16)));
+  return (Floats)__builtin_ia32_vcvtph2ps256(load<Eight>(from));
+#else
+  typedef uint16_t Eight __attribute__((vector_size(16)));
+  const Words bits = __builtin_convertvector(load<Eight>(from), Words);
+  const Floats magnitude = (Floats)((bits & 0x7fff) << 13) * 0x1p112f;
+  return (Floats)((Words)magnitude | (bits & 0x8000) << 16);
+#endif
+}
+
 inline Floats broadcast(float x) { return x - Floats{}; }
 inline Floats larger(Floats a, Floats b) { return a > b ? a : b; }
 
@@ -186,5 +201,19 @@ inline Ints multiply_pairs(Shorts a, Shorts b) {
   return (wide_a << 16 >> 16) * (wide_b << 16 >> 16) + (wide_a >> 16) * (wide_b >> 16);
 #endif
 }
+
+// The same for bytes, a without a sign and b with one: 16 sums of 16 bits, which must not overflow.
+inline Shorts multiply_bytes(Bytes a, SignedBytes b) {
+#if defined(__AVX2__)
+  typedef char Chars __attribute__((vector_size(32)));
+  return (Shorts)__builtin_ia32_pmaddubsw256((Chars)a, (Chars)b);
+#else
+  const Shorts even = (Shorts)((Halves)a & 255), odd = (Shorts)((Halves)a >> 8), wide = (Shorts)b;
+  return even * (wide << 8 >> 8) + odd * (wide >> 8);
+#endif
+}
+
+// Four bytes, eight times.
+inline SignedBytes repeat_four(const int8_t* from) { return (SignedBytes)(load<int32_t>(from) - Ints{}); }
 
 }  // namespace
