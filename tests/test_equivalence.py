@@ -163,6 +163,18 @@ def test_fewer_bits_stay_within_their_tolerance(compiled, tiny_directory, family
     assert (got - logprobs(reference)).abs().max() < to_reference
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_what_auto_chooses_stays_near_float32(tiny_directory, family):
+    """Every family as a user gets it. Of nine tokens in ten: rounding may send a token to another expert."""
+    directory, params = str(tiny_directory(family)[0]), SamplingParams(max_tokens=1, prompt_logprobs=0)
+    found = []
+    for how in ({}, {"dtype": "float32", "backend": "torch"}):
+        with engine(load_model(directory, device="cpu", **how)) as llm:
+            outputs = llm.generate(PROMPTS, params)
+        found.append(torch.tensor([entry.logprob for out in outputs for entry in out.prompt_logprobs[1:]]))
+    assert (found[0] - found[1]).abs().quantile(0.9) < 0.03
+
+
 def linears(model):
     return [module for module in model.decoder.modules() if isinstance(module, Linear)]
 

@@ -77,6 +77,7 @@ def test_ours_runs_and_peers_that_fail_are_reported(tmp_path, tiny_directory, sc
     )
     out = tmp_path / "peers.json"
     more = ["--model", str(tiny_directory("llama")[0]), "--repeats", "2", "--workloads", "batch_1,batch_8"]
+    more += ["--ours", "dtype=float32"]
     run = subprocess.run(
         command(tmp_path, ["ours", old, rude, lazy, angry], *more, "--out", str(out)),
         capture_output=True, text=True, timeout=120, check=False,
@@ -220,7 +221,7 @@ def test_exported_files_hold_the_same_model(tmp_path, kind, near):
     with torch.inference_mode():
         expected = model(ids).logits[0]
         decoder = load_weights(GGUFCheckpoint(tmp_path / "b.gguf"), dtype=torch.float32, device=torch.device("cpu"))
-        got = decoder.logits(decoder(ids[0], torch.arange(3), NoCache()))
+        got = decoder.logits(decoder(ids[0], torch.arange(3), NoCache(decoder.config)))
     assert torch.allclose(got, expected, atol=near)
 
 

@@ -1,6 +1,7 @@
 """`miniserve generate` as a user runs it: a real process, its output, its exit code, its reaction to nonsense."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -14,10 +15,11 @@ from support import tiny_models
 COMMAND = [sys.executable, "-m", "miniserve"]
 
 
-def run(*arguments, stdin="", timeout=120):
+def run(*arguments, stdin="", timeout=120, **environment):
     return subprocess.run(
-        [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False
-    )
+        [*COMMAND, *arguments], input=stdin, capture_output=True, text=True, timeout=timeout, check=False,
+        env=os.environ | environment,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +164,31 @@ def test_help_and_import_are_fast_and_free_of_torch():
 
     assert best([*COMMAND, "--help"]) < 0.5
     assert best([sys.executable, "-c", "import miniserve"]) < 0.5
+
+
+@pytest.mark.parametrize("options", [["--quantization", "int8"], ["--dtype", "float32", "--threads", "1"]])
+def test_forms_of_the_weights(compiled, tiny, options):
+    result = run(
+        "generate", "hello", "--model", tiny, "--max-tokens", "4", "--device", "cpu", "--backend", "cpu", *options
+    )
+    assert result.returncode == 0, result.stderr
+    assert "note" not in result.stderr
+
+
+def test_without_a_compiler_it_says_what_is_lost(tiny, tmp_path):
+    arguments = ["generate", "hello", "--model", tiny, "--max-tokens", "4", "--device", "cpu"]
+    result = run(*arguments, CXX="no-such-compiler", MINISERVE_CACHE=str(tmp_path))
+    assert result.returncode == 0, result.stderr
+    assert "note: plain torch computes, several times slower than the C++ kernels" in result.stderr
+    assert "CXX names 'no-such-compiler', which is not found" in result.stderr
+    refused = run(*arguments, "--quantization", "int4", CXX="no-such-compiler", MINISERVE_CACHE=str(tmp_path))
+    assert refused.returncode == 2
+    assert "quantization 'int4' needs the CPU's C++ kernels" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+
+@pytest.mark.parametrize(("option", "value"), [("--quantization", "int3"), ("--backend", "gpu"), ("--dtype", "int7")])
+def test_choices_that_do_not_exist_are_refused_by_name(tiny, option, value):
+    result = run("generate", "hello", "--model", tiny, option, value)
+    assert result.returncode == 2
+    assert f"{option.removeprefix('--')} '{value}' is not one of auto" in result.stderr

@@ -61,3 +61,11 @@ def test_rows_without_whole_panels_are_refused():
     with pytest.raises(ValueError, match="N must be a multiple of 8"):
         LinearWeight.rounded(draw(12, 64), 4)
     assert LinearWeight.rounded(draw(12, 64), 8).shape == (12, 64)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 1e5])
+def test_values_that_no_scale_spans_are_refused(value):
+    weight = draw(8, 64)
+    weight[3, 5] = value
+    with pytest.raises(ValueError, match="beyond 65504"):
+        LinearWeight.rounded(weight, 4)

@@ -9,6 +9,7 @@ import time
 import pytest
 import torch
 
+from miniserve.model.decoder import Linear
 from miniserve.model.generate import generate_cached, generate_naive
 from miniserve.model.load import load_model
 
@@ -86,3 +87,18 @@ def test_config_is_the_published_one(ours):
     assert config.tie_embeddings
     assert config.num_parameters() == 134_515_008
     assert ours.decoder.weight_bytes == 4 * config.num_parameters()
+
+
+def test_the_files_blocks_are_kept_exactly(compiled, ours, smollm2_gguf):
+    """Layers of 4 bits and an embedding of 8: every weight is what the file says."""
+    kept = load_model(str(smollm2_gguf), device="cpu", backend="cpu")
+    assert kept.choices.quantization == "file"
+    pairs = zip(linears(kept.decoder), linears(ours.decoder), strict=True)
+    for mine, theirs in pairs:
+        assert torch.equal(mine.matrix.dense(), theirs.matrix.dense())
+    assert {str(each.matrix.data.dtype) for each in linears(kept.decoder)} == {"torch.uint8", "torch.int8"}
+    assert kept.decoder.weight_bytes < 100e6
+
+
+def linears(decoder):
+    return [module for module in decoder.modules() if isinstance(module, Linear)]

@@ -25,9 +25,14 @@ def open_model(model: str, how: dict[str, Any]) -> "LoadedModel":
         import torch
 
         from miniserve.hardware.this_machine import num_cores
+        from miniserve.kernels.cpu.binding import unavailable
+        from miniserve.model.choices import choose_device
         from miniserve.model.load import load_model
     how = dict(how)
     torch.set_num_threads(how.pop("threads") or num_cores())
+    if how["backend"] != "torch" and choose_device(how["device"]).type == "cpu":
+        with console.status("compiling the C++ kernels, once on this machine"):
+            unavailable()  # loads them, and compiles them where that has not been done
     columns = (TextColumn("[progress.description]{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(
         *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal

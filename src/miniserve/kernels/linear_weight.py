@@ -46,12 +46,14 @@ class LinearWeight:
             bias: [N].
 
         Raises:
-            ValueError: the shape is not one of these.
+            ValueError: the shape is not one of these, or a value has no place in a group with a half scale.
         """
         if weight.dim() != 2 or weight.shape[1] % BLOCK:
             raise ValueError(f"a weight of shape {list(weight.shape)}: [N, K] with K a multiple of {BLOCK} is needed")
         if bits == 4 and len(weight) % ROWS:
             raise ValueError(f"a weight of shape {list(weight.shape)}: N must be a multiple of {ROWS}")
+        if not bool(weight.abs().amax() < torch.finfo(torch.half).max):
+            raise ValueError("it holds NaN, or values beyond 65504, which are more than a scale of 16 bits can span")
         groups = weight.float().reshape(len(weight), -1, GROUP)
         if bits == 8:
             scale = (groups.abs().amax(-1) / 127).half()

@@ -48,6 +48,10 @@ class Operators(Protocol):
         """See `reference.paged_attention`."""
         ...
 
+    def moe(self, x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """See `reference.moe`."""
+        ...
+
     def argmax(self, logits: Tensor) -> Tensor:
         """See `reference.argmax`."""
         ...

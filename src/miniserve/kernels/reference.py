@@ -6,6 +6,8 @@ what they say they change and nothing else. Statistics (norms, softmax) are take
 and the result is returned in the input's dtype, as the models were trained. Nothing here is tuned.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -178,7 +180,16 @@ def route(router_logits: Tensor, experts_per_token: int, normalize: bool) -> tup
     return weights, expert_ids
 
 
-def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+def moe(
+    x: Tensor,
+    weights: Tensor,
+    expert_ids: Tensor,
+    gate_up: Tensor,
+    down: Tensor,
+    *,
+    linear: Callable[[Tensor, LinearWeight], Tensor] = linear,
+    silu_mul: Callable[[Tensor], Tensor] = silu_mul,
+) -> Tensor:
     """Send each token through its chosen experts and add up what they answer. Idle experts cost nothing.
 
     Args:
@@ -186,6 +197,7 @@ def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: T
         weights, expert_ids: [T, K] from `route`.
         gate_up: [E, 2·I, H].
         down: [E, H, I].
+        linear, silu_mul: the backend's.
 
     Returns:
         [T, H] in x's dtype.
@@ -193,6 +205,7 @@ def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: T
     out = torch.zeros_like(x)
     for expert in sorted(set(expert_ids.flatten().tolist())):
         tokens, choice = torch.where(expert_ids == expert)
-        answer = F.linear(silu_mul(F.linear(x[tokens], gate_up[expert])), down[expert])
+        inner = silu_mul(linear(x[tokens], LinearWeight(gate_up[expert])))
+        answer = linear(inner, LinearWeight(down[expert]))
         out.index_add_(0, tokens, answer * weights[tokens, choice, None].to(x.dtype))
     return out

@@ -136,7 +136,7 @@ class SparseMLP(nn.Module):
     def __init__(self, config: ModelConfig, moe: MoE, place: Placement) -> None:
         super().__init__()
         experts, hidden, inner = moe.num_experts, config.hidden_size, moe.intermediate_size
-        self.moe = moe
+        self.moe, self.ops = moe, place.ops
         self.router = Linear(hidden, experts, place)
         self.gate_up = place.parameter(experts, 2 * inner, hidden)
         self.down = place.parameter(experts, hidden, inner)
@@ -144,7 +144,7 @@ class SparseMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[T, H] -> [T, H]."""
         weights, expert_ids = reference.route(self.router(x), self.moe.experts_per_token, self.moe.normalize_weights)
-        return reference.moe(x, weights, expert_ids, self.gate_up, self.down)
+        return self.ops.moe(x, weights, expert_ids, self.gate_up, self.down)
 
 
 class DecoderLayer(nn.Module):

@@ -5,10 +5,10 @@ at a third to a half of the memory's speed where the processor has no instructio
 this one keeps up with torch's float32 product. Only bfloat16 products in hardware are far faster: see
 `torch_is_faster`.
 
-Invariants: a token's result has the same bits whatever other tokens are there. Sums are float32. Where weights are of
-few bits, activations are rounded: for int8 to 16 bits with one scale a token, an error of about 3e-5; for 4 bits to 8
-bits with a scale for each 32, and to 16 where one of the 32 is an outlier: an error of about 5e-3, a twentieth of what
-rounding weights to 4 bits costs.
+Invariants: a token's result has the same bits whatever other tokens are there, unless torch multiplies. Sums are
+float32. Where weights are of few bits, activations are rounded: for int8 to 16 bits with one scale a token, an error of
+about 3e-5; for 4 bits to 8 bits with a scale for each 32, and to 16 where one of the 32 is an outlier: an error of
+about 5e-3, a twentieth of what rounding weights to 4 bits costs.
 """
 
 import functools
