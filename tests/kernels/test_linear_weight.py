@@ -58,7 +58,7 @@ def test_shapes_without_whole_blocks_are_refused(weight):
 
 
 def test_rows_without_whole_panels_are_refused():
-    with pytest.raises(ValueError, match="N must be a multiple of 8"):
+    with pytest.raises(ValueError, match="a multiple of 64 and N of 8"):
         LinearWeight.rounded(draw(12, 64), 4)
     assert LinearWeight.rounded(draw(12, 64), 8).shape == (12, 64)
 

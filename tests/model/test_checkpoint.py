@@ -124,3 +124,18 @@ def test_not_a_gguf(tmp_path):
     path.write_bytes(b"PK\x03\x04 a zip perhaps")
     with pytest.raises(CorruptFileError, match="not a GGUF file"):
         GGUFCheckpoint(path)
+
+
+def test_blocks_that_the_kernels_do_not_take_are_expanded(tmp_path, monkeypatch):
+    """Rows of 96 are whole blocks of 32 in a file, and not of 64."""
+    odd = tiny_models.CONFIGS["llama"]
+    monkeypatch.setitem(
+        tiny_models.CONFIGS, "llama", lambda: type(odd())(**(odd().to_dict() | {"intermediate_size": 96}))
+    )
+    tiny_models.save("llama", tmp_path)
+    checkpoint = SafetensorsCheckpoint(tmp_path)
+    monkeypatch.setattr(checkpoint, "bits", lambda name: 8)
+    decoder = load_weights(checkpoint, dtype=torch.float32, device=CPU, quantization="file")
+    mlp = decoder.layers[0].mlp
+    assert mlp.gate_up.matrix.data.dtype is torch.int8
+    assert torch.equal(mlp.down.matrix.data, checkpoint.load("model.layers.0.mlp.down_proj.weight"))

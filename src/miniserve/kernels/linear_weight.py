@@ -9,6 +9,7 @@ what was in such groups before stays exactly what it was. Their elements lie in 
   [N/8, K/32, 2, 8], of each group the eight rows' scales and then their minimums; w = q · scale + minimum.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,10 +49,11 @@ class LinearWeight:
         Raises:
             ValueError: the shape is not one of these, or a value has no place in a group with a half scale.
         """
-        if weight.dim() != 2 or weight.shape[1] % BLOCK:
-            raise ValueError(f"a weight of shape {list(weight.shape)}: [N, K] with K a multiple of {BLOCK} is needed")
-        if bits == 4 and len(weight) % ROWS:
-            raise ValueError(f"a weight of shape {list(weight.shape)}: N must be a multiple of {ROWS}")
+        if not cls.can_round(weight.shape, bits):
+            rows = f" and N of {ROWS}" if bits == 4 else ""
+            raise ValueError(
+                f"a weight of shape {list(weight.shape)}: [N, K] with K a multiple of {BLOCK}{rows} is needed"
+            )
         if not bool(weight.abs().amax() < torch.finfo(torch.half).max):
             raise ValueError("it holds NaN, or values beyond 65504, which are more than a scale of 16 bits can span")
         groups = weight.float().reshape(len(weight), -1, GROUP)
@@ -67,6 +69,11 @@ class LinearWeight:
         low, high = panels.permute(3, 0, 2, 4, 1, 5).flatten(-2)
         scales = torch.stack((scale, minimum), -1).view(-1, ROWS, scale.shape[1], 2).permute(0, 2, 3, 1)
         return cls(low | high << 4, scales.contiguous(), bias)
+
+    @staticmethod
+    def can_round(shape: Sequence[int], bits: Bits) -> bool:
+        """Whether a weight of that shape has whole blocks."""
+        return len(shape) == 2 and shape[1] % BLOCK == 0 and (bits == 8 or shape[0] % ROWS == 0)
 
     @property
     def shape(self) -> tuple[int, int]:

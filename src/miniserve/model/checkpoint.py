@@ -41,7 +41,7 @@ class Checkpoint(ABC):
         """One tensor on the CPU, in the dtype it is stored in (GGUF blocks: float32)."""
 
     def bits(self, name: str) -> Bits | None:  # noqa: ARG002, for those that have any
-        """4 or 8 if the tensor is stored in blocks that `LinearWeight.rounded` keeps exactly."""
+        """4 or 8 if the tensor is stored in blocks that `LinearWeight.rounded` keeps as they are."""
         return None
 
     @abstractmethod
@@ -117,7 +117,7 @@ class GGUFCheckpoint(Checkpoint):
         return tensor
 
     def bits(self, name: str) -> Bits | None:
-        """4 for Q4_0 and Q4_1, 8 for Q8_0."""
+        """4 for Q4_1, 8 for Q8_0. Not for Q4_0: its groups use one end of their range, and would be rounded anew."""
         return _GGUF_BITS.get(self._file.tensors[self._where[name][0]].type_id)
 
     def tokenizer(self) -> Tokenizer:
@@ -135,7 +135,7 @@ def _plain_name(stored: str) -> str:
     return name
 
 
-_GGUF_BITS: dict[int, Bits] = {2: 4, 3: 4, 8: 8}  # of GGML's types Q4_0, Q4_1 and Q8_0
+_GGUF_BITS: dict[int, Bits] = {3: 4, 8: 8}  # of GGML's types Q4_1 and Q8_0
 _GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _GGUF_LAYER = {
     "attn_norm": "input_layernorm",

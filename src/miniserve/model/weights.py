@@ -148,8 +148,8 @@ def load_weights(
 def packed_bits(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str) -> dict[str, Bits]:
     """Which linear layers' weights are to be of few bits, and of how many.
 
-    The unembedding has 8 bits even with "int4", as it is what tokens are told apart by. A matrix that is fused from
-    tensors of several types gets the widest of them.
+    The unembedding has 8 bits even with "int4", as it is what tokens are told apart by. With "file", a matrix that is
+    fused from tensors of several types gets the widest of them, and one without whole blocks is expanded.
     """
     if quantization == "none":
         return {}
@@ -165,8 +165,9 @@ def packed_bits(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quan
             found[name] = 8 if quantization == "int8" or module_name == "unembed" else 4
             continue
         stored = [checkpoint.bits(source) for source in sources[name]]
-        if all(stored):
-            found[name] = max(each for each in stored if each)
+        widest = max((each for each in stored if each), default=None)
+        if widest and all(stored) and LinearWeight.can_round(module.weight.shape, widest):
+            found[name] = widest
     return found
 
 

@@ -1,10 +1,10 @@
-// y = x W^T with weights as they lie in memory: float32, bf16 or int8; 4-bit ones are in linear_4bit.cpp. At one token the time is
-// that of reading W once; with more, a tile of W's rows and of tokens shares what it reads.
+// y = x W^T with weights as they lie in memory: float32, bf16 or int8; 4-bit ones are in linear_4bit.cpp. At one token
+// the time is that of reading W once; with more, a tile of W's rows and of tokens shares what it reads.
 //
-// W's rows are cut into panels, and threads take panels. Within one, a tile is R rows of W by M tokens, its R·M sums in
+// W's rows are cut into panels, and threads take panels. Within one, a tile is R rows of W by M tokens, its R M sums in
 // registers; every sum runs over its row's elements in one order, whatever the tile, so a token's result does not depend
-// on its batch. x is first widened, put into the order of W's elements (see simd.h) or, for int8 and 4-bit weights,
-// rounded to 16 bits with one scale a token: products of 16-bit integers are the widest that this vector unit adds up.
+// on its batch. x is first widened and put into the order of W's elements (see simd.h) or, for int8 weights, rounded to
+// 16 bits with one scale a token.
 //
 // Does not do: row lengths that are no multiple of 64, or blocking for thousands of tokens.
 #include <algorithm>
