@@ -56,7 +56,7 @@ def _all(works: Sequence[Work]) -> None:
 
 def _warm_up(works: Sequence[Work]) -> None:
     """On a stream of its own, as capture asks for."""
-    stream = torch.cuda.Stream()
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
@@ -66,9 +66,10 @@ def _warm_up(works: Sequence[Work]) -> None:
 
 
 def _between_events(launch: Work, repeats: int, budget_s: float) -> float:
-    seconds, ends = [], time.perf_counter() + budget_s
+    seconds: list[float] = []
+    ends = time.perf_counter() + budget_s
     while len(seconds) < repeats and (len(seconds) < 3 or time.perf_counter() < ends):
-        before, after = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         before.record()
         launch()
         after.record()
@@ -79,7 +80,8 @@ def _between_events(launch: Work, repeats: int, budget_s: float) -> float:
 
 def _on_the_host(works: Sequence[Work], repeats: int, budget_s: float) -> float:
     _all(works)
-    seconds, ends = [], time.perf_counter() + budget_s
+    seconds: list[float] = []
+    ends = time.perf_counter() + budget_s
     while len(seconds) < repeats and (len(seconds) < 3 or time.perf_counter() < ends):
         started = time.perf_counter()
         _all(works)
