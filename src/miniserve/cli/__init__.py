@@ -4,14 +4,19 @@ Expected errors end in one line on stderr and the error's exit code; Ctrl-C ends
 everything about progress to stderr, so that a pipe sees results alone.
 """
 
+import os
 import sys
 from typing import Annotated
 
 import typer
 
 from miniserve._version import __version__
-from miniserve.cli import bench, chat, generate, models
+from miniserve.cli import bench, chat, generate, hardware, models
 from miniserve.errors import MiniserveError
+
+# How long torch's threads spin at the end of a parallel loop before they sleep. By default for milliseconds, which
+# costs a step all its speed as soon as anybody else uses one of the cores.
+SPIN_COUNT = "2000"
 
 app = typer.Typer(
     name="miniserve",
@@ -22,6 +27,7 @@ app = typer.Typer(
 )
 app.command("generate")(generate.generate)
 app.command("chat")(chat.chat)
+app.command("hardware")(hardware.hardware)
 app.add_typer(models.app, name="models")
 app.add_typer(bench.app, name="bench")
 
@@ -43,6 +49,7 @@ def _options(
 
 def main() -> None:
     """Run the command line; the console script."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)  # read when torch is imported, which has not happened yet
     try:
         app()
     except MiniserveError as error:

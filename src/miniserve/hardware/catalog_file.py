@@ -1,0 +1,194 @@
+"""Reading `catalog.toml`: every entry is checked, and an error names the entry and what is wrong with it.
+
+A figure is a bare number, which takes the `source` and `mark` of the table it stands in, or a table of its own with
+`value` and whichever of `source`, `mark`, `note` and `also` differ. Nothing is guessed: an unknown key, a source that
+is not listed, a missing mark, or a value no device can have is refused. Lookup and arithmetic are `catalog.py`'s.
+"""
+
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NoReturn
+
+from miniserve.errors import CorruptFileError
+from miniserve.hardware.catalog import MARKS, Accelerator, Catalog, Figure, Source, System, plain
+
+#: Scalar quantities: unit, and the least and the most that is believable. A slip of a prefix falls outside.
+QUANTITIES: Mapping[str, tuple[str, float, float]] = {
+    "memory_bytes": ("B", 100e6, 2e12),
+    "memory_bandwidth_bytes_per_s": ("B/s", 50e9, 500e12),
+    "achieved_bandwidth_bytes_per_s": ("B/s", 50e9, 500e12),
+    "link_bandwidth_bytes_per_s": ("B/s", 10e9, 10e12),
+    "network_bandwidth_bytes_per_s": ("B/s", 1e9, 1e12),
+    "link_domain": ("", 1, 100_000),
+    "l2_bytes": ("B", 1e6, 1e9),
+    "l3_bytes": ("B", 1e6, 1e9),
+    "sram_bytes": ("B", 10e6, 2e9),
+    "num_sms": ("", 1, 1000),
+    "compute_capability": ("", 5, 20),
+    "exp_per_s": ("/s", 1e11, 1e15),
+    "tdp_w": ("W", 20, 5000),
+    "all_in_power_w": ("W", 100, 10_000),
+}
+FORMATS = ("fp32", "tf32", "fp16", "bf16", "fp8", "int8", "fp4")
+TABLES: Mapping[str, tuple[tuple[str, ...], tuple[str, float, float]]] = {
+    "dense_flops": (FORMATS, ("FLOP/s", 1e12, 1e18)),
+    "sparse_flops": (FORMATS, ("FLOP/s", 1e12, 1e18)),
+    "achieved_flops": (FORMATS, ("FLOP/s", 1e12, 1e18)),
+    "usd_per_hour": (("hyperscaler_tco", "neocloud_tco", "rental_3yr"), ("$/h", 0.05, 50)),
+}
+#: Of a system. What is stated for the whole is compared with the sum of the accelerators by the tests.
+SYSTEM_QUANTITIES: Mapping[str, tuple[str, float, float]] = {
+    "power_w": ("W", 1000, 50e6),
+    "host_memory_bytes": ("B", 100e9, 1e16),
+}
+STATED: Mapping[str, tuple[str, float, float]] = {
+    "memory_bytes": ("B", 100e9, 1e16),
+    "memory_bandwidth_bytes_per_s": ("B/s", 1e12, 1e18),
+    "link_bandwidth_bytes_per_s": ("B/s", 1e12, 1e17),
+    **{f"{name}_flops": ("FLOP/s", 1e15, 1e20) for name in FORMATS},
+}
+_TEXTS = {"name", "vendor", "generation", "released"}
+_LISTS = {"aliases", "notes"}
+_KINDS = ("gpu", "lpu", "asic", "dpu")
+_DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
+
+
+def read_catalog(path: Path) -> Catalog:
+    """The catalogue in the file at `path`. Raises CorruptFileError, naming the entry, for whatever is not sound."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{path}: {error}") from None
+    return _Reader(path.name).catalog(raw)
+
+
+class _Reader:
+    """One pass over the parsed file; holds the sources that figures refer to."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self.sources: dict[str, Source] = {}
+
+    def catalog(self, raw: dict[str, Any]) -> Catalog:
+        self.only("the file", raw, {"sources", "accelerators", "systems", "ambiguous"})
+        for section in ("sources", "accelerators", "systems"):
+            if section not in raw:
+                self.fail("the file", f"has no [{section}]")
+        self.sources = {key: self.source(f"sources.{key}", key, value) for key, value in raw["sources"].items()}
+        accelerators = {k: self.accelerator(f"accelerators.{k}", k, v) for k, v in raw["accelerators"].items()}
+        systems = {k: self.system(f"systems.{k}", k, v, accelerators) for k, v in raw["systems"].items()}
+        ambiguous = {word: tuple(keys) for word, keys in raw.get("ambiguous", {}).items()}
+        catalog = Catalog(self.sources, accelerators, systems, ambiguous)
+        self.names(catalog)
+        return catalog
+
+    def names(self, catalog: Catalog) -> None:
+        """A name leads to one entry."""
+        owners: dict[str, str] = {}
+        for entry in catalog:
+            for word in (entry.key, entry.name, *entry.aliases):
+                if owners.setdefault(plain(word), entry.key) != entry.key:
+                    self.fail(entry.key, f"the name '{word}' is also that of {owners[plain(word)]}")
+        for word, keys in catalog.ambiguous.items():
+            if plain(word) in owners or len(keys) < 2 or any(key not in owners.values() for key in keys):
+                self.fail(f"ambiguous.{word}", "must be no entry's name, and list two entries or more by their keys")
+
+    def source(self, at: str, key: str, raw: dict[str, Any]) -> Source:
+        self.only(at, raw, {"title", "publisher", "url", "date", "via"})
+        for name in ("title", "publisher", "url", "date"):
+            if not raw.get(name):
+                self.fail(at, f"has no {name}")
+        for name in ("url", "via"):
+            if raw.get(name) and not raw[name].startswith(("https://", "http://")):
+                self.fail(at, f"{name} {raw[name]!r} is no web address")
+        if not _DATE.fullmatch(raw["date"]):
+            self.fail(at, f"date {raw['date']!r} is not YYYY, YYYY-MM or YYYY-MM-DD")
+        return Source(key=key, **raw)
+
+    def accelerator(self, at: str, key: str, raw: dict[str, Any]) -> Accelerator:
+        self.only(
+            at, raw, _TEXTS | _LISTS | set(QUANTITIES) | set(TABLES) | {"kind", "memory", "link", "source", "mark"}
+        )
+        if raw.get("kind") not in _KINDS:
+            self.fail(at, f"kind {raw.get('kind')!r} is none of {', '.join(_KINDS)}")
+        figures = self.table(at, {name: raw[name] for name in QUANTITIES if name in raw}, raw, QUANTITIES)
+        tables = {
+            name: self.table(f"{at}.{name}", raw[name], raw, dict.fromkeys(allowed, limits))
+            for name, (allowed, limits) in TABLES.items()
+            if name in raw
+        }
+        return Accelerator(
+            key,
+            **self.texts(at, raw),
+            kind=raw["kind"],
+            figures=figures,
+            memory=raw.get("memory", ""),
+            link=raw.get("link", ""),
+            **tables,
+        )
+
+    def system(self, at: str, key: str, raw: dict[str, Any], accelerators: Mapping[str, Accelerator]) -> System:
+        known = {"accelerator", "num_accelerators", "link", "stated", "source", "mark"}
+        self.only(at, raw, _TEXTS | _LISTS | set(SYSTEM_QUANTITIES) | known)
+        if raw.get("accelerator") not in accelerators:
+            self.fail(at, f"its accelerator {raw.get('accelerator')!r} is not in the catalogue")
+        count = raw.get("num_accelerators")
+        if not isinstance(count, int) or count < 2:
+            self.fail(at, f"num_accelerators {count!r} is not a number above 1")
+        quantities = {name: raw[name] for name in SYSTEM_QUANTITIES if name in raw}
+        return System(
+            key,
+            **self.texts(at, raw),
+            accelerator=accelerators[raw["accelerator"]],
+            num_accelerators=count,
+            figures=self.table(at, quantities, raw, SYSTEM_QUANTITIES),
+            stated=self.table(f"{at}.stated", raw.get("stated", {}), raw, STATED),
+            link=raw.get("link", ""),
+        )
+
+    def texts(self, at: str, raw: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(_TEXTS):
+            if not isinstance(raw.get(name), str) or not raw[name]:
+                self.fail(at, f"has no {name}")
+        return {name: raw[name] for name in _TEXTS} | {name: tuple(raw.get(name, ())) for name in _LISTS}
+
+    def table(
+        self, at: str, raw: dict[str, Any], outer: dict[str, Any], limits: Mapping[str, tuple[str, float, float]]
+    ) -> dict[str, Figure]:
+        """Figures by name. `source` and `mark` are the table's own, else those of the entry around it."""
+        self.only(at, raw, {*limits, "source", "mark"})
+        origin = {name: raw.get(name, outer.get(name)) for name in ("source", "mark")}
+        return {
+            name: self.figure(f"{at}.{name}", value, origin, *limits[name])
+            for name, value in raw.items()
+            if name in limits
+        }
+
+    def figure(self, at: str, raw: Any, origin: dict[str, Any], unit: str, least: float, most: float) -> Figure:
+        fields = dict(raw) if isinstance(raw, dict) else {"value": raw}
+        self.only(at, fields, {"value", "source", "mark", "note", "also"})
+        value = fields.get("value")
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            self.fail(at, f"value {value!r} is not a number")
+        if not least <= value <= most:
+            self.fail(at, f"value {value:g} {unit} is not between {least:g} and {most:g}".replace("  ", " "))
+        source, mark = fields.get("source", origin["source"]), fields.get("mark", origin["mark"])
+        if source not in self.sources:
+            self.fail(at, f"source {source!r} is not among [sources]" if source else "has no source")
+        if mark not in MARKS:
+            self.fail(at, f"mark {mark!r} is none of {', '.join(MARKS)}" if mark else "has no mark")
+        here = {"source": source, "mark": mark}
+        also = tuple(
+            self.figure(f"{at}.also[{i}]", other, here, unit, least, most)
+            for i, other in enumerate(fields.get("also", ()))
+        )
+        return Figure(float(value), unit, self.sources[source], mark, fields.get("note", ""), also)
+
+    def only(self, at: str, raw: Mapping[str, Any], known: set[str]) -> None:
+        if strange := sorted(set(raw) - known):
+            self.fail(at, f"unknown key '{strange[0]}'; known are {', '.join(sorted(known))}")
+
+    def fail(self, at: str, problem: str) -> NoReturn:
+        raise CorruptFileError(f"{self.file}: {at}: {problem}")
