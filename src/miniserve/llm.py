@@ -11,11 +11,9 @@ step, `llm.engine` is the core's engine, `llm.blocks()` says who holds which KV 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
-import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from miniserve.core.block_pool import BlockPool
@@ -28,56 +26,13 @@ from miniserve.errors import InvalidRequestError
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.outputs import RequestOutput, snapshot
 from miniserve.runtime.interrupts import delayed_interrupt
-from miniserve.runtime.kv_cache import KVCache, choose_size, free_memory
+from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.model_runner import ModelRunner
 from miniserve.runtime.text_engine import Delta, Generation, TextEngine
+from miniserve.settings import EngineSettings
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-BLOCK_SIZE = {"cpu": 16, "cuda": 64}
-# A step's budget bounds how long a decode waits for a newcomer's prompt. Beyond some hundred tokens a CPU gains nothing
-# from a larger one; a GPU does.
-BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
-# Of the memory that is free once the weights are loaded. A GPU is the engine's alone; a laptop's memory is not.
-MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
-
-
-@dataclass(frozen=True)
-class EngineSettings:
-    """What an `LLM` was built with, everything decided.
-
-    Attributes:
-        device, backend, dtype, quantization, note: see `model.choices.Choices`.
-        max_model_len: most tokens of one request, prompt and output.
-        max_num_batched_tokens: most tokens computed in one step.
-        max_num_seqs: most requests computed at once.
-        block_size: tokens of a KV block.
-        num_blocks: KV blocks in the pool.
-        kv_cache_bytes: what they take.
-        prefix_caching: whether full blocks are shared by content.
-    """
-
-    model: str
-    device: str
-    backend: str
-    dtype: str
-    quantization: str
-    note: str
-    max_model_len: int
-    max_num_batched_tokens: int
-    max_num_seqs: int
-    block_size: int
-    num_blocks: int
-    kv_cache_bytes: int
-    prefix_caching: bool
-
-    def __str__(self) -> str:
-        """One line for a terminal: what runs, and on what."""
-        kernels = {"cpu": f"C++ kernels, {torch.get_num_threads()} threads", "torch": "plain torch"}[self.backend]
-        weights = {"none": "", "file": ", weights as in the file"}.get(
-            self.quantization, f", {self.quantization} weights"
-        )
-        return f"{self.model} on {self.device} ({kernels}), {self.dtype}{weights}"
 
 
 class BlockView(NamedTuple):
@@ -136,56 +91,33 @@ class LLM:
             model = load_model(
                 model, dtype=dtype, device=device, backend=backend, quantization=quantization, progress=progress
             )
-        decoder, choices = model.decoder, model.choices
-        kind = decoder.device.type
-        if block_size is None:
-            block_size = BLOCK_SIZE[kind]
-        if max_num_batched_tokens is None:
-            max_num_batched_tokens = BATCHED_TOKENS[kind]
-        if memory_fraction is not None and not 0 < memory_fraction <= 1:
-            raise InvalidRequestError(f"memory_fraction is {memory_fraction}: it must lie above 0 and at most 1")
-        if kv_cache_memory is not None and memory_fraction is not None:
-            raise InvalidRequestError("kv_cache_memory and memory_fraction exclude each other: both size the KV cache")
-        fraction = memory_fraction if memory_fraction is not None else MEMORY_FRACTION[kind]
-        memory = kv_cache_memory if kv_cache_memory is not None else int(free_memory(decoder.device) * fraction)
-        num_blocks, max_model_len = choose_size(
-            model.config,
-            block_size=block_size,
-            dtype=decoder.dtype,
-            memory_bytes=memory,
-            max_num_seqs=max_num_seqs,
+        self.settings = settings = EngineSettings.decide(
+            model,
             max_model_len=max_model_len,
-        )
-        pool = BlockPool(num_blocks, block_size)
-        scheduler = Scheduler(
-            pool,
-            max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
-            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            kv_cache_memory=kv_cache_memory,
+            memory_fraction=memory_fraction,
             prefix_caching=enable_prefix_caching,
         )
-        cache = KVCache(model.config, num_blocks, block_size, dtype=decoder.dtype, device=decoder.device)
+        decoder = model.decoder
+        scheduler = Scheduler(
+            BlockPool(settings.num_blocks, settings.block_size),
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_model_len=settings.max_model_len,
+            prefix_caching=settings.prefix_caching,
+        )
+        cache = KVCache(
+            model.config, settings.num_blocks, settings.block_size, dtype=decoder.dtype, device=decoder.device
+        )
         self.model = model
         self.tokenizer = model.tokenizer
-        self.engine = Engine(scheduler, ModelRunner(decoder, cache, block_size), on_step=on_step)
-        self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{choices}")
+        self.engine = Engine(scheduler, ModelRunner(decoder, cache, settings.block_size), on_step=on_step)
+        self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{model.choices}")
         self._generations: dict[str, Generation] = {}
         self._streams: dict[str, deque[str]] = {}
-        self.settings = EngineSettings(
-            model=model.files.name,
-            device=str(choices.device),
-            backend=choices.backend,
-            dtype=str(choices.dtype).removeprefix("torch."),
-            quantization=choices.quantization,
-            note=choices.note,
-            max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
-            block_size=block_size,
-            num_blocks=num_blocks,
-            kv_cache_bytes=num_blocks * block_size * model.config.kv_bytes_per_token(decoder.dtype.itemsize),
-            prefix_caching=enable_prefix_caching,
-        )
 
     def __enter__(self) -> Self:
         return self

@@ -6,8 +6,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from miniserve.errors import CorruptFileError, TensorError, UnsupportedModelError
+from miniserve.errors import CorruptFileError, InvalidRequestError, TensorError, UnsupportedModelError
 from miniserve.model.checkpoint import GGUFCheckpoint, SafetensorsCheckpoint
+from miniserve.model.decoder import Linear
 from miniserve.model.weights import check_plan, load_weights
 from support import tiny_models
 
@@ -126,16 +127,49 @@ def test_not_a_gguf(tmp_path):
         GGUFCheckpoint(path)
 
 
-def test_blocks_that_the_kernels_do_not_take_are_expanded(tmp_path, monkeypatch):
-    """Rows of 96 are whole blocks of 32 in a file, and not of 64."""
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_any_quantizers_blocks_are_kept_exactly(tmp_path, kind):
+    """Random bytes for elements: groups that leave an end of their range unused, as rounding anew would not."""
+    path = tmp_path / "m.gguf"
+    tiny_models.export_gguf(tiny_models.make("llama"), "llama", path, kind)
+    checkpoint = GGUFCheckpoint(path)
+    kept = load_weights(checkpoint, dtype=torch.float32, device=CPU, quantization="file")
+    plain = load_weights(checkpoint, dtype=torch.float32, device=CPU)
+    few_bits = 0
+    for name, module in kept.named_modules():
+        if isinstance(module, Linear):
+            few_bits += module.matrix.scales is not None
+            assert torch.equal(module.matrix.dense(), plain.get_submodule(name).matrix.dense()), name
+    assert few_bits == 4 * checkpoint.config.num_layers + 1
+
+
+def test_a_scale_that_is_no_number_is_refused(tmp_path):
+    path = tmp_path / "m.gguf"
+    tiny_models.export_gguf(tiny_models.make("llama"), "llama", path, "Q8_0")
+    checkpoint = GGUFCheckpoint(path)
+    content = bytearray(path.read_bytes())
+    content[checkpoint._file.tensors["blk.0.ffn_down.weight"].offset + 1] = 0x7E  # the upper half of a half: NaN
+    path.write_bytes(content)
+    with pytest.raises(InvalidRequestError, match=r"layers\.0\.mlp\.down cannot have 8 bits.*not finite"):
+        load_weights(GGUFCheckpoint(path), dtype=torch.float32, device=CPU, quantization="file")
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_blocks_that_cannot_stay_as_they_are_are_expanded(tmp_path, monkeypatch, mixed):
+    """Rows of 96 are whole blocks of 32 in a file, and not of 64; matrices of two types cannot be one."""
     odd = tiny_models.CONFIGS["llama"]
     monkeypatch.setitem(
         tiny_models.CONFIGS, "llama", lambda: type(odd())(**(odd().to_dict() | {"intermediate_size": 96}))
     )
-    tiny_models.save("llama", tmp_path)
-    checkpoint = SafetensorsCheckpoint(tmp_path)
-    monkeypatch.setattr(checkpoint, "bits", lambda name: 8)
+    path = tmp_path / "m.gguf"
+    tiny_models.export_gguf(tiny_models.make("llama"), "llama", path, "Q8_0")
+    checkpoint = GGUFCheckpoint(path)
+    if mixed:
+        bits = checkpoint.bits
+        monkeypatch.setattr(checkpoint, "bits", lambda name: 4 if "gate_proj" in name else bits(name))
     decoder = load_weights(checkpoint, dtype=torch.float32, device=CPU, quantization="file")
     mlp = decoder.layers[0].mlp
-    assert mlp.gate_up.matrix.data.dtype is torch.int8
+    assert mlp.gate_up.matrix.data.dtype is (torch.float32 if mixed else torch.int8)
     assert torch.equal(mlp.down.matrix.data, checkpoint.load("model.layers.0.mlp.down_proj.weight"))
+    gate = checkpoint.load("model.layers.0.mlp.gate_proj.weight")
+    assert torch.equal(mlp.gate_up.matrix.dense()[: len(gate)], gate)

@@ -6,7 +6,7 @@ import pytest
 from gguf.quants import dequantize, quantize
 
 from miniserve.errors import CorruptFileError, TensorError, UnsupportedModelError
-from miniserve.model.gguf import GGUFFile
+from miniserve.model.gguf import BLOCK_BITS, GGUFFile
 
 METADATA = {
     "a.uint8": (200, "uint8"), "a.int8": (-5, "int8"), "a.uint16": (60000, "uint16"), "a.int16": (-30000, "int16"),
@@ -58,6 +58,18 @@ def test_tensors_equal_the_package_reader(written, kind):
     expected = theirs.data if kind in ("F32", "F16") else dequantize(theirs.data, theirs.tensor_type)
     assert np.array_equal(ours, expected.astype(np.float32))
     assert np.abs(ours - matrix).max() < (0.5 if kind.startswith("Q4") else 0.3)
+
+
+@pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q8_0"])
+def test_blocks_undecoded_are_worth_what_the_package_decodes(written, kind):
+    path, _ = written
+    file = GGUFFile(path)
+    q, scale, minimum = file.blocks(f"w.{kind}")
+    values = q.reshape(6, 2, 32) * scale.astype(np.float32)[..., None]
+    if minimum is not None:
+        values += minimum.astype(np.float32)[..., None]
+    assert BLOCK_BITS[file.tensors[f"w.{kind}"].type_id] == (8 if minimum is None else 4)
+    assert np.array_equal(values.reshape(6, 64), file.load(f"w.{kind}"))
 
 
 def test_one_row_of_a_stack(written):

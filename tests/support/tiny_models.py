@@ -101,8 +101,11 @@ def save_tokenizer(directory: Path) -> None:
     tokenizer.save(str(directory / "tokenizer.json"))
 
 
-def export_gguf(model: hf.PreTrainedModel, family: str, path: Path) -> None:
-    """Write the model as a float32 GGUF the way llama.cpp's converter does: Q and K rows permuted for llama."""
+def export_gguf(model: hf.PreTrainedModel, family: str, path: Path, blocks: str | None = None) -> None:
+    """Write the model as a float32 GGUF the way llama.cpp's converter does: Q and K rows permuted for llama.
+
+    With `blocks` (Q4_0, Q4_1, Q8_0), matrices are blocks of that type with random elements.
+    """
     config, arch = model.config, GGUF_ARCHITECTURES[family]
     rope = config.rope_parameters
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -126,11 +129,28 @@ def export_gguf(model: hf.PreTrainedModel, family: str, path: Path) -> None:
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, head_dim))
     _add_tokenizer(writer, config.vocab_size)
     for name, tensor in _gguf_tensors(model, arch, config, experts):
-        writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
+        if blocks and tensor.ndim == 2:
+            kind = gguf.GGMLQuantizationType[blocks]
+            writer.add_tensor(name, _random_blocks(tensor.shape, kind), raw_dtype=kind)
+        else:
+            writer.add_tensor(name, np.ascontiguousarray(tensor.numpy()))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _random_blocks(shape: tuple[int, int], kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """[rows, bytes of a row]: any elements, scales (and minimums) of 0.01 to 0.02."""
+    rows, columns = shape
+    per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+    rng = np.random.default_rng(rows + columns)
+    blocks = rng.integers(0, 256, (rows, columns // per_block, block_bytes), np.uint8)
+    blocks[..., 2:][blocks[..., 2:] == 128] = 0  # no -128, which no quantizer makes
+    for at in (0, 2) if kind.name == "Q4_1" else (0,):
+        halves = rng.uniform(0.01, 0.02, blocks.shape[:2]).astype(np.float16)
+        blocks[..., at : at + 2] = halves[..., None].view(np.uint8)
+    return blocks.reshape(rows, -1)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:

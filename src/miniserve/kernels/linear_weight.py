@@ -1,7 +1,7 @@
 """`LinearWeight`: the matrix of a linear layer as it lies in memory: float32, bfloat16, float16, 8 bits or 4 bits.
 
-The formats of few bits cut each row into groups of 32 elements with a scale of their own, as GGUF's Q8_0 and Q4_1 do:
-what was in such groups before stays exactly what it was. Their elements lie in the order that the CPU kernels read:
+The formats of few bits are `Groups` of 32 elements, laid out in the order in which the CPU kernels read them; that
+changes no value:
 
 - int8: data [N, K] int8, of each group the elements i and i + 16 side by side; scales [N, K/32]; w = q · scale.
 - 4 bits: eight rows together: data [N/8, K/64, 8, 32] uint8; of a block of 64 elements of each of the rows, byte
@@ -11,16 +11,15 @@ what was in such groups before stays exactly what it was. Their elements lie in 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
 
-GROUP = 32  # elements of a row that share a scale
+from miniserve.kernels.groups import GROUP, Bits, Groups
+
 BLOCK = 64  # elements of a row that the CPU kernels read together
 ROWS = 8  # rows that lie together, with 4 bits
 STEPS = 8  # in which a group's elements are read, four at a time
-Bits = Literal[4, 8]
 
 
 @dataclass(frozen=True)
@@ -39,39 +38,46 @@ class LinearWeight:
 
     @classmethod
     def rounded(cls, weight: Tensor, bits: Bits, bias: Tensor | None = None) -> "LinearWeight":
-        """W rounded to 8 or 4 bits by groups of 32.
+        """W [N, K] rounded to 8 or 4 bits by groups of 32: `Groups.rounding`, laid out.
+
+        Raises:
+            ValueError: see `Groups.rounding` and `packed`.
+        """
+        cls._check(weight.shape, bits)
+        return cls.packed(Groups.rounding(weight, bits), bias)
+
+    @classmethod
+    def packed(cls, groups: Groups, bias: Tensor | None = None) -> "LinearWeight":
+        """Groups laid out, every value as it is.
 
         Args:
-            weight: [N, K], K a multiple of 64; with 4 bits, N a multiple of 8.
-            bits: 8: symmetric, the largest of a group at 127; 4: from the smallest of a group, 0, to the largest, 15.
+            groups: of [N, K], K a multiple of 64; with 4 bits, N a multiple of 8.
             bias: [N].
 
         Raises:
-            ValueError: the shape is not one of these, or a value has no place in a group with a half scale.
+            ValueError: the shape is not one of these, or a scale or minimum is not finite.
         """
-        if not cls.can_round(weight.shape, bits):
-            rows = f" and N of {ROWS}" if bits == 4 else ""
-            raise ValueError(
-                f"a weight of shape {list(weight.shape)}: [N, K] with K a multiple of {BLOCK}{rows} is needed"
-            )
-        if not bool(weight.abs().amax() < torch.finfo(torch.half).max):
-            raise ValueError("it holds NaN, or values beyond 65504, which are more than a scale of 16 bits can span")
-        groups = weight.float().reshape(len(weight), -1, GROUP)
-        if bits == 8:
-            scale = (groups.abs().amax(-1) / 127).half()
-            rounded = (groups / _divisor(scale)).round_().clamp_(-127, 127)
-            halves = rounded.to(torch.int8).view(len(weight), -1, 2, GROUP // 2)
-            return cls(halves.transpose(2, 3).flatten(1), scale, bias)
-        minimum = groups.amin(-1).half()
-        scale = ((groups.amax(-1) - minimum.float()) / 15).half()
-        rounded = (groups - minimum.float()[..., None]).div_(_divisor(scale)).round_().clamp_(0, 15)
-        panels = rounded.to(torch.uint8).view(-1, ROWS, weight.shape[1] // BLOCK, 2, STEPS, 4)
+        cls._check(groups.q.shape, groups.bits)
+        for part in (groups.scale, groups.minimum):
+            if part is not None and not bool(part.isfinite().all()):
+                raise ValueError("a group has a scale or a minimum that is not finite")
+        rows, columns = groups.q.shape
+        if groups.minimum is None:
+            halves = groups.q.view(rows, -1, 2, GROUP // 2)
+            return cls(halves.transpose(2, 3).flatten(1), groups.scale, bias)
+        panels = groups.q.view(-1, ROWS, columns // BLOCK, 2, STEPS, 4)
         low, high = panels.permute(3, 0, 2, 4, 1, 5).flatten(-2)
-        scales = torch.stack((scale, minimum), -1).view(-1, ROWS, scale.shape[1], 2).permute(0, 2, 3, 1)
-        return cls(low | high << 4, scales.contiguous(), bias)
+        scales = torch.stack((groups.scale, groups.minimum), -1).view(-1, ROWS, columns // GROUP, 2)
+        return cls(low | high << 4, scales.permute(0, 2, 3, 1).contiguous(), bias)
+
+    @classmethod
+    def _check(cls, shape: Sequence[int], bits: Bits) -> None:
+        if not cls.can_pack(shape, bits):
+            rows = f" and N of {ROWS}" if bits == 4 else ""
+            raise ValueError(f"a weight of shape {list(shape)}: [N, K] with K a multiple of {BLOCK}{rows} is needed")
 
     @staticmethod
-    def can_round(shape: Sequence[int], bits: Bits) -> bool:
+    def can_pack(shape: Sequence[int], bits: Bits) -> bool:
         """Whether a weight of that shape has whole blocks."""
         return len(shape) == 2 and shape[1] % BLOCK == 0 and (bits == 8 or shape[0] % ROWS == 0)
 
@@ -110,8 +116,3 @@ class LinearWeight:
         scale, minimum = self.scales.float().permute(2, 0, 3, 1).reshape(2, rows, -1, 1)
         weight: Tensor = (q * scale + minimum).flatten(1)
         return weight
-
-
-def _divisor(scale: Tensor) -> Tensor:
-    """A scale for groups of one; nothing divides by zero where a group is one value."""
-    return scale.float().clamp(min=1e-30)[..., None]

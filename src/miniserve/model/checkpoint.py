@@ -14,11 +14,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from miniserve.errors import CorruptFileError, TensorError, UnsupportedModelError
-from miniserve.kernels.linear_weight import Bits
+from miniserve.kernels.groups import Bits, Groups
 from miniserve.model.config import ModelConfig
 from miniserve.model.config_gguf import read_gguf_config
 from miniserve.model.config_hf import read_hf_config
-from miniserve.model.gguf import GGUFFile
+from miniserve.model.gguf import BLOCK_BITS, GGUFFile
 from miniserve.model.shards import read_header, weight_files
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 
@@ -41,8 +41,12 @@ class Checkpoint(ABC):
         """One tensor on the CPU, in the dtype it is stored in (GGUF blocks: float32)."""
 
     def bits(self, name: str) -> Bits | None:  # noqa: ARG002, for those that have any
-        """4 or 8 if the tensor is stored in blocks that `LinearWeight.rounded` keeps as they are."""
+        """4 or 8 if the tensor is stored in groups that `groups` gives as they are."""
         return None
+
+    def groups(self, name: str) -> Groups:
+        """One matrix for which `bits` is not None, bit by bit as it is stored."""
+        raise NotImplementedError(name)
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
@@ -111,14 +115,27 @@ class GGUFCheckpoint(Checkpoint):
         """One tensor, its blocks decoded to float32."""
         stored, expert = self._where[name]
         tensor = torch.from_numpy(self._file.load(stored, expert).copy())
-        if self.config.architecture == "llama" and ("q_proj" in name or "k_proj" in name):
-            heads = self.config.num_heads if "q_proj" in name else self.config.num_kv_heads
-            return _unpermute(tensor, heads)
-        return tensor
+        heads = self._paired_heads(name)
+        return tensor[_halves_from_pairs(len(tensor), heads)] if heads else tensor
 
     def bits(self, name: str) -> Bits | None:
-        """4 for Q4_1, 8 for Q8_0. Not for Q4_0: its groups use one end of their range, and would be rounded anew."""
-        return _GGUF_BITS.get(self._file.tensors[self._where[name][0]].type_id)
+        """4 for Q4_0 and Q4_1, 8 for Q8_0; none for experts, which lie stacked."""
+        stored, expert = self._where[name]
+        return BLOCK_BITS.get(self._file.tensors[stored].type_id) if expert is None else None
+
+    def groups(self, name: str) -> Groups:
+        """One matrix in the file's own blocks."""
+        q, scale, minimum = self._file.blocks(self._where[name][0])
+        # Copies: the file is mapped read-only.
+        groups = Groups(torch.tensor(q), torch.tensor(scale), None if minimum is None else torch.tensor(minimum))
+        heads = self._paired_heads(name)
+        return groups.take(_halves_from_pairs(len(q), heads)) if heads else groups
+
+    def _paired_heads(self, name: str) -> int:
+        """Heads of a projection whose rows GGUF stores in another order, 0 for all other tensors."""
+        if self.config.architecture != "llama" or not ("q_proj" in name or "k_proj" in name):
+            return 0
+        return self.config.num_heads if "q_proj" in name else self.config.num_kv_heads
 
     def tokenizer(self) -> Tokenizer:
         """Rebuilt from the metadata."""
@@ -135,7 +152,6 @@ def _plain_name(stored: str) -> str:
     return name
 
 
-_GGUF_BITS: dict[int, Bits] = {3: 4, 8: 8}  # of GGML's types Q4_1 and Q8_0
 _GGUF_TOP = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _GGUF_LAYER = {
     "attn_norm": "input_layernorm",
@@ -167,13 +183,11 @@ def _name_from_gguf(stored: str) -> tuple[str, bool]:
     return stored, False  # unknown: `weights` will refuse it by this name
 
 
-def _unpermute(weight: Tensor, num_heads: int) -> Tensor:
-    """Undo GGUF's row order of llama's Q and K: pairs side by side (0, D/2, 1, D/2+1 ...) back to two halves.
+def _halves_from_pairs(num_rows: int, num_heads: int) -> Tensor:
+    """Where each row of llama's Q or K lies in a GGUF: pairs side by side (0, D/2, 1, D/2+1 ...) instead of two halves.
 
     Args:
-        weight: [num_heads · D, H].
+        num_rows: num_heads · D.
         num_heads: heads of this projection.
     """
-    rows, columns = weight.shape
-    paired = weight.reshape(num_heads, rows // num_heads // 2, 2, columns)
-    return paired.transpose(1, 2).reshape(rows, columns)
+    return torch.arange(num_rows).view(num_heads, -1, 2).transpose(1, 2).flatten()

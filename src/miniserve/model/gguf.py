@@ -4,8 +4,9 @@ Layout (little-endian): magic, version, counts; then key/value metadata; then on
 type, offset); then, aligned, the tensors' bytes. A count or a length in the file is believed only if that many bytes
 are really there, so a garbled file ends in `CorruptFileError`, never in a long loop or a large allocation.
 
-Block formats (Q4_1, Q8_0 ...) are decoded by the `gguf` package's `dequantize`. Its reader is not used: it trusts the
-counts, and takes seconds for a vocabulary of 49,152 entries where this takes a tenth. Torch-free.
+Block formats (Q4_1, Q8_0 ...) are decoded by the `gguf` package's `dequantize`; the simplest can be had undecoded.
+That package's reader is not used: it trusts the counts, and takes seconds for a vocabulary of 49,152 entries where this
+takes a tenth. Torch-free.
 
 Source of the layout: the GGUF specification in the ggml project's documentation.
 """
@@ -14,7 +15,7 @@ import mmap
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -23,7 +24,31 @@ from miniserve.errors import CorruptFileError, TensorError, UnsupportedModelErro
 _MAGIC = b"GGUF"
 _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "?", 10: "Q", 11: "q", 12: "d"}
+_LENGTH = struct.Struct("<Q")
 _MAX_DIMS = 4
+
+
+_Q4_0, _Q4_1, _Q8_0 = 2, 3, 8
+BLOCK_BITS: dict[int, Literal[4, 8]] = {_Q4_0: 4, _Q4_1: 4, _Q8_0: 8}  # of the types that `GGUFFile.blocks` takes apart
+_BLOCKS = {  # 32 elements each
+    _Q4_0: np.dtype([("scale", "<f2"), ("q", "u1", 16)]),
+    _Q4_1: np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("q", "u1", 16)]),
+    _Q8_0: np.dtype([("scale", "<f2"), ("q", "i1", 32)]),
+}
+
+
+class Blocks(NamedTuple):
+    """A matrix [N, K] in blocks of 32 elements: w = q · scale + minimum.
+
+    Attributes:
+        q: [N, K] int8, or, with 4 bits, uint8 from 0 to 15.
+        scale: [N, K/32] float16.
+        minimum: with 4 bits, [N, K/32] float16.
+    """
+
+    q: np.ndarray
+    scale: np.ndarray
+    minimum: np.ndarray | None
 
 
 @dataclass(frozen=True)
@@ -71,13 +96,8 @@ class GGUFFile:
         from gguf import GGMLQuantizationType
         from gguf.quants import dequantize
 
-        tensor = self.tensors.get(name)
-        if tensor is None:
-            raise TensorError(f"{self.path}: tensor {name} is missing")
-        kind = GGMLQuantizationType(tensor.type_id)
-        raw = np.frombuffer(self._bytes, np.uint8, tensor.num_bytes, tensor.offset)
-        raw = raw.reshape(*tensor.shape[:-1], -1)
-        shape = tensor.shape
+        raw, shape = self._raw(name), self.tensors[name].shape
+        kind = GGMLQuantizationType(self.tensors[name].type_id)
         if row is not None:
             raw, shape = raw[row], shape[1:]
         try:
@@ -86,6 +106,31 @@ class GGUFFile:
         except NotImplementedError as error:
             raise UnsupportedModelError(f"{self.path}: tensor {name} is stored as {kind.name}: {error}") from error
         return np.asarray(values, np.float32).reshape(shape)
+
+    def blocks(self, name: str) -> Blocks:
+        """The blocks of a matrix of a type in `BLOCK_BITS`, their bits as the file has them.
+
+        Raises:
+            TensorError: there is no such tensor.
+        """
+        raw = self._raw(name)
+        rows, type_id = len(raw), self.tensors[name].type_id
+        records = raw.view(_BLOCKS[type_id])
+        scale = records["scale"]
+        if type_id == _Q8_0:
+            return Blocks(records["q"].reshape(rows, -1), scale, None)
+        # A byte holds element i of its block in its lower, and i + 16 in its upper half.
+        q = np.concatenate((records["q"] & 15, records["q"] >> 4), axis=-1).reshape(rows, -1)
+        with np.errstate(over="ignore"):  # to infinity, which whoever takes the blocks will not accept
+            return Blocks(q, scale, records["minimum"] if type_id == _Q4_1 else scale * np.float16(-8))
+
+    def _raw(self, name: str) -> np.ndarray:
+        """A tensor's bytes, [..., bytes of a row]."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            raise TensorError(f"{self.path}: tensor {name} is missing")
+        raw = np.frombuffer(self._bytes, np.uint8, tensor.num_bytes, tensor.offset)
+        return raw.reshape(*tensor.shape[:-1], -1)
 
 
 _PLAIN = {"F32": np.float32, "F16": np.float16, "F64": np.float64}
@@ -156,8 +201,7 @@ class _HeaderReader:
             return self.scalar(self.format(type_id, key))
         item_type, count = self.scalar("I"), self.scalar("Q")
         if item_type == _STRING:
-            self.expect(count, 8, key)
-            return [self.string(key) for _ in range(count)]
+            return self.strings(count, key)
         if item_type == _ARRAY:
             raise self.corrupt(f"{key} is an array of arrays")
         code = self.format(item_type, key)
@@ -179,6 +223,25 @@ class _HeaderReader:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             raise self.corrupt(f"{what} is not valid UTF-8") from error
+
+    def strings(self, count: int, key: str) -> list[str]:
+        """What `string` would give, `count` times: in one loop, since a vocabulary has a hundred thousand."""
+        self.expect(count, _LENGTH.size, key)
+        found = []
+        at = self.at
+        for _ in range(count):
+            start = at + _LENGTH.size
+            if start > self.size:
+                raise self.corrupt(f"{key} ends behind the end of the file")
+            at = start + _LENGTH.unpack_from(self.data, start - _LENGTH.size)[0]
+            if at > self.size:
+                raise self.corrupt(f"{key} has a string that ends behind the end of the file")
+            found.append(self.data[start:at])
+        self.at = at
+        try:
+            return [raw.decode("utf-8") for raw in found]
+        except UnicodeDecodeError as error:
+            raise self.corrupt(f"{key} is not valid UTF-8") from error
 
     def take(self, count: int) -> bytes:
         self.expect(count, 1, "bytes")

@@ -6,7 +6,7 @@ or reads anything: every tensor present, of the right shape, and none left over.
 of few bits are packed one by one, as their last tensor comes in: at no time are there two copies of a model.
 """
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -16,7 +16,8 @@ from torch import Tensor
 from miniserve.errors import InvalidRequestError, TensorError
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.huge_pages import Arena, rounded_up
-from miniserve.kernels.linear_weight import Bits, LinearWeight
+from miniserve.kernels.groups import Bits, Groups
+from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
 from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.config import ModelConfig
@@ -129,17 +130,20 @@ def load_weights(
     decoder = Decoder(checkpoint.config, dtype=dtype, device=device, ops=ops, compute_dtype=compute_dtype)
     targets: dict[str, Tensor] = dict(decoder.named_parameters())
     packed = packed_bits(checkpoint, decoder, plan, quantization)
-    for name in packed:  # rounded from what the file says, not from what is left of it in `dtype`
-        targets[name] = torch.empty_like(targets[name], dtype=torch.float32)
     awaited = Counter(part.parameter for part in plan)
+    rows: defaultdict[str, list[Groups]] = defaultdict(list)  # of matrices of which some tensors are still to come
     for done, part in enumerate(plan, start=1):
-        target = targets[part.parameter]
-        if part.expert is not None:
-            target = target[part.expert]
-        target[part.start : part.start + part.shape[0]].copy_(checkpoint.load(part.name))
+        bits = packed.get(part.parameter)
         awaited[part.parameter] -= 1
-        if part.parameter in packed and not awaited[part.parameter]:
-            _pack(decoder, part.parameter, targets.pop(part.parameter), packed[part.parameter])
+        if bits:
+            rows[part.parameter].append(_groups(checkpoint, part.name, bits, keep=quantization == "file"))
+            if not awaited[part.parameter]:
+                _pack(decoder, part.parameter, Groups.stacked(rows.pop(part.parameter)))
+        else:
+            target = targets[part.parameter]
+            if part.expert is not None:
+                target = target[part.expert]
+            target[part.start : part.start + part.shape[0]].copy_(checkpoint.load(part.name))
         if progress:
             progress(done, len(plan))
     return decoder.requires_grad_(False).eval()
@@ -148,8 +152,9 @@ def load_weights(
 def packed_bits(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str) -> dict[str, Bits]:
     """Which linear layers' weights are to be of few bits, and of how many.
 
-    The unembedding has 8 bits even with "int4", as it is what tokens are told apart by. With "file", a matrix that is
-    fused from tensors of several types gets the widest of them, and one without whole blocks is expanded.
+    The unembedding has 8 bits even with "int4", as it is what tokens are told apart by. With "file", only what stays
+    exactly what it is in the file: a matrix that is fused from tensors of several types, or without whole blocks, is
+    expanded.
     """
     if quantization == "none":
         return {}
@@ -164,10 +169,10 @@ def packed_bits(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quan
         if quantization != "file":
             found[name] = 8 if quantization == "int8" or module_name == "unembed" else 4
             continue
-        stored = [checkpoint.bits(source) for source in sources[name]]
-        widest = max((each for each in stored if each), default=None)
-        if widest and all(stored) and LinearWeight.can_round(module.weight.shape, widest):
-            found[name] = widest
+        stored = {checkpoint.bits(source) for source in sources[name]}
+        bits = stored.pop()
+        if bits and not stored and LinearWeight.can_pack(module.weight.shape, bits):
+            found[name] = bits
     return found
 
 
@@ -184,11 +189,19 @@ def move_to_huge_pages(decoder: Decoder) -> None:
         linear.pack(LinearWeight(arena.copy(matrix.data), scales, matrix.bias))
 
 
-def _pack(decoder: Decoder, parameter: str, value: Tensor, bits: Bits) -> None:
+def _groups(checkpoint: Checkpoint, name: str, bits: Bits, *, keep: bool) -> Groups:
+    """A tensor in groups: the file's own, or rounded from its values."""
+    try:
+        return checkpoint.groups(name) if keep else Groups.rounding(checkpoint.load(name), bits)
+    except ValueError as error:
+        raise InvalidRequestError(f"{name} cannot have {bits} bits: {error}") from error
+
+
+def _pack(decoder: Decoder, parameter: str, groups: Groups) -> None:
     name = parameter.removesuffix(".weight")
     linear = decoder.get_submodule(name)
     assert isinstance(linear, Linear)
     try:
-        linear.pack(LinearWeight.rounded(value, bits, linear.bias))
+        linear.pack(LinearWeight.packed(groups, linear.bias))
     except ValueError as error:
-        raise InvalidRequestError(f"the weight of {name} cannot have {bits} bits: {error}") from error
+        raise InvalidRequestError(f"the weight of {name} cannot have {groups.bits} bits: {error}") from error

@@ -5,7 +5,8 @@ import torch
 
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.linear import MANY, linear
-from miniserve.kernels.linear_weight import GROUP, LinearWeight
+from miniserve.kernels.groups import GROUP
+from miniserve.kernels.linear_weight import LinearWeight
 
 pytestmark = pytest.mark.usefixtures("compiled")
 KINDS = {

@@ -1,0 +1,109 @@
+"""`EngineSettings`: what an engine is built with, every "as you see fit" decided for the device it runs on."""
+
+from dataclasses import dataclass
+
+import torch
+
+from miniserve.errors import InvalidRequestError
+from miniserve.model.load import LoadedModel
+from miniserve.runtime.kv_cache import choose_size, free_memory
+
+BLOCK_SIZE = {"cpu": 16, "cuda": 64}
+# A step's budget bounds how long a decode waits for a newcomer's prompt. Beyond some hundred tokens a CPU gains nothing
+# from a larger one; a GPU does.
+BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
+# Of the memory that is free once the weights are loaded. A GPU is the engine's alone; a laptop's memory is not.
+MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
+
+
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine was built with, everything decided.
+
+    Attributes:
+        device, backend, dtype, quantization, note: see `model.choices.Choices`.
+        max_model_len: most tokens of one request, prompt and output.
+        max_num_batched_tokens: most tokens computed in one step.
+        max_num_seqs: most requests computed at once.
+        block_size: tokens of a KV block.
+        num_blocks: KV blocks in the pool.
+        kv_cache_bytes: what they take.
+        prefix_caching: whether full blocks are shared by content.
+    """
+
+    model: str
+    device: str
+    backend: str
+    dtype: str
+    quantization: str
+    note: str
+    max_model_len: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+    block_size: int
+    num_blocks: int
+    kv_cache_bytes: int
+    prefix_caching: bool
+
+    @classmethod
+    def decide(
+        cls,
+        model: LoadedModel,
+        *,
+        max_model_len: int | None,
+        max_num_batched_tokens: int | None,
+        max_num_seqs: int,
+        block_size: int | None,
+        kv_cache_memory: int | None,
+        memory_fraction: float | None,
+        prefix_caching: bool,
+    ) -> "EngineSettings":
+        """Settings for a model whose weights are in memory already. Arguments are those of `LLM`.
+
+        Raises:
+            InvalidRequestError: an argument is out of its range, or memory does not suffice. Names it and the limit.
+        """
+        device, dtype = model.decoder.device, model.decoder.dtype
+        if block_size is None:
+            block_size = BLOCK_SIZE[device.type]
+        if max_num_batched_tokens is None:
+            max_num_batched_tokens = BATCHED_TOKENS[device.type]
+        if memory_fraction is not None and not 0 < memory_fraction <= 1:
+            raise InvalidRequestError(f"memory_fraction is {memory_fraction}: it must lie above 0 and at most 1")
+        if kv_cache_memory is not None and memory_fraction is not None:
+            raise InvalidRequestError("kv_cache_memory and memory_fraction exclude each other: both size the KV cache")
+        if kv_cache_memory is None:
+            fraction = memory_fraction if memory_fraction is not None else MEMORY_FRACTION[device.type]
+            kv_cache_memory = int(free_memory(device) * fraction)
+        num_blocks, max_model_len = choose_size(
+            model.config,
+            block_size=block_size,
+            dtype=dtype,
+            memory_bytes=kv_cache_memory,
+            max_num_seqs=max_num_seqs,
+            max_model_len=max_model_len,
+        )
+        return cls(
+            model=model.files.name,
+            device=str(model.choices.device),
+            backend=model.choices.backend,
+            dtype=str(model.choices.dtype).removeprefix("torch."),
+            quantization=model.choices.quantization,
+            note=model.choices.note,
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            num_blocks=num_blocks,
+            kv_cache_bytes=num_blocks * block_size * model.config.kv_bytes_per_token(dtype.itemsize),
+            prefix_caching=prefix_caching,
+        )
+
+    def __str__(self) -> str:
+        """One line for a terminal: what runs, and on what."""
+        threads = f"{torch.get_num_threads()} threads"
+        kernels = {"cpu": f"C++ kernels, {threads}", "triton": "Triton kernels", "torch": "plain torch"}[self.backend]
+        weights = {"none": "", "file": ", weights as in the file"}.get(
+            self.quantization, f", {self.quantization} weights"
+        )
+        return f"{self.model} on {self.device} ({kernels}), {self.dtype}{weights}"
