@@ -37,6 +37,6 @@ def write_record(path: Path, data: Mapping[str, Any], command: str) -> None:
     partial.replace(path)
 
 
-def device_slug() -> str:
-    """This device as a folder's name below `results/`: "NVIDIA H100 80GB HBM3" is nvidia-h100-80gb-hbm3."""
-    return re.sub(r"[^a-z0-9]+", "-", this_device().lower()).strip("-")
+def device_slug(kind: str = "auto") -> str:
+    """`this_device(kind)` as a folder's name below `results/`: "NVIDIA H100 80GB HBM3" is nvidia-h100-80gb-hbm3."""
+    return re.sub(r"[^a-z0-9]+", "-", this_device(kind).lower()).strip("-")

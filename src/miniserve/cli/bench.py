@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
+from miniserve.cli import bench_tables as tables
 from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
@@ -53,7 +53,32 @@ def throughput(
     with open_llm(model, how, max_num_seqs=num_requests) as llm:
         data = _what_ran(llm.model)
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
-    _give(data, as_json, out, _throughput_table)
+    _give(data, as_json, out, tables.throughput)
+
+
+@app.command()
+def ceilings(
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: AsJson = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the result is kept; default: results/DEVICE/ceilings.json.")
+    ] = None,
+) -> None:
+    """This machine's limits: bandwidth by size, matrix products by format and size, the cost of a launch."""
+    import torch
+
+    from miniserve.bench.ceilings import bench_ceilings
+    from miniserve.bench.record import device_slug
+    from miniserve.hardware.this_machine import num_cores
+    from miniserve.model.choices import choose_device
+
+    chosen = choose_device(device)
+    torch.set_num_threads(threads or num_cores())
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        data = bench_ceilings(chosen, lambda done, what: bar.update(task, completed=done, description=what))
+    _give(data, as_json, out or Path("results") / device_slug(chosen.type) / "ceilings.json", tables.ceilings)
 
 
 @app.command()
@@ -61,7 +86,7 @@ def scheduler(as_json: AsJson = False, out: Out = None) -> None:
     """What a step costs in the core alone, without a model."""
     from miniserve.bench.scheduler import bench_scheduler
 
-    _give(bench_scheduler(), as_json, out, _scheduler_table)
+    _give(bench_scheduler(), as_json, out, tables.scheduler)
 
 
 @app.command()
@@ -83,7 +108,7 @@ def prefix(
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
     loaded = open_model(model, how)
     data = bench_prefix(loaded, num_chats, turns=turns)
-    _give(_what_ran(loaded) | {"num_chats": num_chats, "turns": turns} | data, as_json, out, _flat_table)
+    _give(_what_ran(loaded) | {"num_chats": num_chats, "turns": turns} | data, as_json, out, tables.flat)
 
 
 @app.command()
@@ -107,7 +132,7 @@ def soak(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("soaking", total=minutes * 60)
         data = run_soak(loaded, minutes * 60, seed=seed, progress=lambda gone: bar.update(task, completed=gone))
-    _give(_what_ran(loaded) | {"seed": seed} | data, as_json, out, _flat_table)
+    _give(_what_ran(loaded) | {"seed": seed} | data, as_json, out, tables.flat)
 
 
 @app.command()
@@ -130,7 +155,7 @@ def accuracy(
     words = "\n".join(path.read_text(encoding="utf-8") for path in text)
     console = Console(stderr=True)
     data = bench_accuracy(load, words, num_tokens=tokens, window=window, progress=console.print)
-    _give({"model": model, "device": "cpu"} | data, as_json, out, _accuracy_table)
+    _give({"model": model, "device": "cpu"} | data, as_json, out, tables.accuracy)
 
 
 def _what_ran(loaded: "LoadedModel") -> dict[str, Any]:
@@ -161,7 +186,8 @@ def _give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any) -> 
 def _with_provenance(data: dict[str, Any]) -> dict[str, Any]:
     from miniserve.hardware.this_machine import num_cores, these_versions, this_device
 
-    device = this_device() + ("" if data.get("device") == "cuda" else f", {num_cores()} cores")
+    on_gpu = str(data.get("device")).startswith("cuda")
+    device = this_device() if on_gpu else f"{this_device('cpu')}, {num_cores()} cores"
     arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
     return {
         "label": "recorded",
@@ -171,52 +197,3 @@ def _with_provenance(data: dict[str, Any]) -> dict[str, Any]:
         "versions": these_versions(),
         "data": data,
     }
-
-
-def _throughput_table(data: dict[str, Any]) -> Table:
-    limits = data["ceilings"]
-    title = (
-        f"{data['model']} on {data['device']} ({data['backend']}, {data['threads']} threads), {data['dtype']}, "
-        f"quantization {data['quantization']}; reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s, "
-        f"multiplies at {limits['flops_per_s'] / 1e9:.0f} GFLOP/s"
-    )
-    table = Table(title=title)
-    for name in ("requests", "output tokens/s", "wall s", "steps", "MBU", "MFU", "where a step's time goes"):
-        table.add_column(name, justify="right")
-    for key, run in data.items():
-        if key.startswith("batch_"):
-            shares = ", ".join(f"{name} {seconds / run['wall_s']:.1%}" for name, seconds in run["step_s"].items())
-            table.add_row(
-                str(run["num_requests"]), f"{run['output_tokens_per_s']:.1f}", f"{run['wall_s']:.2f}",
-                str(run["num_steps"]), f"{run['mbu']:.0%}", f"{run['mfu']:.0%}", shares,
-            )  # fmt: skip
-    return table
-
-
-def _scheduler_table(data: dict[str, Any]) -> Table:
-    table = Table("step", "mean µs", "median µs", title="CPU time of schedule and update, decode steps")
-    for name, step in data["cpu_us_per_step"].items():
-        table.add_row(name.replace("_", " "), f"{step['mean']:.1f}", f"{step['median']:.1f}")
-    return table
-
-
-def _accuracy_table(data: dict[str, Any]) -> Table:
-    table = Table("form", "perplexity", "mean |Δ log p|", "same likeliest token", "weights MB",
-                  title=f"{data['model']}, {data['num_tokens']} predictions, windows of {data['window']}")  # fmt: skip
-    for name, form in data["forms"].items():
-        table.add_row(
-            name, f"{form['perplexity']:.3f}", f"{form['mean_abs_logprob_difference']:.5f}",
-            f"{form['top_1_agreement']:.2%}", f"{form['weight_bytes'] / 1e6:.1f}",
-        )  # fmt: skip
-    return table
-
-
-def _flat_table(data: dict[str, Any]) -> Table:
-    table = Table("what", "value")
-    for name, value in data.items():
-        for label, number in value.items() if isinstance(value, dict) else [("", value)]:
-            shown = (
-                f"{number:,.4g}" if isinstance(number, float) else f"{number:,}" if isinstance(number, int) else number
-            )
-            table.add_row(f"{name} {label}".strip().replace("_", " "), str(shown))
-    return table

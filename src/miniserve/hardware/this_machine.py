@@ -12,10 +12,10 @@ from pathlib import Path
 import psutil
 
 
-def this_device() -> str:
-    """The GPU if torch is loaded and sees one, else the processor's name."""
+def this_device(kind: str = "auto") -> str:
+    """The GPU if torch is loaded and sees one, else the processor's name; of the kind "cpu" always the latter."""
     torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
+    if kind != "cpu" and torch is not None and torch.cuda.is_available():
         return str(torch.cuda.get_device_name())
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

@@ -1,0 +1,85 @@
+"""The tables that `miniserve bench` prints: one function a benchmark, from its data to something rich can print."""
+
+from typing import Any
+
+from rich.console import Group
+from rich.table import Table
+
+from miniserve.notebook.units import format_value
+
+
+def ceilings(data: dict[str, Any]) -> Group:
+    """Bandwidth by size, products by format and size, a batch against one weight, and launches."""
+    bandwidth = Table("buffer", "read", "copy (read + written)", title=f"Bandwidth of {data['device']}")
+    for read, copy in zip(data["read"], data["copy"], strict=True):
+        size = f"{read['bytes'] >> 20} MiB" if read["bytes"] >= 2**20 else f"{read['bytes'] >> 10} KiB"
+        bandwidth.add_row(size, _rate(read, "bytes_per_s"), _rate(copy, "bytes_per_s"))
+    sizes = list(dict.fromkeys(row["size"] for row in data["gemm"]))
+    products = Table("format", *(f"{size:,}" for size in sizes), title="Square matrix products")
+    for dtype in dict.fromkeys(row["dtype"] for row in data["gemm"]):
+        products.add_row(dtype, *(_rate(row, "flops_per_s") for row in data["gemm"] if row["dtype"] == dtype))
+    skinny = Table("m × n × k", "time", "bytes a second", title="A batch of m against one bf16 weight")
+    for row in data["skinny"]:
+        skinny.add_row(f"{row['m']} × {row['n']} × {row['k']}", _rate(row, "seconds"), _rate(row, "bytes_per_s"))
+    launch = Table("called from Python", "in a CUDA graph", title="One tiny operator")
+    launch.add_row(_rate(data["launch"], "eager_s"), _rate(data["launch"], "graph_s"))
+    return Group(bandwidth, products, *([skinny] if data["skinny"] else []), launch)
+
+
+def _rate(row: dict[str, Any], quantity: str) -> str:
+    unit = {"bytes_per_s": "B/s", "flops_per_s": "FLOP/s"}.get(quantity, "s")
+    value = row.get(quantity)
+    return format_value(value, unit) if value is not None else row.get("unsupported", "none")
+
+
+def throughput(data: dict[str, Any]) -> Table:
+    """Tokens a second, and where a step's time goes."""
+    limits = data["ceilings"]
+    title = (
+        f"{data['model']} on {data['device']} ({data['backend']}, {data['threads']} threads), {data['dtype']}, "
+        f"quantization {data['quantization']}; reads {limits['read_bytes_per_s'] / 1e9:.1f} GB/s, "
+        f"multiplies at {limits['flops_per_s'] / 1e9:.0f} GFLOP/s"
+    )
+    table = Table(title=title)
+    for name in ("requests", "output tokens/s", "wall s", "steps", "MBU", "MFU", "where a step's time goes"):
+        table.add_column(name, justify="right")
+    for key, run in data.items():
+        if key.startswith("batch_"):
+            shares = ", ".join(f"{name} {seconds / run['wall_s']:.1%}" for name, seconds in run["step_s"].items())
+            table.add_row(
+                str(run["num_requests"]), f"{run['output_tokens_per_s']:.1f}", f"{run['wall_s']:.2f}",
+                str(run["num_steps"]), f"{run['mbu']:.0%}", f"{run['mfu']:.0%}", shares,
+            )  # fmt: skip
+    return table
+
+
+def scheduler(data: dict[str, Any]) -> Table:
+    """The core's time a step."""
+    table = Table("step", "mean µs", "median µs", title="CPU time of schedule and update, decode steps")
+    for name, step in data["cpu_us_per_step"].items():
+        table.add_row(name.replace("_", " "), f"{step['mean']:.1f}", f"{step['median']:.1f}")
+    return table
+
+
+def accuracy(data: dict[str, Any]) -> Table:
+    """What each form of the weights costs."""
+    table = Table("form", "perplexity", "mean |Δ log p|", "same likeliest token", "weights MB",
+                  title=f"{data['model']}, {data['num_tokens']} predictions, windows of {data['window']}")  # fmt: skip
+    for name, form in data["forms"].items():
+        table.add_row(
+            name, f"{form['perplexity']:.3f}", f"{form['mean_abs_logprob_difference']:.5f}",
+            f"{form['top_1_agreement']:.2%}", f"{form['weight_bytes'] / 1e6:.1f}",
+        )  # fmt: skip
+    return table
+
+
+def flat(data: dict[str, Any]) -> Table:
+    """Names and values, one a row."""
+    table = Table("what", "value")
+    for name, value in data.items():
+        for label, number in value.items() if isinstance(value, dict) else [("", value)]:
+            shown = (
+                f"{number:,.4g}" if isinstance(number, float) else f"{number:,}" if isinstance(number, int) else number
+            )
+            table.add_row(f"{name} {label}".strip().replace("_", " "), str(shown))
+    return table
