@@ -25,6 +25,7 @@ from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.outputs import RequestOutput, snapshot
+from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.interrupts import delayed_interrupt
 from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.model_runner import ModelRunner
@@ -57,6 +58,7 @@ class LLM:
         kv_cache_memory: bytes for the KV cache; None: `memory_fraction` of what is free.
         memory_fraction: share of the free memory; None: 0.25 on a CPU, 0.85 on a GPU.
         enable_prefix_caching: share full blocks between requests that begin alike.
+        cuda_graphs: with Triton kernels, capture decode steps as CUDA graphs, which takes seconds at the start.
         progress: called with (tensors done, tensors in all) while the weights load.
         on_step: called with a record of each step.
 
@@ -79,6 +81,7 @@ class LLM:
         kv_cache_memory: int | None = None,
         memory_fraction: float | None = None,
         enable_prefix_caching: bool = True,
+        cuda_graphs: bool = True,
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
@@ -100,6 +103,7 @@ class LLM:
             kv_cache_memory=kv_cache_memory,
             memory_fraction=memory_fraction,
             prefix_caching=enable_prefix_caching,
+            cuda_graphs=cuda_graphs,
         )
         decoder = model.decoder
         scheduler = Scheduler(
@@ -114,7 +118,13 @@ class LLM:
         )
         self.model = model
         self.tokenizer = model.tokenizer
-        self.engine = Engine(scheduler, ModelRunner(decoder, cache, settings.block_size), on_step=on_step)
+        graphs = None
+        if settings.cuda_graphs:
+            longest = -(-settings.max_model_len // settings.block_size)
+            graphs = DecodeGraphs(
+                decoder, cache, max_batch=settings.max_num_seqs, max_blocks=longest, block_size=settings.block_size
+            )
+        self.engine = Engine(scheduler, ModelRunner(decoder, cache, settings.block_size, graphs), on_step=on_step)
         self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{model.choices}")
         self._generations: dict[str, Generation] = {}
         self._streams: dict[str, deque[str]] = {}

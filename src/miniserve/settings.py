@@ -29,6 +29,7 @@ class EngineSettings:
         num_blocks: KV blocks in the pool.
         kv_cache_bytes: what they take.
         prefix_caching: whether full blocks are shared by content.
+        cuda_graphs: whether decode steps are launched as CUDA graphs: with Triton kernels, which never wait.
     """
 
     model: str
@@ -44,6 +45,7 @@ class EngineSettings:
     num_blocks: int
     kv_cache_bytes: int
     prefix_caching: bool
+    cuda_graphs: bool
 
     @classmethod
     def decide(
@@ -57,6 +59,7 @@ class EngineSettings:
         kv_cache_memory: int | None,
         memory_fraction: float | None,
         prefix_caching: bool,
+        cuda_graphs: bool,
     ) -> "EngineSettings":
         """Settings for a model whose weights are in memory already. Arguments are those of `LLM`.
 
@@ -97,6 +100,7 @@ class EngineSettings:
             num_blocks=num_blocks,
             kv_cache_bytes=num_blocks * block_size * model.config.kv_bytes_per_token(dtype.itemsize),
             prefix_caching=prefix_caching,
+            cuda_graphs=cuda_graphs and model.choices.backend == "triton",
         )
 
     def __str__(self) -> str:

@@ -10,7 +10,7 @@ from miniserve.model.load import load_model
 from miniserve.model.one_call import OneCall
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.kv_cache import KVCache
-from miniserve.runtime.model_runner import PagedAttention
+from miniserve.runtime.paged_attention import PagedAttention
 
 FORMS = [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"quantization": "int8"}, {"quantization": "int4"}]
 BLOCK = 4

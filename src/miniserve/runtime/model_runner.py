@@ -12,28 +12,15 @@ from torch import Tensor
 
 from miniserve.core.executor import Scheduled, Step, StepResult
 from miniserve.core.request import TokenLogprob
-from miniserve.kernels.operators import Operators
 from miniserve.model.decoder import Decoder
 from miniserve.model.one_call import OneCall
 from miniserve.runtime.batch import Batch
+from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KVCache
-from miniserve.runtime.sampler import Sampled, sample, token_logprobs
+from miniserve.runtime.paged_attention import PagedAttention
+from miniserve.runtime.sampler import sample, token_logprobs
 
 LOGIT_ROWS = 256  # rows of [V] logits in memory at a time where a whole prompt's are wanted
-
-
-class PagedAttention:
-    """One step's `decoder.Attend`: new keys and values go to their slots, queries read through the block table."""
-
-    def __init__(self, ops: Operators, cache: KVCache, batch: Batch) -> None:
-        self._ops, self._cache, self._batch = ops, cache, batch
-
-    def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """qkv [T, N + 2·G, D]; cos and sin [T, D/2] -> [T, N, D]."""
-        keys, values = self._cache.layer(layer)
-        batch = self._batch
-        q = self._ops.rope_store(qkv, cos, sin, keys, values, batch.slot_mapping)
-        return self._ops.paged_attention(q, keys, values, batch.query_start, batch.context_lens, batch.block_table)
 
 
 class ModelRunner:
@@ -43,15 +30,19 @@ class ModelRunner:
         decoder: the model.
         cache: the KV memory, on the same device.
         block_size: tokens a KV block holds.
+        graphs: of decode steps, if they are to be launched as CUDA graphs.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, block_size: int) -> None:
+    def __init__(self, decoder: Decoder, cache: KVCache, block_size: int, graphs: DecodeGraphs | None = None) -> None:
         self.decoder, self.cache, self.block_size = decoder, cache, block_size
+        self._graphs = graphs
         self._one_call = OneCall.of(decoder)
 
     @torch.inference_mode()
     def execute(self, step: Step) -> StepResult:
         """Compute a step of at least one request. See `Executor.execute`."""
+        if self._graphs and self._graphs.takes(step):
+            return self._decode(step, self._graphs)
         started = time.perf_counter()
         batch = Batch.from_step(step, self.block_size, self.decoder.device)
         prepared = time.perf_counter()
@@ -63,7 +54,8 @@ class ModelRunner:
         computed = time.perf_counter()
         tokens: list[int | None] = [None] * len(step.scheduled)
         logprobs: dict[int, TokenLogprob] = {}
-        for index, sampled in zip(samples, self._sample(logits, step, samples), strict=True):
+        requests = [step.scheduled[index].request for index in samples]
+        for index, sampled in zip(samples, sample(logits, requests, self.decoder.ops.argmax), strict=True):
             tokens[index] = sampled.token
             if sampled.logprob is not None:
                 logprobs[index] = sampled.logprob
@@ -79,8 +71,15 @@ class ModelRunner:
         hidden: Tensor = self.decoder(batch.token_ids, batch.positions, attend)
         return hidden
 
-    def _sample(self, logits: Tensor, step: Step, samples: list[int]) -> list[Sampled]:
-        return sample(logits, [step.scheduled[index].request for index in samples], self.decoder.ops.argmax)
+    def _decode(self, step: Step, graphs: DecodeGraphs) -> StepResult:
+        """A step of each request's last token."""
+        started = time.perf_counter()
+        logits, tokens = graphs(step)
+        computed = time.perf_counter()
+        sampled = sample(logits, [part.request for part in step.scheduled], self.decoder.ops.argmax, tokens)
+        logprobs = {index: each.logprob for index, each in enumerate(sampled) if each.logprob is not None}
+        seconds = {"forward": computed - started, "sample": time.perf_counter() - computed}
+        return StepResult([each.token for each in sampled], logprobs, seconds=seconds)
 
     def _prompt_logprobs(self, step: Step, batch: Batch, hidden: Tensor) -> Mapping[int, list[TokenLogprob]]:
         """For the requests that ask: how likely each prompt token was that follows one of this step's."""

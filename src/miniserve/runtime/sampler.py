@@ -35,7 +35,10 @@ class Sampled(NamedTuple):
 
 @torch.inference_mode()
 def sample(
-    logits: Tensor, requests: Sequence[Request], argmax: Callable[[Tensor], Tensor] = reference.argmax
+    logits: Tensor,
+    requests: Sequence[Request],
+    argmax: Callable[[Tensor], Tensor] = reference.argmax,
+    known: Sequence[int] | None = None,
 ) -> list[Sampled]:
     """Choose each request's next token.
 
@@ -43,20 +46,23 @@ def sample(
         logits: [R, V], on any device with float64; not changed.
         requests: R of them, row by row.
         argmax: the backend's.
+        known: `likeliest` of the logits, if it has been computed with them.
 
     Raises:
         RuntimeError: a row holds NaN, +inf or nothing but -inf. The model is corrupt, or the engine has a bug.
     """
     logits = logits.float()
     if all(map(_is_plain, requests)):
-        return [Sampled(token, None) for token in _checked(*_largest(logits, argmax), requests)]
+        tokens = likeliest(logits, argmax).tolist() if known is None else known
+        return [Sampled(token, None) for token in _checked(tokens, requests)]
     adjusted = adjust(logits, requests)
-    peaks, tokens = _largest(adjusted, argmax)
+    tokens = argmax(adjusted)
+    peaks = _peaks(adjusted, tokens)
     drawn = [row for row, request in enumerate(requests) if request.params.temperature > 0]
     if drawn:
         theirs = [requests[row] for row in drawn]
         tokens[drawn] = _draw(_rows(adjusted, drawn), _rows(peaks, drawn), _rows(tokens, drawn), theirs)
-    sampled = [Sampled(token, None) for token in _checked(peaks, tokens, requests)]
+    sampled = [Sampled(token, None) for token in _checked(_sound(peaks, tokens).tolist(), requests)]
     counts = {row: r.params.logprobs for row, r in enumerate(requests) if r.params.logprobs is not None}
     if counts:
         asked = list(counts)
@@ -121,10 +127,19 @@ def _is_plain(request: Request) -> bool:
     return params.temperature == 0 and params.logprobs is None and not is_adjusted(request)
 
 
-def _largest(logits: Tensor, argmax: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Each row's largest logit, or NaN if it has one, and where it is. [R] each."""
+def likeliest(logits: Tensor, argmax: Callable[[Tensor], Tensor] = reference.argmax) -> Tensor:
+    """[R, V] -> [R] int64: each row's likeliest token; -1 where the row holds NaN, +inf or nothing but -inf."""
     tokens = argmax(logits)
-    return logits.gather(-1, tokens[:, None])[:, 0], tokens
+    return _sound(_peaks(logits, tokens), tokens)
+
+
+def _peaks(logits: Tensor, tokens: Tensor) -> Tensor:
+    """Each row's largest logit, [R]. `argmax` finds NaN if there is one: it counts as the largest."""
+    return logits.gather(-1, tokens[:, None])[:, 0]
+
+
+def _sound(peaks: Tensor, tokens: Tensor) -> Tensor:
+    return torch.where(peaks.isfinite(), tokens, -1)
 
 
 def _rows(matrix: Tensor, rows: list[int]) -> Tensor:
@@ -132,13 +147,11 @@ def _rows(matrix: Tensor, rows: list[int]) -> Tensor:
     return matrix if len(rows) == len(matrix) else matrix[rows]
 
 
-def _checked(peaks: Tensor, tokens: Tensor, requests: Sequence[Request]) -> list[int]:
-    """The tokens, fetched from the device. A row's peak tells whether the row is sound: NaN counts as the largest."""
-    chosen: list[int] = torch.where(peaks.isfinite(), tokens, -1).tolist()
-    for token, request in zip(chosen, requests, strict=True):
+def _checked(tokens: Sequence[int], requests: Sequence[Request]) -> Sequence[int]:
+    for token, request in zip(tokens, requests, strict=True):
         if token < 0:
             raise RuntimeError(f"request {request.request_id}: its logits hold NaN or +inf, or are all -inf")
-    return chosen
+    return tokens
 
 
 def _draw(logits: Tensor, peaks: Tensor, likeliest: Tensor, requests: Sequence[Request]) -> Tensor:
