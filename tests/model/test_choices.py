@@ -91,5 +91,52 @@ def test_what_needs_the_kernels_is_refused_without_them(not_compiled, arguments)
         choose("cpu", **arguments)
 
 
+@pytest.fixture
+def gpu(monkeypatch):
+    """`gpu(capability, has_triton)`: a machine with such a GPU."""
+
+    def pretend(capability, has_triton=True):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+        monkeypatch.setattr(choices, "find_spec", lambda name: object() if has_triton else None)
+
+    return pretend
+
+
+@pytest.mark.parametrize("dtype", ["auto", "float32", "float16"])
+def test_auto_on_a_gpu_is_triton(gpu, dtype):
+    gpu((9, 0))
+    made = choose("cuda", dtype)
+    assert (made.backend, made.note, made.quantization) == ("triton", "", "none")
+    assert made.dtype is made.compute_dtype is {"auto": torch.bfloat16}.get(dtype, getattr(torch, dtype, None))
+    assert choose("cuda", backend="torch").backend == "torch"
+
+
+@pytest.mark.parametrize(
+    ("capability", "has_triton", "reason"),
+    [((7, 5), True, "need compute capability 8.0, and cuda has 7.5"), ((9, 0), False, "triton is not installed")],
+)
+def test_a_gpu_without_triton_says_what_is_lost(gpu, capability, has_triton, reason):
+    gpu(capability, has_triton)
+    made = choose("cuda")
+    assert (made.backend, made.ops) == ("torch", reference)
+    assert made.note.startswith("plain torch computes, slower than the Triton kernels: ")
+    assert reason in made.note
+    with pytest.raises(InvalidRequestError, match=f"backend 'triton' does not work here: .*{reason}"):
+        choose("cuda", backend="triton")
+
+
+def test_triton_is_refused_on_a_cpu():
+    with pytest.raises(InvalidRequestError, match="it is for NVIDIA GPUs, and the device is cpu"):
+        choose("cpu", backend="triton")
+
+
+def test_the_triton_operators_are_loaded_when_they_are_asked_for(gpu):
+    pytest.importorskip("triton", reason="the package triton is not installed")
+    gpu((9, 0))
+    assert choose("cuda").ops.__name__ == "miniserve.kernels.triton.ops"
+
+
 def test_auto_device():
     assert choose().device.type == ("cuda" if torch.cuda.is_available() else "cpu")

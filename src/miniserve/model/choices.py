@@ -4,8 +4,8 @@ Each has a name that a user can give and an "auto" that decides. Nothing is deci
 came to, and why it is not something faster. An impossible request is refused rather than replaced.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 
@@ -17,7 +17,8 @@ from miniserve.kernels.operators import Operators
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST_BF16_CAPABILITY = (8, 0)
-BACKENDS: Mapping[str, Operators] = {"torch": reference, "cpu": cpu_ops}
+FIRST_TRITON_CAPABILITY = (8, 0)  # below it Triton has no tensor cores
+BACKENDS = ("torch", "cpu", "triton")
 QUANTIZATIONS = ("none", "int8", "int4", "file")
 
 
@@ -27,7 +28,7 @@ class Choices:
 
     Attributes:
         device: where weights and KV live.
-        backend: "torch", or "cpu": C++ kernels.
+        backend: "torch"; "cpu": C++ kernels; or "triton": kernels for NVIDIA GPUs.
         dtype: of the KV and of weights that are not of few bits.
         compute_dtype: of the activations.
         quantization: "none", "int8", "int4", or "file": whatever 8- and 4-bit blocks the file has.
@@ -44,7 +45,11 @@ class Choices:
     @property
     def ops(self) -> Operators:
         """The backend's operators."""
-        return BACKENDS[self.backend]
+        if self.backend == "triton":
+            from miniserve.kernels.triton import ops  # only where Triton is installed
+
+            return ops
+        return cpu_ops if self.backend == "cpu" else reference
 
 
 def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", quantization: str = "auto") -> Choices:
@@ -54,7 +59,8 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", qua
         device: "cpu", "cuda", "cuda:1" or "auto" (the first NVIDIA GPU, else the CPU).
         dtype: "float32", "bfloat16", "float16" or "auto": bfloat16 on GPUs that compute it and with the CPU's C++
             kernels, which compute in float32 whatever the weights are; float16 on older GPUs; else float32.
-        backend: "torch", "cpu" (C++ kernels, compiled at first use) or "auto": the faster one that this machine has.
+        backend: "torch", "cpu" (C++ kernels, compiled at first use), "triton" (on NVIDIA GPUs of compute capability 8.0
+            and up) or "auto": the fastest that the device has.
         quantization: with the CPU's C++ kernels: "int8" or "int4" for the weights of linear layers, "file" to keep the
             blocks that a GGUF file has, "none", or "auto": "file" if the dtype is "auto" too, else "none".
 
@@ -107,14 +113,31 @@ def choose_backend(name: str, device: torch.device, dtype: str) -> tuple[str, st
     """
     if name not in ("auto", *BACKENDS):
         raise InvalidRequestError(f"backend {name!r} is not one of auto, {', '.join(BACKENDS)}")
-    if name == "torch" or (name == "auto" and device.type != "cpu"):
+    if name == "torch":
         return "torch", ""
+    if name == "triton" or (name == "auto" and device.type != "cpu"):
+        reason = without_triton(device)
+        if reason is None:
+            return "triton", ""
+        if name == "triton":
+            raise InvalidRequestError(f"backend 'triton' does not work here: {reason}")
+        return "torch", f"plain torch computes, slower than the Triton kernels: {reason}"
     reason = "it has no float16" if dtype == "float16" else unavailable() if device.type == "cpu" else f"on {device}"
     if reason is None:
         return "cpu", ""
     if name == "cpu":
         raise InvalidRequestError(f"backend 'cpu' does not work here: {reason}")
     return "torch", f"plain torch computes, several times slower than the C++ kernels: {reason}"
+
+
+def without_triton(device: torch.device) -> str | None:
+    """Why the Triton kernels do not work on `device`, if so."""
+    if device.type != "cuda":
+        return f"it is for NVIDIA GPUs, and the device is {device}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FIRST_TRITON_CAPABILITY:
+        return "they need compute capability 8.0, and {} has {}.{}".format(device, *capability)
+    return None if find_spec("triton") else "the package triton is not installed"
 
 
 def best_dtype(device: torch.device, backend: str) -> torch.dtype:

@@ -1,0 +1,175 @@
+"""In what tiles the kernels compute on which generation of GPU: tables, and no search at run time.
+
+A table's row is looked up by compute capability: a GPU has the newest row that is not newer than itself, but for 12.x
+(consumer Blackwell), which has the tensor-core instructions and the shared memory of 8.9. Shared memory per block is
+163 KiB on 8.0, 99 KiB on 8.9 and 12.x, 227 KiB on 9.0 and 10.x; a tile's bytes times `stages` must fit.
+Tensors on a CPU, which only Triton's interpreter takes, have the smallest row.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import NamedTuple, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class Capability(NamedTuple):
+    """A GPU's generation, such as 9.0."""
+
+    major: int
+    minor: int
+
+
+@dataclass(frozen=True)
+class AttentionConfig:
+    """Tiles of an attention kernel.
+
+    Attributes:
+        rows: query tokens times heads of a group in a tile; prefill alone.
+        tile: cache positions in a tile.
+        warps: of a program.
+        stages: tiles in flight.
+    """
+
+    rows: int
+    tile: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class GemmConfig:
+    """Tiles of a grouped product: rows of tokens, columns of outputs, depth, warps, tiles in flight."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+@dataclass(frozen=True)
+class FewRowsConfig:
+    """Tiles of a product with few rows: outputs and depth of a tile of W, warps, tiles in flight."""
+
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+
+
+INTERPRETER, AMPERE, ADA, HOPPER, BLACKWELL = (
+    Capability(0, 0),
+    Capability(8, 0),
+    Capability(8, 9),
+    Capability(9, 0),
+    Capability(10, 0),
+)
+
+PREFILL: Mapping[Capability, AttentionConfig] = {
+    INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
+    AMPERE: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
+    ADA: AttentionConfig(rows=128, tile=32, warps=8, stages=2),
+    HOPPER: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
+    BLACKWELL: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
+}
+DECODE: Mapping[Capability, AttentionConfig] = {
+    INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
+    AMPERE: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
+    ADA: AttentionConfig(rows=16, tile=32, warps=4, stages=3),
+    HOPPER: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
+    BLACKWELL: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
+}
+# Few rows an expert, as in decode: the weights' bytes are what counts. Many: the tensor cores.
+FEW_ROWS: Mapping[Capability, GemmConfig] = {
+    INTERPRETER: GemmConfig(rows=16, columns=16, depth=16, warps=4, stages=2),
+    AMPERE: GemmConfig(rows=16, columns=64, depth=128, warps=4, stages=3),
+    ADA: GemmConfig(rows=16, columns=64, depth=64, warps=4, stages=3),
+    HOPPER: GemmConfig(rows=16, columns=64, depth=128, warps=4, stages=4),
+    BLACKWELL: GemmConfig(rows=16, columns=64, depth=128, warps=4, stages=4),
+}
+MANY_ROWS: Mapping[Capability, GemmConfig] = {
+    INTERPRETER: GemmConfig(rows=32, columns=16, depth=16, warps=4, stages=2),
+    AMPERE: GemmConfig(rows=64, columns=64, depth=64, warps=4, stages=3),
+    ADA: GemmConfig(rows=64, columns=64, depth=32, warps=4, stages=3),
+    HOPPER: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
+    BLACKWELL: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
+}
+SINGLE_ROW: Mapping[Capability, FewRowsConfig] = {
+    INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
+    AMPERE: FewRowsConfig(columns=4, depth=512, warps=4, stages=3),
+}
+FEW_ROWS_OF_X: Mapping[Capability, FewRowsConfig] = {
+    INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
+    AMPERE: FewRowsConfig(columns=16, depth=256, warps=4, stages=4),
+    ADA: FewRowsConfig(columns=16, depth=256, warps=4, stages=3),
+    HOPPER: FewRowsConfig(columns=16, depth=256, warps=4, stages=4),
+}
+PROGRAMS_PER_SM = 4  # decode programs that a multiprocessor should have to hide the memory's latency
+MOST_SPLITS = 64
+HALF_TILE_ABOVE = 256  # bytes of a head's row: float32, or heads beyond 128, take half the tile
+
+
+@cache
+def capability(device: torch.device) -> Capability:
+    """The generation of the GPU `device`; `INTERPRETER` for the CPU."""
+    return Capability(*torch.cuda.get_device_capability(device)) if device.type == "cuda" else INTERPRETER
+
+
+@cache
+def multiprocessors(device: torch.device) -> int:
+    """Multiprocessors of the GPU `device`; 1 for the CPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+def row(table: Mapping[Capability, T], of: Capability) -> T:
+    """The row of a table that a GPU of that capability has."""
+    if of.major == 12:
+        of = ADA
+    return table[max(known for known in table if known <= of)]
+
+
+def prefill_config(of: Capability, row_bytes: int) -> AttentionConfig:
+    """For a head's row of that many bytes, padded to a power of 2, in the wider of queries and cache."""
+    return _fitting(row(PREFILL, of), row_bytes)
+
+
+def decode_config(of: Capability, row_bytes: int) -> AttentionConfig:
+    """As `prefill_config`."""
+    return _fitting(row(DECODE, of), row_bytes)
+
+
+def _fitting(config: AttentionConfig, row_bytes: int) -> AttentionConfig:
+    if row_bytes <= HALF_TILE_ABOVE:
+        return config
+    return replace(config, rows=max(16, config.rows // 4), tile=max(16, config.tile // 2), stages=2)
+
+
+def num_splits(programs: int, longest: int, tile: int, sms: int) -> int:
+    """In how many slices to cut each sequence's cache, so that all multiprocessors have work: a power of 2.
+
+    Args:
+        programs: sequences times key/value heads.
+        longest: positions that a block table can hold; the host knows no sequence's own length.
+        tile: positions of a tile.
+        sms: multiprocessors.
+    """
+    splits = 1
+    while splits < MOST_SPLITS and programs * splits * 2 <= PROGRAMS_PER_SM * sms and splits * 2 * tile <= longest:
+        splits *= 2
+    return splits
+
+
+def gemm_config(of: Capability, assignments: int, experts: int, element_size: int) -> GemmConfig:
+    """For that many assignments of tokens to experts, spread evenly, and elements of that many bytes."""
+    few, many = row(FEW_ROWS, of), row(MANY_ROWS, of)
+    config = many if assignments >= experts * many.rows // 2 else few
+    return config if element_size <= 2 else replace(config, depth=max(16, config.depth // 4), stages=2)
+
+
+def few_rows_config(of: Capability, *, single: bool) -> FewRowsConfig:
+    """For one row of x, or for a few."""
+    return row(SINGLE_ROW if single else FEW_ROWS_OF_X, of)

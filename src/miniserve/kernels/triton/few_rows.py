@@ -1,0 +1,85 @@
+"""y = x Wᵀ for few rows of x: what a decode step multiplies, bound by the reading of W alone.
+
+A library's product is made for many rows: it cuts W into tiles so wide that a small W keeps half of the chip idle. Here
+a program takes a few of W's rows in their whole length, so that there are programs for all multiprocessors, and what
+it loads next is on its way while it multiplies. W is bfloat16, float16, or E4M3 with a float32 scale a row, which
+halves the bytes; E4M3 is widened on the way, x stays as it is, and sums are float32.
+"""
+
+# ruff: noqa: ANN001, ANN201, N803
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from miniserve.kernels.triton.configs import FewRowsConfig, capability, few_rows_config
+
+MOST_ROWS = 16  # of x
+
+
+@triton.jit
+def few_rows_kernel(
+    x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, num_rows, N, stride_x,
+    SCALED: tl.constexpr, BIASED: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+):  # fmt: skip
+    """COLUMNS outputs of all rows. Grid: (N / COLUMNS,). ROWS: 1, without tensor cores, or 16, with."""
+    columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
+    rows = tl.arange(0, ROWS)
+    depth = tl.arange(0, DEPTH)
+    is_row, is_column = rows < num_rows, columns < N
+    w_at = w_ptr + columns.to(tl.int64)[:, None] * K + depth[None, :]
+    if ROWS == 1:
+        products = tl.zeros((COLUMNS, DEPTH), tl.float32)
+        for start in range(0, K, DEPTH):
+            inside = depth < K - start
+            x = tl.load(x_ptr + start + depth, mask=inside, other=0.0).to(tl.float32)
+            w = tl.load(w_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
+            products += w.to(tl.float32) * x[None, :]
+        total = tl.sum(products, 1)[:, None]
+    else:
+        total = tl.zeros((COLUMNS, ROWS), tl.float32)
+        x_at = x_ptr + rows[None, :] * stride_x + depth[:, None]
+        for start in range(0, K, DEPTH):
+            inside = depth < K - start
+            x = tl.load(x_at + start, mask=inside[:, None] & is_row[None, :], other=0.0)
+            w = tl.load(w_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
+            total = tl.dot(w.to(x.dtype), x, total)
+    if SCALED:
+        total *= tl.load(scale_ptr + columns, mask=is_column, other=0.0)[:, None]
+    if BIASED:
+        total += tl.load(bias_ptr + columns, mask=is_column, other=0.0).to(tl.float32)[:, None]
+    out_at = out_ptr + rows[None, :].to(tl.int64) * N + columns[:, None]
+    tl.store(out_at, total.to(out_ptr.dtype.element_ty), mask=is_column[:, None] & is_row[None, :])
+
+
+def few_rows_linear(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None = None,
+    bias: Tensor | None = None,
+    config: FewRowsConfig | None = None,
+) -> Tensor:
+    """y = x Wᵀ + b.
+
+    Args:
+        x: [T, K] bfloat16 or float16, T at most 16, rows side by side or apart, each contiguous.
+        weight: [N, K], contiguous, of x's dtype; or float8_e4m3fn, then with scales.
+        scales: [N] or [N, 1] float32.
+        bias: [N].
+        config: tiles; None: those of the table.
+
+    Returns:
+        [T, N] in x's dtype.
+    """
+    (count, depth), outputs = x.shape, len(weight)
+    config = config or few_rows_config(capability(x.device), single=count == 1)
+    out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
+    few_rows_kernel[(triton.cdiv(outputs, config.columns),)](
+        x, weight, scales, bias, out, count, outputs, x.stride(0),
+        SCALED=scales is not None, BIASED=bias is not None, K=depth, ROWS=1 if count == 1 else MOST_ROWS,
+        COLUMNS=config.columns, DEPTH=config.depth, num_warps=config.warps, num_stages=config.stages,
+    )  # fmt: skip
+    return out

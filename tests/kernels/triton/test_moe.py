@@ -1,0 +1,61 @@
+"""The mixture of experts in Triton against the reference in float64."""
+
+import pytest
+import torch
+
+from miniserve.kernels import reference
+from miniserve.kernels.triton.configs import GemmConfig
+from miniserve.kernels.triton.moe import moe
+from support.paged import relative_error
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
+SMALL = GemmConfig(rows=16, columns=32, depth=32, warps=4, stages=2)
+
+
+def draw(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def case(tokens, experts, choices, hidden, inner, dtype, device):
+    x, gate_up = draw(tokens, hidden), draw(experts, 2 * inner, hidden, seed=1) / hidden**0.5
+    down, router = draw(experts, hidden, inner, seed=2) / inner**0.5, draw(tokens, experts, seed=3)
+    weights, ids = reference.route(router, choices, normalize=True)
+    parts = x.to(dtype), weights, ids, gate_up.to(dtype), down.to(dtype)
+    return tuple(part.to(device) for part in parts)
+
+
+def expected(x, weights, ids, gate_up, down):
+    return reference.moe(x.double(), weights.double(), ids, gate_up.double(), down.double())
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize(
+    ("tokens", "experts", "choices", "hidden", "inner", "config"),
+    [(1, 8, 2, 64, 48, SMALL), (11, 6, 2, 48, 40, SMALL), (70, 4, 3, 96, 32, None), (33, 5, 1, 64, 64, None)],
+)
+def test_equals_the_reference(dtype, tokens, experts, choices, hidden, inner, config, device):
+    arguments = case(tokens, experts, choices, hidden, inner, dtype, device)
+    got = moe(*arguments, config=config)
+    assert got.dtype is dtype
+    assert relative_error(got, expected(*arguments)) < TOLERANCE[dtype]
+
+
+def test_all_tokens_to_one_expert(device):
+    x, weights, ids, gate_up, down = case(40, 8, 1, 64, 32, torch.float32, device)
+    ids[:] = 7
+    assert relative_error(moe(x, weights, ids, gate_up, down), expected(x, weights, ids, gate_up, down)) < 1e-5
+
+
+def test_padding_is_sorted_nowhere_and_adds_nothing(device):
+    x, weights, ids, gate_up, down = case(20, 4, 2, 64, 32, torch.float32, device)
+    want = expected(x, weights, ids, gate_up, down)
+    ids[5:9], x[5:9] = -1, torch.nan
+    got = moe(x, weights, ids, gate_up, down)
+    assert not got[5:9].any()
+    kept = [row for row in range(20) if not 5 <= row < 9]
+    assert relative_error(got[kept], want[kept]) < 1e-5
+
+
+def test_no_tokens(device):
+    x, weights, ids, gate_up, down = case(3, 4, 2, 64, 32, torch.float32, device)
+    assert moe(x[:0], weights[:0], ids[:0], gate_up, down).shape == (0, 64)
