@@ -71,7 +71,7 @@ INTERPRETER, AMPERE, ADA, HOPPER, BLACKWELL = (
 
 PREFILL: Mapping[Capability, AttentionConfig] = {
     INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
-    AMPERE: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
+    AMPERE: AttentionConfig(rows=128, tile=32, warps=8, stages=3),
     ADA: AttentionConfig(rows=128, tile=32, warps=8, stages=2),
     HOPPER: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
     BLACKWELL: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
