@@ -5,10 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 import miniserve.hardware.catalog as module
 from miniserve.errors import CorruptFileError, InvalidRequestError
-from miniserve.hardware.catalog import MARKS, Accelerator, Catalog, Figure, System, load_catalog
+from miniserve.hardware.catalog import MARKS, Accelerator, Catalog, Figure, System, load_catalog, plain
 from miniserve.hardware.catalog_file import read_catalog
 
 FILE = Path(module.__file__).with_name("catalog.toml")
@@ -147,6 +149,29 @@ def test_names_and_aliases(catalog, name, key):
     assert catalog[name].key == key
 
 
+@given(data=st.data())
+def test_case_and_punctuation_of_a_name_do_not_matter(data):
+    catalog = load_catalog()
+    entry = data.draw(st.sampled_from(list(catalog)))
+    word = data.draw(st.sampled_from([entry.key, entry.name, *entry.aliases]))
+    spelled = "".join(
+        data.draw(st.sampled_from([c.upper(), c.lower(), f" {c}", f"{c}-", f"_{c}"])) if c.isascii() else c
+        for c in word
+    )
+    assert catalog[spelled] is entry
+
+
+@given(st.text(max_size=12))
+def test_any_other_name_is_an_error_of_ours(name):
+    catalog = load_catalog()
+    known = {plain(word): entry for entry in catalog for word in (entry.key, entry.name, *entry.aliases)}
+    if plain(name) in known:
+        assert catalog[name] is known[plain(name)]
+    else:
+        with pytest.raises(InvalidRequestError, match="hardware"):
+            _ = catalog[name]
+
+
 def test_an_unknown_name_says_what_is_near(catalog):
     with pytest.raises(InvalidRequestError, match=r"'H1000' is not in the catalogue; near it: .*h100"):
         _ = catalog["H1000"]
@@ -206,9 +231,9 @@ class TestTraps:
     def test_cpx_is_said_to_be_shelved(self, catalog):
         assert "shelved" in catalog.accelerator("rubin-cpx").released
 
-    @pytest.mark.parametrize(("ultra", "plain"), [("b300", "b200"), ("gb300", "gb200")])
-    def test_blackwell_ultra_cut_int8_and_doubled_exp(self, catalog, ultra, plain):
-        new, old = catalog.accelerator(ultra), catalog.accelerator(plain)
+    @pytest.mark.parametrize(("ultra", "before"), [("b300", "b200"), ("gb300", "gb200")])
+    def test_blackwell_ultra_cut_int8_and_doubled_exp(self, catalog, ultra, before):
+        new, old = catalog.accelerator(ultra), catalog.accelerator(before)
         assert 25 < old.flops("int8") / new.flops("int8") < 35
         assert new.figure("exp_per_s").value / old.figure("exp_per_s").value == pytest.approx(2, rel=0.1)
         assert new.flops("fp4") == 1.5 * old.flops("fp4")

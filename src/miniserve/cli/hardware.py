@@ -60,10 +60,10 @@ def _print_card(entry: "Accelerator | System") -> None:
     for label, text in (("memory", getattr(entry, "memory", "")), ("link", entry.link)):
         if text:
             typer.echo(f"{label}: {text}")
-    rows = [(words, value, f.mark, f.source.key, f.note) for words, value, f in card_rows(entry)]
+    rows: list[tuple[str, ...]] = [(words, value, f.mark, f.source.key, f.note) for words, value, f in card_rows(entry)]
     if isinstance(entry, System):
         whole = f"{entry.num_accelerators} × {entry.accelerator.key}"
-        rows = [(words, value, "sum", whole, "") for words, value in system_sums(entry)] + rows
+        rows[:0] = [(words, value, "sum", whole, "") for words, value in system_sums(entry)]
     _print_table(("quantity", "value", "mark", "source", "note"), rows)
     for note in entry.notes:
         typer.echo(f"note: {note}")

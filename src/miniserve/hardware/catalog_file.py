@@ -114,7 +114,7 @@ class _Reader:
         if raw.get("kind") not in _KINDS:
             self.fail(at, f"kind {raw.get('kind')!r} is none of {', '.join(_KINDS)}")
         figures = self.table(at, {name: raw[name] for name in QUANTITIES if name in raw}, raw, QUANTITIES)
-        tables = {
+        tables: dict[str, Any] = {
             name: self.table(f"{at}.{name}", raw[name], raw, dict.fromkeys(allowed, limits))
             for name, (allowed, limits) in TABLES.items()
             if name in raw

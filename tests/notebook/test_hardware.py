@@ -1,0 +1,104 @@
+"""The catalogue as the book shows it: nothing lost, nothing unmarked, nothing that breaks the page."""
+
+import re
+
+import pytest
+
+from miniserve.hardware.catalog import Figure, Source, load_catalog
+from miniserve.notebook.hardware import (
+    Table,
+    card_rows,
+    figure_text,
+    overview_row,
+    quantity_text,
+    show_accelerators,
+    show_cards,
+    show_sources,
+    show_systems,
+    system_sums,
+)
+
+SOURCE = Source("s", "A <title>", "Maker", "https://example.org/?a=1&b=2", "2026")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("memory_bytes", "memory"),
+        ("memory_bandwidth_bytes_per_s", "memory bandwidth"),
+        ("achieved_bandwidth_bytes_per_s", "memory bandwidth, achieved"),
+        ("dense_flops.fp8", "fp8, dense"),
+        ("usd_per_hour.hyperscaler_tco", "hyperscaler tco, price"),
+        ("stated.fp4_flops", "fp4, stated for the whole"),
+        ("num_sms", "SMs"),
+    ],
+)
+def test_quantities_in_words(name, words):
+    assert quantity_text(name) == words
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "unit", "text"),
+    [
+        ("memory_bandwidth_bytes_per_s", 3.35e12, "B/s", "3.35 TB/s"),
+        ("compute_capability", 10.0, "", "10.0"),
+        ("exp_per_s", 10.7e12, "/s", "10.7 × 10¹²/s"),
+        ("usd_per_hour.rental_3yr", 1.6, "$/h", "$1.6/h"),
+    ],
+)
+def test_values_with_units(name, value, unit, text):
+    assert figure_text(name, Figure(value, unit, SOURCE, "vendor")) == text
+
+
+def test_every_quantity_of_the_catalogue_has_words_and_a_value():
+    for entry in load_catalog():
+        for words, value, figure in card_rows(entry):
+            assert "_" not in words + value
+            assert "e+" not in value
+            assert len(value) < 25
+            assert figure.mark
+
+
+def test_an_overview_marks_every_number():
+    cells = overview_row(load_catalog().accelerator("groq-lpu1"))
+    assert cells[:2] == ["0.23 S", "80,000 S"]
+    assert set(cells[2:6]) == {"-"}
+
+
+def test_sums_are_those_of_the_system():
+    system = load_catalog().system("lpx")
+    assert dict(system_sums(system)) == {
+        "memory": "128 GB",
+        "memory bandwidth": "38.4 PB/s",
+        "link bandwidth": "320 TB/s",
+        "fp8, dense": "307 PFLOP/s",
+    }
+
+
+def test_the_pages_parts_hold_every_entry_and_link_every_source():
+    catalog = load_catalog()
+    overview = show_accelerators(catalog.accelerators.values(), "All")._repr_html_()
+    systems = show_systems(catalog.systems.values(), "Systems")._repr_html_()
+    cards, sources = show_cards(catalog)._repr_html_(), show_sources(catalog.sources.values())._repr_html_()
+    for entry in catalog:
+        assert f'<th scope="row">{entry.key}</th>' in overview + systems
+        assert f"<summary>{entry.name}</summary>" in cards
+    for source in catalog.sources.values():
+        address = source.url.replace("&", "&amp;")
+        assert f'href="{address}"' in cards
+        assert f'href="{address}"' in sources
+    for page in (overview, systems, cards, sources):
+        assert page.count("<table") == page.count("</table>")
+        assert len(re.findall(r"<tr[ >]", page)) == page.count("</tr>")
+
+
+def test_what_could_be_markup_is_text():
+    assert "A &lt;title&gt;" in show_sources([SOURCE])._repr_html_()
+    assert "?a=1&amp;b=2" in show_sources([SOURCE])._repr_html_()
+    assert 'aria-label="&quot;x&quot;"' in Table('"x"', ("a",), [("b",)])._repr_html_()
+
+
+def test_text_stands_in_for_html():
+    catalog = load_catalog()
+    assert repr(show_cards(catalog)).splitlines()[0] == "t4: NVIDIA T4"
+    assert repr(show_sources(catalog.sources.values())) == f"Sources of the catalogue: {len(catalog.sources)} rows"
