@@ -13,16 +13,16 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from miniserve.kernels.triton import attention_kernels, moe, rowwise
-from miniserve.kernels.triton.configs import Capability, decode_config, gemm_config, prefill_config
+from miniserve.kernels.triton import attention_kernels, few_rows, moe, rowwise
+from miniserve.kernels.triton.configs import Capability, decode_config, few_rows_config, gemm_config, prefill_config
 
 SHARED_MEMORY = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have: CUDA C++ Programming Guide
 TARGETS = [Capability(*divmod(number, 10)) for number in SHARED_MEMORY]
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
 LLAMA = {"GROUP": 4, "SLOTS": 64, "D": 128, "DIM": 128, "SCALED": False}
-NARROW = {"k_ptr", "v_ptr"}  # in E4M3, where the cache is
+NARROW = {"k_ptr", "v_ptr", "w_ptr"}  # in E4M3, where the cache is or the weights are
 INT32 = {"start_ptr", "length_ptr", "table_ptr", "order_ptr", "begin_ptr"}
-FLOAT32 = {"part_ptr", "m_ptr", "l_ptr", "k_scale_ptr", "v_scale_ptr", "weight_ptr", "cos_ptr", "sin_ptr"}
+FLOAT32 = {"part_ptr", "m_ptr", "l_ptr", "k_scale_ptr", "v_scale_ptr", "scale_ptr", "weight_ptr", "cos_ptr", "sin_ptr"}
 
 
 def compiled(kernel, target, constants, warps, stages, kv="bf16"):
@@ -82,10 +82,24 @@ def test_decode(target, kv, tmp_path):
     if kv == "fp8e4nv" and target < (8, 9):
         pytest.skip("Triton has no E4M3 before 8.9")
     config = decode_config(target, 256)
-    constants = LLAMA | {"HEADS": 16, "SPLITS": 16, "TILE": config.tile, "SCALED": kv == "fp8e4nv"}
+    constants = LLAMA | {"HEADS": 16, "ONE_SLICE": False, "TILE": config.tile, "SCALED": kv == "fp8e4nv"}
     kernel = compiled(attention_kernels.decode_kernel, target, constants, config.warps, config.stages, kv)
     check(kernel, target, tmp_path)
     assert "mma.sync" in kernel.asm["ptx"]
+
+
+@pytest.mark.parametrize("form", ["bf16", "fp8e4nv"])
+@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize("target", TARGETS, ids=str)
+def test_few_rows(target, rows, form, tmp_path):
+    if form == "fp8e4nv" and target < (8, 9):
+        pytest.skip("Triton has no E4M3 before 8.9")
+    config = few_rows_config(target, single=rows == 1)
+    constants = {"SCALED": form != "bf16", "BIASED": False, "K": 4096, "ROWS": rows}
+    constants |= {"COLUMNS": config.columns, "DEPTH": config.depth}
+    kernel = compiled(few_rows.few_rows_kernel, target, constants, config.warps, config.stages, form)
+    check(kernel, target, tmp_path)
+    assert ("mma.sync" in kernel.asm["ptx"]) == (rows > 1)
 
 
 @pytest.mark.parametrize("assignments", [8, 65536])
@@ -108,9 +122,10 @@ def test_experts(target, assignments, tmp_path):
             rowwise.rope_store_kernel,
             {"SCALED": False, "N": 32, "G": 8, "SLOTS": 64, "D": 128, "HALF": 64, "HEADS": 8},
         ),
+        (rowwise.round_rows_kernel, {"K": 14336, "BLOCK": 2048}),
         (moe.sort_kernel, {"SCAN": 1024}),
         (moe.sum_kernel, {"E": 128, "CHOICES": 8, "COLUMNS": 1024}),
-        (attention_kernels.combine_kernel, {"SPLITS": 16, "PADDED": 16, "D": 128, "DIM": 128}),
+        (attention_kernels.combine_kernel, {"PADDED": 16, "D": 128, "DIM": 128}),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )

@@ -81,13 +81,13 @@ def paged_attention(
         decode_kernel[(kv_heads, splits, batch)](
             q, *caches, out, part, maxima, sums, query_start, context_lens, block_table, *scales,
             q.stride(0), out.stride(0), *strides, scale,
-            HEADS=max(SHORTEST, triton.next_power_of_2(group)), SPLITS=splits, TILE=config.tile, **shape,
+            HEADS=max(SHORTEST, triton.next_power_of_2(group)), ONE_SLICE=splits == 1, TILE=config.tile, **shape,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
         if splits > 1:
             combine_kernel[(heads, batch)](
-                part, maxima, sums, out, query_start, out.stride(0),
-                SPLITS=splits, PADDED=triton.next_power_of_2(splits), D=dim, DIM=padded_dim, num_warps=4,
+                part, maxima, sums, out, query_start, out.stride(0), splits,
+                PADDED=triton.next_power_of_2(splits), D=dim, DIM=padded_dim, num_warps=4,
             )  # fmt: skip
     return out
 

@@ -130,20 +130,21 @@ def prefill_kernel(
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, m_ptr, l_ptr, start_ptr, length_ptr, table_ptr, k_scale_ptr, v_scale_ptr,
     stride_token, stride_out, stride_table, stride_block, stride_slot, stride_head, scale,
-    SCALED: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, SPLITS: tl.constexpr,
+    ONE_SLICE: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
     SLOTS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """One slice of one sequence's cache for one key/value head. Grid: (G, SPLITS, B), whatever the lengths are.
+    """One slice of one sequence's cache for one key/value head. Grid: (G, slices, B), whatever the lengths are.
 
-    With one slice the result goes to out; else its sums, maximum and normaliser go to part [B, N, SPLITS, D], m and l
-    [B, N, SPLITS] for `combine_kernel`. Sequences that do not have exactly one new token are left alone.
+    With ONE_SLICE the result goes to out; else its sums, maximum and normaliser go to part [B, N, slices, D], m and l
+    [B, N, slices] for `combine_kernel`. Sequences that do not have exactly one new token are left alone.
     """
     kv_head, split, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     first = tl.load(start_ptr + row)
     length = tl.load(length_ptr + row)
     if tl.load(start_ptr + row + 1) - first != 1:
         return
-    per = tl.cdiv(tl.cdiv(length, SPLITS), TILE) * TILE  # whole tiles
+    num_slices = tl.num_programs(1)
+    per = tl.cdiv(tl.cdiv(length, num_slices), TILE) * TILE  # whole tiles
     lo = split * per
     hi = tl.minimum(lo + per, length)
     heads = tl.arange(0, HEADS)
@@ -169,12 +170,12 @@ def decode_kernel(
     )  # fmt: skip
     if SCALED:
         acc *= tl.load(v_scale_ptr + kv_head)
-    if SPLITS == 1:
+    if ONE_SLICE:
         acc = acc / tl.where(l > 0, l, 1.0)[:, None]
         tl.store(out_ptr + first.to(tl.int64) * stride_out + at, acc.to(out_ptr.dtype.element_ty), mask=there)
     else:
         num_heads = tl.num_programs(0) * GROUP
-        slices = (row * num_heads + kv_head * GROUP + heads) * SPLITS + split
+        slices = (row * num_heads + kv_head * GROUP + heads) * num_slices + split
         tl.store(m_ptr + slices, m, mask=heads < GROUP)
         tl.store(l_ptr + slices, l, mask=heads < GROUP)
         tl.store(part_ptr + slices.to(tl.int64)[:, None] * D + dims[None, :], acc, mask=there & (hi > lo))
@@ -182,17 +183,17 @@ def decode_kernel(
 
 @triton.jit
 def combine_kernel(
-    part_ptr, m_ptr, l_ptr, out_ptr, start_ptr, stride_out,
-    SPLITS: tl.constexpr, PADDED: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,
+    part_ptr, m_ptr, l_ptr, out_ptr, start_ptr, stride_out, num_slices,
+    PADDED: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Join the slices of one sequence and one query head. Grid: (N, B)."""
     head, row = tl.program_id(0), tl.program_id(1)
     first = tl.load(start_ptr + row)
     if tl.load(start_ptr + row + 1) - first != 1:
         return
-    slices = (row * tl.num_programs(0) + head) * SPLITS + tl.arange(0, PADDED)
+    slices = (row * tl.num_programs(0) + head) * num_slices + tl.arange(0, PADDED)
     dims = tl.arange(0, DIM)
-    is_slice = tl.arange(0, PADDED) < SPLITS
+    is_slice = tl.arange(0, PADDED) < num_slices
     m = tl.load(m_ptr + slices, mask=is_slice, other=float("-inf"))
     highest = tl.max(m, 0)
     weights = tl.exp2(m - tl.where(highest == float("-inf"), 0.0, highest))  # all 0 for a sequence of length 0

@@ -19,7 +19,7 @@ from miniserve.kernels.triton.configs import FewRowsConfig, capability, few_rows
 MOST_ROWS = 16  # of x
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "N"])  # one compilation for all batches
 def few_rows_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, num_rows, N, stride_x,
     SCALED: tl.constexpr, BIASED: tl.constexpr, K: tl.constexpr,

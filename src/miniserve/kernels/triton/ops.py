@@ -1,4 +1,4 @@
-"""The decoder's operators on an NVIDIA GPU: Triton, but for products, which are the vendor's, and `argmax`, torch's.
+"""The decoder's operators on an NVIDIA GPU: Triton, but for products of many rows, the vendor's, and `argmax`, torch's.
 
 Results equal the reference's within rounding. Nothing here waits for the device. Letters in shapes are the reference's.
 """
@@ -7,16 +7,28 @@ from torch import Tensor
 
 from miniserve.kernels import reference
 from miniserve.kernels.linear_weight import LinearWeight
+from miniserve.kernels.scaled_gemm import Rows, fp8_gemm
 from miniserve.kernels.triton.attention import paged_attention
+from miniserve.kernels.triton.few_rows import MOST_ROWS, few_rows_linear
 from miniserve.kernels.triton.moe import moe
-from miniserve.kernels.triton.rowwise import add_rms_norm, rms_norm, rope_store, silu_mul
+from miniserve.kernels.triton.rowwise import add_rms_norm, rms_norm, rope_store, rounded_rows, silu_mul
 
 __all__ = ["add_rms_norm", "argmax", "linear", "moe", "paged_attention", "rms_norm", "rope_store", "silu_mul"]
 
 
 def linear(x: Tensor, weight: LinearWeight) -> Tensor:
-    """`reference.linear`: one call of cuBLAS, as the weights are floats of x's dtype. [..., K] -> [..., N]."""
-    return reference.linear(x, weight)
+    """`reference.linear`: [T, K] -> [T, N].
+
+    Few rows: `few_rows_linear`, which reads E4M3 weights as they are. More: cuBLAS; for E4M3 weights, x is rounded to
+    E4M3 with a scale a token, and the tensor cores multiply 8 bits with 8.
+    """
+    if len(x) <= MOST_ROWS and x.element_size() == 2:
+        return few_rows_linear(x, weight.data, weight.scales, weight.bias)
+    if not weight.is_e4m3:
+        return reference.linear(x, weight)
+    assert weight.scales is not None
+    y = fp8_gemm(rounded_rows(x), Rows(weight.data, weight.scales), x.dtype)
+    return y if weight.bias is None else y + weight.bias
 
 
 def argmax(logits: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from miniserve.kernels.scaled_gemm import Rows
+
 ELEMENTS = 2048  # that a program of four warps takes at a time
 E4M3_MAX = tl.constexpr(448.0)
 
@@ -182,3 +184,30 @@ def rope_store(
             num_warps=4,
         )  # fmt: skip
     return q
+
+
+@triton.jit
+def round_rows_kernel(x_ptr, out_ptr, scale_ptr, stride_x, K: tl.constexpr, BLOCK: tl.constexpr):
+    """One row, read twice: for its largest magnitude, then to divide by it. Grid: (rows,)."""
+    row = tl.program_id(0).to(tl.int64)
+    at = tl.arange(0, BLOCK)
+    largest = tl.zeros((BLOCK,), tl.float32)
+    for start in range(0, K, BLOCK):
+        x = tl.load(x_ptr + row * stride_x + start + at, mask=at < K - start, other=0.0)
+        largest = tl.maximum(largest, tl.abs(x.to(tl.float32)))
+    scale = tl.maximum(tl.max(largest, 0) / E4M3_MAX, 1e-30)
+    tl.store(scale_ptr + row, scale)
+    for start in range(0, K, BLOCK):
+        x = tl.load(x_ptr + row * stride_x + start + at, mask=at < K - start, other=0.0)
+        q = tl.minimum(tl.maximum(x.to(tl.float32) / scale, -E4M3_MAX), E4M3_MAX)
+        tl.store(out_ptr + row * K + start + at, q.to(out_ptr.dtype.element_ty), mask=at < K - start)
+
+
+def rounded_rows(x: Tensor) -> Rows:
+    """Activations rounded to E4M3 with a scale a row: [T, K] bfloat16 or float16. See `scaled_gemm.quantise_rows`."""
+    count, size = x.shape
+    data = torch.empty(count, size, dtype=torch.float8_e4m3fn, device=x.device)
+    scales = torch.empty(count, 1, dtype=torch.float32, device=x.device)
+    block = min(ELEMENTS, triton.next_power_of_2(size))
+    round_rows_kernel[(count,)](x, data, scales, x.stride(0), K=size, BLOCK=block)
+    return Rows(data, scales)
