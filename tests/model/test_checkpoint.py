@@ -173,3 +173,21 @@ def test_blocks_that_cannot_stay_as_they_are_are_expanded(tmp_path, monkeypatch,
     assert torch.equal(mlp.down.matrix.data, checkpoint.load("model.layers.0.mlp.down_proj.weight"))
     gate = checkpoint.load("model.layers.0.mlp.gate_proj.weight")
     assert torch.equal(mlp.gate_up.matrix.dense()[: len(gate)], gate)
+
+
+def test_fp8_weights_are_e4m3_with_a_scale_a_row(directory):
+    checkpoint = SafetensorsCheckpoint(directory)
+    rounded = load_weights(checkpoint, dtype=torch.float32, device=CPU, quantization="fp8")
+    plain = load_weights(checkpoint, dtype=torch.float32, device=CPU)
+    for name, module in rounded.named_modules():
+        if not isinstance(module, Linear):
+            continue
+        weight = plain.get_submodule(name).matrix.data
+        assert module.matrix.is_e4m3 == (name != "unembed")
+        assert module.matrix.shape == tuple(weight.shape)
+        if name != "unembed":
+            scale = weight.abs().amax(-1, keepdim=True) / 448
+            assert torch.allclose(module.matrix.scales, scale)
+            # Half a step of three mantissa bits, or of the subnormals.
+            error = (module.matrix.dense() - weight).abs()
+            assert (error <= torch.maximum(weight.abs() / 16, scale * 2**-10) * 1.0001).all()

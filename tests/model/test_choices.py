@@ -78,6 +78,7 @@ def test_torch_is_not_second_best_where_it_was_asked_for(compiled):
             {"backend": "torch", "quantization": "int8"},
             "quantization 'int8' needs the CPU's C\\+\\+ kernels: the backend is",
         ),
+        ({"quantization": "fp8"}, "quantization 'fp8' does not work here: it needs the Triton kernels"),
     ],
 )
 def test_refusals(compiled, arguments, message):

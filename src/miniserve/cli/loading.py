@@ -14,7 +14,9 @@ ModelOption = Annotated[str, typer.Option("--model", "-m", help="Alias, director
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BackendOption = Annotated[str, typer.Option(help="auto, torch, or cpu: C++ kernels, compiled at first use.")]
-QuantizationOption = Annotated[str, typer.Option(help="On a CPU: auto, none, int8, int4, or file: the GGUF's own.")]
+QuantizationOption = Annotated[
+    str, typer.Option(help="auto, none; on a CPU int8, int4, or file: the GGUF's own; on a GPU fp8.")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this may use.", min=1)]
 
 

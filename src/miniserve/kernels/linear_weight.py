@@ -1,6 +1,8 @@
-"""`LinearWeight`: the matrix of a linear layer as it lies in memory: float32, bfloat16, float16, 8 bits or 4 bits.
+"""`LinearWeight`: the matrix of a linear layer as it lies in memory: float32, bfloat16, float16, or fewer bits.
 
-The formats of few bits are `Groups` of 32 elements, laid out in the order in which the CPU kernels read them; that
+For GPUs there is E4M3 with a scale a row: data [N, K] float8_e4m3fn, scales [N, 1] float32; w = data · scale.
+
+For CPUs there are `Groups` of 32 elements, laid out in the order in which the CPU kernels read them; that
 changes no value:
 
 - int8: data [N, K] int8, of each group the elements i and i + 16 side by side; scales [N, K/32]; w = q · scale.
@@ -27,8 +29,8 @@ class LinearWeight:
     """W [N, K] as it lies in memory.
 
     Attributes:
-        data: [N, K] float32, bfloat16 or float16; or int8 or uint8 as above.
-        scales: float16 as above; none where data are floats.
+        data: [N, K] float32, bfloat16 or float16; or E4M3, int8 or uint8 as above.
+        scales: as above; none where data are wider floats.
         bias: [N], or none.
     """
 
@@ -82,6 +84,11 @@ class LinearWeight:
         return len(shape) == 2 and shape[1] % BLOCK == 0 and (bits == 8 or shape[0] % ROWS == 0)
 
     @property
+    def is_e4m3(self) -> bool:
+        """Whether it is E4M3 with a scale a row."""
+        return self.data.dtype is torch.float8_e4m3fn
+
+    @property
     def shape(self) -> tuple[int, int]:
         """N and K."""
         if self.data.dtype is torch.uint8:
@@ -107,6 +114,8 @@ class LinearWeight:
         """W as it counts in products, [N, K]: in its own type, or float32 if it was rounded."""
         if self.scales is None:
             return self.data
+        if self.is_e4m3:
+            return self.data.float() * self.scales
         rows, columns = self.shape
         if self.data.dtype is torch.int8:
             q = self.data.view(rows, -1, GROUP // 2, 2).transpose(2, 3).reshape(rows, -1, GROUP)

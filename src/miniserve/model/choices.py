@@ -19,7 +19,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 FIRST_BF16_CAPABILITY = (8, 0)
 FIRST_TRITON_CAPABILITY = (8, 0)  # below it Triton has no tensor cores
 BACKENDS = ("torch", "cpu", "triton")
-QUANTIZATIONS = ("none", "int8", "int4", "file")
+FIRST_FP8_CAPABILITY = (8, 9)
+QUANTIZATIONS = ("none", "int8", "int4", "file", "fp8")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Choices:
         backend: "torch"; "cpu": C++ kernels; or "triton": kernels for NVIDIA GPUs.
         dtype: of the KV and of weights that are not of few bits.
         compute_dtype: of the activations.
-        quantization: "none", "int8", "int4", or "file": whatever 8- and 4-bit blocks the file has.
+        quantization: "none", "int8", "int4", "file": whatever 8- and 4-bit blocks the file has, or "fp8".
         note: why no faster backend, if so.
     """
 
@@ -62,7 +63,8 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", qua
         backend: "torch", "cpu" (C++ kernels, compiled at first use), "triton" (on NVIDIA GPUs of compute capability 8.0
             and up) or "auto": the fastest that the device has.
         quantization: with the CPU's C++ kernels: "int8" or "int4" for the weights of linear layers, "file" to keep the
-            blocks that a GGUF file has, "none", or "auto": "file" if the dtype is "auto" too, else "none".
+            blocks that a GGUF file has, "none", or "auto": "file" if the dtype is "auto" too, else "none". With Triton
+            kernels on a GPU of capability 8.9 and up: "fp8" for E4M3 weights with a scale a row; "auto" is "none".
 
     Raises:
         InvalidRequestError: no such thing, or not on this machine.
@@ -74,6 +76,11 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", qua
         raise InvalidRequestError(f"quantization {quantization!r} is not one of auto, {', '.join(QUANTIZATIONS)}")
     name, note = choose_backend(backend, place, dtype)
     kind = DTYPES[dtype] if dtype != "auto" else best_dtype(place, name)
+    if quantization == "fp8":
+        reason = _without_fp8(place, name)
+        if reason:
+            raise InvalidRequestError(f"quantization 'fp8' does not work here: {reason}")
+        return Choices(place, name, kind, kind, "fp8", note)
     if name != "cpu":
         if quantization not in ("auto", "none"):
             reason = note or f"the backend is {name} on {place.type}"
@@ -138,6 +145,15 @@ def without_triton(device: torch.device) -> str | None:
     if capability < FIRST_TRITON_CAPABILITY:
         return "they need compute capability 8.0, and {} has {}.{}".format(device, *capability)
     return None if find_spec("triton") else "the package triton is not installed"
+
+
+def _without_fp8(device: torch.device, backend: str) -> str | None:
+    if backend != "triton":
+        return f"it needs the Triton kernels, and the backend is {backend} on {device.type}"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < FIRST_FP8_CAPABILITY:
+        return "it needs compute capability 8.9, and {} has {}.{}".format(device, *capability)
+    return None
 
 
 def best_dtype(device: torch.device, backend: str) -> torch.dtype:

@@ -8,7 +8,7 @@ of few bits are packed one by one, as their last tensor comes in: at no time are
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,16 @@ from torch import Tensor
 from miniserve.errors import InvalidRequestError, TensorError
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.huge_pages import Arena, rounded_up
+from miniserve.kernels.formats import E4M3
 from miniserve.kernels.groups import Bits, Groups
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
+from miniserve.kernels.scaled_gemm import Rows, quantise_rows
 from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder, Linear
+
+Form = Bits | Literal["e4m3"]
 
 
 class Part(NamedTuple):
@@ -129,16 +133,16 @@ def load_weights(
     plan = check_plan(checkpoint)
     decoder = Decoder(checkpoint.config, dtype=dtype, device=device, ops=ops, compute_dtype=compute_dtype)
     targets: dict[str, Tensor] = dict(decoder.named_parameters())
-    packed = packed_bits(checkpoint, decoder, plan, quantization)
+    packed = packed_forms(checkpoint, decoder, plan, quantization)
     awaited = Counter(part.parameter for part in plan)
-    rows: defaultdict[str, list[Groups]] = defaultdict(list)  # of matrices of which some tensors are still to come
+    rows: defaultdict[str, list[Groups | Rows]] = defaultdict(list)  # of matrices of which tensors are still to come
     for done, part in enumerate(plan, start=1):
-        bits = packed.get(part.parameter)
+        form = packed.get(part.parameter)
         awaited[part.parameter] -= 1
-        if bits:
-            rows[part.parameter].append(_groups(checkpoint, part.name, bits, keep=quantization == "file"))
+        if form:
+            rows[part.parameter].append(_rounded(checkpoint, part.name, form, device, keep=quantization == "file"))
             if not awaited[part.parameter]:
-                _pack(decoder, part.parameter, Groups.stacked(rows.pop(part.parameter)))
+                _pack(decoder, part.parameter, rows.pop(part.parameter))
         else:
             target = targets[part.parameter]
             if part.expert is not None:
@@ -149,23 +153,27 @@ def load_weights(
     return decoder.requires_grad_(False).eval()
 
 
-def packed_bits(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str) -> dict[str, Bits]:
-    """Which linear layers' weights are to be of few bits, and of how many.
+def packed_forms(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str) -> dict[str, Form]:
+    """Which linear layers' weights are to be of few bits, and in what form.
 
-    The unembedding has 8 bits even with "int4", as it is what tokens are told apart by. With "file", only what stays
-    exactly what it is in the file: a matrix that is fused from tensors of several types, or without whole blocks, is
-    expanded.
+    The unembedding, which tokens are told apart by, has 8 bits even with "int4" and stays as it is with "fp8". With
+    "file", only what stays exactly what it is in the file: a matrix that is fused from tensors of several types, or
+    without whole blocks, is expanded.
     """
     if quantization == "none":
         return {}
     sources: dict[str, list[str]] = {}
     for part in plan:
         sources.setdefault(part.parameter, []).append(part.name)
-    found: dict[str, Bits] = {}
+    found: dict[str, Form] = {}
     for module_name, module in decoder.named_modules():
         if not isinstance(module, Linear) or module_name.endswith(".router"):
             continue
         name = f"{module_name}.weight"
+        if quantization == "fp8":
+            if module_name != "unembed":
+                found[name] = "e4m3"
+            continue
         if quantization != "file":
             found[name] = 8 if quantization == "int8" or module_name == "unembed" else 4
             continue
@@ -189,19 +197,29 @@ def move_to_huge_pages(decoder: Decoder) -> None:
         linear.pack(LinearWeight(arena.copy(matrix.data), scales, matrix.bias))
 
 
-def _groups(checkpoint: Checkpoint, name: str, bits: Bits, *, keep: bool) -> Groups:
-    """A tensor in groups: the file's own, or rounded from its values."""
+def _rounded(checkpoint: Checkpoint, name: str, form: Form, device: torch.device, *, keep: bool) -> Groups | Rows:
+    """A tensor in few bits: the file's own groups, or rounded from its values."""
     try:
-        return checkpoint.groups(name) if keep else Groups.rounding(checkpoint.load(name), bits)
+        if form == "e4m3":
+            return quantise_rows(checkpoint.load(name).to(device).float(), E4M3)
+        return checkpoint.groups(name) if keep else Groups.rounding(checkpoint.load(name), form)
     except ValueError as error:
-        raise InvalidRequestError(f"{name} cannot have {bits} bits: {error}") from error
+        raise InvalidRequestError(f"{name} cannot have {form} bits: {error}") from error
 
 
-def _pack(decoder: Decoder, parameter: str, groups: Groups) -> None:
+def _pack(decoder: Decoder, parameter: str, parts: list[Groups | Rows]) -> None:
+    """Put the rows of several tensors, all of one form, in the place of a linear layer's weight."""
     name = parameter.removesuffix(".weight")
     linear = decoder.get_submodule(name)
     assert isinstance(linear, Linear)
+    groups = [part for part in parts if isinstance(part, Groups)]
+    if not groups:
+        data, scales = (
+            torch.cat(each) for each in zip(*(part for part in parts if isinstance(part, Rows)), strict=True)
+        )
+        linear.pack(LinearWeight(data, scales, linear.bias))
+        return
     try:
-        linear.pack(LinearWeight.packed(groups, linear.bias))
+        linear.pack(LinearWeight.packed(Groups.stacked(groups), linear.bias))
     except ValueError as error:
-        raise InvalidRequestError(f"the weight of {name} cannot have {groups.bits} bits: {error}") from error
+        raise InvalidRequestError(f"the weight of {name} cannot have {groups[0].bits} bits: {error}") from error

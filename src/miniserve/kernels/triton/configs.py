@@ -104,9 +104,9 @@ SINGLE_ROW: Mapping[Capability, FewRowsConfig] = {
 }
 FEW_ROWS_OF_X: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
-    AMPERE: FewRowsConfig(columns=16, depth=256, warps=4, stages=4),
-    ADA: FewRowsConfig(columns=16, depth=256, warps=4, stages=3),
-    HOPPER: FewRowsConfig(columns=16, depth=256, warps=4, stages=4),
+    AMPERE: FewRowsConfig(columns=16, depth=128, warps=4, stages=5),
+    ADA: FewRowsConfig(columns=16, depth=128, warps=4, stages=4),
+    HOPPER: FewRowsConfig(columns=16, depth=128, warps=4, stages=5),
 }
 PROGRAMS_PER_SM = 4  # decode programs that a multiprocessor should have to hide the memory's latency
 MOST_SPLITS = 64
