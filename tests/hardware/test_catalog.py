@@ -39,12 +39,20 @@ def test_every_number_has_a_listed_source_and_a_mark(catalog):
 
 def test_every_source_is_used_and_can_be_found(catalog):
     used = {figure.source.key for _, figure in every_figure(catalog)}
+    used |= {source.key for one in catalog.accelerators.values() for source in one.checked_against}
     assert used == set(catalog.sources)
     for source in catalog.sources.values():
         assert source.url.startswith("https://")
         assert re.match(r"20\d\d", source.date)
         assert source.title
         assert source.publisher
+
+
+def test_what_ships_was_checked_against_a_second_source(catalog):
+    for one in catalog.accelerators.values():
+        own = {one.figures["memory_bytes"].source.key}
+        others = {source.key for source in one.checked_against} - own
+        assert others or one.kind == "dpu" or one.key == "rubin-cpx", one.key
 
 
 def test_units_are_plain(catalog):
@@ -305,6 +313,7 @@ def test_a_small_file_reads(tmp_path):
         ('source = "sheet"\n', 'source = "other"\n', r"accelerators.x1.memory_bytes: source 'other' is not among"),
         ('mark = "vendor"\n', "", r"accelerators.x1.memory_bytes: has no mark"),
         ('mark = "vendor"\n', 'mark = "sure"\n', r"accelerators.x1.memory_bytes: mark 'sure' is none of measured"),
+        ("mark =", "checked_against = ['other']\nmark =", r"accelerators.x1: source 'other' is not among"),
         ("80e9", "80", r"accelerators.x1.memory_bytes: value 80 B is not between"),
         ("80e9", '"80 GB"', r"accelerators.x1.memory_bytes: value '80 GB' is not a number"),
         ("80e9", "true", r"value True is not a number"),

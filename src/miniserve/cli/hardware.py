@@ -67,6 +67,8 @@ def _print_card(entry: "Accelerator | System") -> None:
     _print_table(("quantity", "value", "mark", "source", "note"), rows)
     for note in entry.notes:
         typer.echo(f"note: {note}")
+    if checked := getattr(entry, "checked_against", ()):
+        typer.echo(f"checked against: {', '.join(source.key for source in checked)}")
     for source in _sources([entry]):
         via = f" (read at {source.via})" if source.via else ""
         typer.echo(f"{source.key}: {source.publisher}, {source.title}, {source.date}. {source.url}{via}")
@@ -107,6 +109,7 @@ def _entry_json(entry: "Accelerator | System") -> dict[str, Any]:
         common |= {"accelerator": entry.accelerator.key, "num_accelerators": entry.num_accelerators}
     else:
         common |= {"kind": entry.kind, "memory": entry.memory}
+        common |= {"checked_against": [source.key for source in entry.checked_against]}
     return common | {"figures": {name: _figure_json(figure) for name, figure in entry.all_figures()}}
 
 
@@ -124,6 +127,7 @@ def _figure_json(figure: "Figure") -> dict[str, Any]:
 def _sources(entries: Iterable["Accelerator | System"]) -> list["Source"]:
     figures = [figure for entry in entries for _, figure in entry.all_figures()]
     used = {one.source.key: one.source for figure in figures for one in (figure, *figure.also)}
+    used |= {source.key: source for entry in entries for source in getattr(entry, "checked_against", ())}
     return [used[key] for key in sorted(used)]
 
 

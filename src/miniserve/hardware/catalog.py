@@ -68,6 +68,7 @@ class Accelerator:
 
     `figures` has the scalar quantities by name (`memory_bytes`, `tdp_w`, …); the tables `dense_flops`, `sparse_flops`
     and `achieved_flops` have FLOP/s by number format (operations for integers); `usd_per_hour` has prices by kind.
+    `checked_against`: second sources that were compared, and agree but for what `Figure.also` and `notes` say.
     """
 
     key: str
@@ -85,6 +86,7 @@ class Accelerator:
     link: str = ""
     aliases: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    checked_against: tuple[Source, ...] = ()
 
     def flops(self, format: str) -> float:
         """Peak dense FLOP/s in a number format: fp32, tf32, fp16, bf16, fp8, fp4 or int8.

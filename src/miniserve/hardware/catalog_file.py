@@ -49,6 +49,7 @@ STATED: Mapping[str, tuple[str, float, float]] = {
     "link_bandwidth_bytes_per_s": ("B/s", 1e12, 1e17),
     **{f"{name}_flops": ("FLOP/s", 1e15, 1e20) for name in FORMATS},
 }
+_ACCELERATOR = {"kind", "memory", "link", "source", "mark", "checked_against"}
 _TEXTS = {"name", "vendor", "generation", "released"}
 _LISTS = {"aliases", "notes"}
 _KINDS = ("gpu", "lpu", "asic", "dpu")
@@ -108,9 +109,7 @@ class _Reader:
         return Source(key=key, **raw)
 
     def accelerator(self, at: str, key: str, raw: dict[str, Any]) -> Accelerator:
-        self.only(
-            at, raw, _TEXTS | _LISTS | set(QUANTITIES) | set(TABLES) | {"kind", "memory", "link", "source", "mark"}
-        )
+        self.only(at, raw, _TEXTS | _LISTS | set(QUANTITIES) | set(TABLES) | _ACCELERATOR)
         if raw.get("kind") not in _KINDS:
             self.fail(at, f"kind {raw.get('kind')!r} is none of {', '.join(_KINDS)}")
         figures = self.table(at, {name: raw[name] for name in QUANTITIES if name in raw}, raw, QUANTITIES)
@@ -126,6 +125,7 @@ class _Reader:
             figures=figures,
             memory=raw.get("memory", ""),
             link=raw.get("link", ""),
+            checked_against=tuple(self.listed(at, key) for key in raw.get("checked_against", ())),
             **tables,
         )
 
@@ -175,8 +175,8 @@ class _Reader:
         if not least <= value <= most:
             self.fail(at, f"value {value:g} {unit} is not between {least:g} and {most:g}".replace("  ", " "))
         source, mark = fields.get("source", origin["source"]), fields.get("mark", origin["mark"])
-        if source not in self.sources:
-            self.fail(at, f"source {source!r} is not among [sources]" if source else "has no source")
+        if not source:
+            self.fail(at, "has no source")
         if mark not in MARKS:
             self.fail(at, f"mark {mark!r} is none of {', '.join(MARKS)}" if mark else "has no mark")
         here = {"source": source, "mark": mark}
@@ -184,7 +184,12 @@ class _Reader:
             self.figure(f"{at}.also[{i}]", other, here, unit, least, most)
             for i, other in enumerate(fields.get("also", ()))
         )
-        return Figure(float(value), unit, self.sources[source], mark, fields.get("note", ""), also)
+        return Figure(float(value), unit, self.listed(at, source), mark, fields.get("note", ""), also)
+
+    def listed(self, at: str, source: str) -> Source:
+        if source not in self.sources:
+            self.fail(at, f"source {source!r} is not among [sources]")
+        return self.sources[source]
 
     def only(self, at: str, raw: Mapping[str, Any], known: set[str]) -> None:
         if strange := sorted(set(raw) - known):

@@ -123,10 +123,14 @@ class Cards:
 def show_accelerators(accelerators: Iterable[Accelerator], label: str) -> Table:
     """The overview: one row each, grouped as they come."""
     rows = [
-        [html.escape(one.key), html.escape(one.generation), *(html.escape(cell) for cell in overview_row(one))]
+        [
+            html.escape(one.key),
+            *(cell.replace(" ", "&nbsp;") for cell in overview_row(one)),
+            html.escape(one.generation),
+        ]
         for one in accelerators
     ]
-    return Table(label, ("accelerator", "generation", *(heading for heading, _, _ in COLUMNS)), rows)
+    return Table(label, ("accelerator", *(heading for heading, _, _ in COLUMNS), "generation"), rows)
 
 
 def show_systems(systems: Iterable[System], label: str) -> Table:
@@ -173,6 +177,9 @@ def _card(entry: Accelerator | System) -> str:
         for words, value, figure in card_rows(entry)
     ]
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in entry.notes)
+    if isinstance(entry, Accelerator) and entry.checked_against:
+        links = ", ".join(_link(source, source.key) for source in entry.checked_against)
+        notes += f"<li>Compared with a second source: {links}. They agree, but for what is said here.</li>"
     table = Table(entry.name, ("quantity", "value", "mark", "source", "note"), rows)._repr_html_() if rows else ""
     return (f"<ul>{notes}</ul>" if notes else "") + table
 
