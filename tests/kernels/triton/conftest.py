@@ -12,14 +12,21 @@ import torch
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 COMPILED = not INTERPRETED and torch.cuda.is_available() and torch.cuda.get_device_capability() >= (8, 0)
-KERNEL_TESTS = ["test_attention.py", "test_few_rows.py", "test_rowwise.py", "test_moe.py", "test_graph.py"]
+KERNEL_TESTS = [
+    "test_attention.py",
+    "test_few_rows.py",
+    "test_rowwise.py",
+    "test_moe.py",
+    "test_graph.py",
+    "test_long.py",
+]
 
 if not importlib.util.find_spec("triton"):
     collect_ignore = [*KERNEL_TESTS, "test_ahead_of_time.py", "test_interpreted.py"]
 elif INTERPRETED:
     import support.triton_interpreter  # noqa: F401
 
-    collect_ignore = ["test_ahead_of_time.py", "test_interpreted.py", "test_graph.py"]
+    collect_ignore = ["test_ahead_of_time.py", "test_interpreted.py", "test_graph.py", "test_long.py"]
 else:
     collect_ignore = ["test_interpreted.py"] if COMPILED else KERNEL_TESTS
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from miniserve.kernels import reference
-from miniserve.kernels.triton.configs import GemmConfig
+from miniserve.kernels.triton.configs import MANY_ROWS, GemmConfig, capability, row
 from miniserve.kernels.triton.moe import moe
 from support.paged import relative_error
 
@@ -37,6 +37,13 @@ def test_equals_the_reference(dtype, tokens, experts, choices, hidden, inner, co
     arguments = case(tokens, experts, choices, hidden, inner, dtype, device)
     got = moe(*arguments, config=config)
     assert got.dtype is dtype
+    assert relative_error(got, expected(*arguments)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_tiles_for_many_tokens(dtype, device):
+    arguments = case(90, 3, 2, 96, 72, dtype, device)
+    got = moe(*arguments, config=row(MANY_ROWS, capability(device)))
     assert relative_error(got, expected(*arguments)) < TOLERANCE[dtype]
 
 

@@ -61,7 +61,7 @@ def _attend(
     return acc, m, l
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_sequences", "num_tokens", "stride_table"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, start_ptr, length_ptr, table_ptr, k_scale_ptr, v_scale_ptr,
     num_sequences, num_tokens, stride_token, stride_out, stride_table, stride_block, stride_slot, stride_head, scale,
@@ -126,7 +126,7 @@ def prefill_kernel(
     tl.store(out_ptr + at * stride_out + heads, (acc * weight[:, None]).to(out_ptr.dtype.element_ty), mask=there)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride_table"])
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, m_ptr, l_ptr, start_ptr, length_ptr, table_ptr, k_scale_ptr, v_scale_ptr,
     stride_token, stride_out, stride_table, stride_block, stride_slot, stride_head, scale,
@@ -181,7 +181,7 @@ def decode_kernel(
         tl.store(part_ptr + slices.to(tl.int64)[:, None] * D + dims[None, :], acc, mask=there & (hi > lo))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_slices"])
 def combine_kernel(
     part_ptr, m_ptr, l_ptr, out_ptr, start_ptr, stride_out, num_slices,
     PADDED: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,

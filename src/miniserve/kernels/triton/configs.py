@@ -166,8 +166,9 @@ def num_splits(programs: int, longest: int, tile: int, sms: int) -> int:
 def gemm_config(of: Capability, assignments: int, experts: int, element_size: int) -> GemmConfig:
     """For that many assignments of tokens to experts, spread evenly, and elements of that many bytes."""
     few, many = row(FEW_ROWS, of), row(MANY_ROWS, of)
-    config = many if assignments >= experts * many.rows // 2 else few
-    return config if element_size <= 2 else replace(config, depth=max(16, config.depth // 4), stages=2)
+    if element_size > 2:
+        return replace(few, depth=max(16, few.depth // 4), stages=2)  # no tensor cores: many rows gain nothing
+    return many if assignments >= experts * many.rows // 2 else few
 
 
 def few_rows_config(of: Capability, *, single: bool) -> FewRowsConfig:

@@ -19,7 +19,7 @@ SCAN = 1024  # assignments that `sort_kernel` reads at a time
 COLUMNS = 1024  # that `sum_kernel` adds at a time
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num"])
 def sort_kernel(expert_ptr, order_ptr, begin_ptr, num, SCAN: tl.constexpr):
     """One expert's assignments, in their order, to order [T·K] from begin[expert] on. Grid: (E,)."""
     expert = tl.program_id(0)

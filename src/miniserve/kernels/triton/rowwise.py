@@ -18,7 +18,7 @@ ELEMENTS = 2048  # that a program of four warps takes at a time
 E4M3_MAX = tl.constexpr(448.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows", "inner"])
 def norm_kernel(
     x_ptr, residual_ptr, weight_ptr, out_ptr, num_rows, inner, stride_outer, stride_inner, stride_residual, eps,
     ADD: tl.constexpr, ROWS: tl.constexpr, H: tl.constexpr, SIZE: tl.constexpr,
