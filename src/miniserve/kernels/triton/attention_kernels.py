@@ -17,6 +17,17 @@ import triton.language as tl
 
 
 @triton.jit
+def _blocks(table_ptr, start, hi, length, SLOTS: tl.constexpr, TILE: tl.constexpr):
+    """The blocks that the tile from `start` on lies in: one, or one a position where tiles do not fit blocks."""
+    if SLOTS % TILE == 0:
+        block = tl.load(table_ptr + start // SLOTS, mask=start < hi, other=0)
+    else:
+        positions = start + tl.arange(0, TILE)
+        block = tl.load(table_ptr + positions // SLOTS, mask=(positions < length) & (start < hi), other=0)
+    return block.to(tl.int64)
+
+
+@triton.jit
 def _attend(
     q, q_pos, acc, m, l, lo, hi, length, k_ptr, v_ptr, table_ptr, stride_block, stride_slot, scale,
     MASKED: tl.constexpr, CAUSAL: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr,
@@ -28,15 +39,12 @@ def _attend(
     those behind a row's own position, are left out; each row must have seen a key by the end of its first tile.
     """
     dims = tl.arange(0, DIM)
+    block = _blocks(table_ptr, lo, hi, length, SLOTS, TILE)
     for start in tl.range(lo, hi, TILE):
         positions = start + tl.arange(0, TILE)
-        if SLOTS % TILE == 0:  # a tile lies in one block: one entry of the table
-            block = tl.load(table_ptr + start // SLOTS).to(tl.int64)
-            rows = block * stride_block + (start % SLOTS + tl.arange(0, TILE)) * stride_slot
-        else:
-            owned = positions < length
-            block = tl.load(table_ptr + positions // SLOTS, mask=owned, other=0).to(tl.int64)
-            rows = block * stride_block + (positions % SLOTS) * stride_slot
+        rows = block * stride_block + (positions % SLOTS) * stride_slot
+        # The next tile's, a tile ahead: loads that wait for another load of their own pass are not pipelined deeply.
+        block = _blocks(table_ptr, start + TILE, hi, length, SLOTS, TILE)
         at = rows[:, None] + dims[None, :]
         if MASKED:
             there = (positions < length)[:, None] & (dims < D)[None, :]
