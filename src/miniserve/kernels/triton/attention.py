@@ -67,7 +67,7 @@ def paged_attention(
         config = prefill or prefill_config(of, row_bytes)
         padded = triton.next_power_of_2(group)
         block_q = max(1, max(config.rows, SHORTEST) // padded)
-        prefill_kernel[(kv_heads, tokens // block_q + batch + 1)](
+        prefill_kernel[(tokens // block_q + batch + 1, kv_heads)](
             q, *caches, out, query_start, context_lens, block_table, *scales,
             batch, tokens, q.stride(0), out.stride(0), *strides, scale,
             LEAVE_ONES=batch > 1, HEADS=padded, BLOCK_Q=block_q, TILE=config.tile, **shape,

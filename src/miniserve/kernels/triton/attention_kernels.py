@@ -4,7 +4,8 @@
 and goes over the cache up to the last key that its tokens see. `decode_kernel`: a program has one sequence's only new
 token, the heads that share one key/value head, and one slice of the cache; `combine_kernel` joins the slices. The
 softmax is taken piece by piece (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao 2023,
-"FlashAttention-2"), in float32 and base 2. Slots that a sequence does not own are never read.
+"FlashAttention-2"), in float32 and base 2. Slots that a sequence does not own are never read. Over a cache in E4M3 the
+products are float16's, which a GPU makes of E4M3 in one step, and exactly.
 
 Rows of a tile are tokens times heads: row m is token m // HEADS and head m % HEADS of the group, padded to powers of 2.
 """
@@ -25,6 +26,14 @@ def _blocks(table_ptr, start, hi, length, SLOTS: tl.constexpr, TILE: tl.constexp
         positions = start + tl.arange(0, TILE)
         block = tl.load(table_ptr + positions // SLOTS, mask=(positions < length) & (start < hi), other=0)
     return block.to(tl.int64)
+
+
+@triton.jit
+def _for_products(q, k_ptr):
+    """q in the type that products are computed in."""
+    if k_ptr.dtype.element_ty == tl.float8e4nv:
+        q = q.to(tl.float16)
+    return q
 
 
 @triton.jit
@@ -76,14 +85,14 @@ def prefill_kernel(
     LEAVE_ONES: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCK_Q: tl.constexpr,
     SLOTS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
-    """One tile of BLOCK_Q query tokens and one key/value head. Grid: (G, T // BLOCK_Q + B + 1).
+    """One tile of BLOCK_Q query tokens and one key/value head. Grid: (T // BLOCK_Q + B + 1, G).
 
     Sequence b's tiles begin at tile query_start[b] // BLOCK_Q + b, which leaves room for each one's last, partial tile;
     so a tile finds its sequence by bisection, and the host need not know any length. The rows behind the last sequence
     count as one more, of length 0. LEAVE_ONES: sequences of one new token are `decode_kernel`'s.
     """
-    kv_head = tl.program_id(0)
-    tile = tl.num_programs(1) - 1 - tl.program_id(1)  # the last tiles see most: they start first
+    kv_head = tl.program_id(1)  # one after the other: a head's keys and values stay in the L2 cache
+    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # the last tiles see most: they start first
     low = tl.full([], 0, tl.int32)
     high = num_sequences
     while low < high:
@@ -108,7 +117,7 @@ def prefill_kernel(
     there = ((token < count) & (head < GROUP))[:, None] & (dims < D)[None, :]
     heads = (kv_head * GROUP + head)[:, None] * D + dims[None, :]
     at = (first + token).to(tl.int64)[:, None]
-    q = tl.load(q_ptr + at * stride_token + heads, mask=there, other=0.0)
+    q = _for_products(tl.load(q_ptr + at * stride_token + heads, mask=there, other=0.0), k_ptr)
     past = length - count
     q_pos = past + token
     acc = tl.zeros([M, DIM], tl.float32)
@@ -159,7 +168,7 @@ def decode_kernel(
     dims = tl.arange(0, DIM)
     there = (heads < GROUP)[:, None] & (dims < D)[None, :]
     at = (kv_head * GROUP + heads)[:, None] * D + dims[None, :]
-    q = tl.load(q_ptr + first.to(tl.int64) * stride_token + at, mask=there, other=0.0)
+    q = _for_products(tl.load(q_ptr + first.to(tl.int64) * stride_token + at, mask=there, other=0.0), k_ptr)
     acc = tl.zeros([HEADS, DIM], tl.float32)
     m = tl.full([HEADS], float("-inf"), tl.float32)
     l = tl.zeros([HEADS], tl.float32)

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from miniserve.kernels.triton.configs import GemmConfig, capability, gemm_config
 
-SCAN = 1024  # assignments that `sort_kernel` reads at a time
+FEW, MANY = 1024, 8192  # assignments that `sort_kernel` reads at a time: of so few, of more
+MOST_BOUND_BY_WEIGHTS = 64  # rows of a tile from which on the tensor cores count
 COLUMNS = 1024  # that `sum_kernel` adds at a time
 
 
@@ -125,7 +126,8 @@ def moe(
     expert_ids, weights = expert_ids.contiguous(), weights.contiguous()
     order = torch.empty(num, dtype=torch.int32, device=x.device)
     begins = torch.empty(experts + 1, dtype=torch.int32, device=x.device)
-    sort_kernel[(experts,)](expert_ids, order, begins, num, SCAN=SCAN, num_warps=4)
+    scan, warps = (FEW, 4) if num <= FEW else (MANY, 8)
+    sort_kernel[(experts,)](expert_ids, order, begins, num, SCAN=scan, num_warps=warps)
     sorted_list = order, begins, experts, config
     gated, answers = x.new_empty(num, inner), x.new_empty(num, hidden)
     _product(x if x.stride(-1) == 1 else x.contiguous(), gate_up, gated, choices, True, *sorted_list)
@@ -149,9 +151,11 @@ def _product(
 ) -> None:
     num, columns = out.shape
     tiles = min(num, num // config.rows + experts)
-    product_kernel[(triton.cdiv(columns, config.columns), tiles)](
+    # A gated tile has two accumulators: where they, not the weights, are what limits it, the other kind is as large.
+    tile_columns = config.columns * (2 if config.rows >= MOST_BOUND_BY_WEIGHTS and not gated else 1)
+    product_kernel[(triton.cdiv(columns, tile_columns), tiles)](
         x, w, out, order, begins, x.stride(0), w.stride(0), w.stride(1), out.stride(0),
         DIVISOR=divisor, GATED=gated, E=experts, EXPERTS=triton.next_power_of_2(experts), N=columns, K=w.shape[2],
-        ROWS=config.rows, COLUMNS=config.columns, DEPTH=config.depth,
+        ROWS=config.rows, COLUMNS=tile_columns, DEPTH=config.depth,
         num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
