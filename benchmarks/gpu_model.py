@@ -65,7 +65,7 @@ class Bench:
         self.tiny = tiny
         self.device = torch.device("cpu" if tiny else "cuda")
         self.dtype = torch.float32 if tiny else torch.bfloat16
-        self.copy_bytes_per_s = self.flops_per_s = float("nan")
+        self.read_bytes_per_s = self.flops_per_s = float("nan")
         self.large, self.small = (TOY, TOY) if tiny else (LLAMA_8B, QWEN3_06B)
 
     def ops(self, name: str) -> Any:
@@ -77,17 +77,21 @@ class Bench:
         return reference
 
     def ceilings(self) -> dict[str, float]:
-        """Copy (bytes read and written), read alone, and a square product in the model's dtype."""
+        """Copy (bytes read and written), read alone, which shares are of, and a square product in the model's dtype."""
         size = 2**20 if self.tiny else 2**32
         source = torch.randint(0, 100, (size,), dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)
-        self.copy_bytes_per_s = 2 * size / seconds_per_call([lambda: target.copy_(source)], self.device)
+        copy = 2 * size / seconds_per_call([lambda: target.copy_(source)], self.device)
         floats = source.view(torch.float32)
-        read = size / seconds_per_call([floats.sum], self.device)
+        self.read_bytes_per_s = size / seconds_per_call([floats.sum], self.device)
         edge = 128 if self.tiny else 8192
         left, right = (torch.randn(edge, edge, device=self.device, dtype=self.dtype) for _ in range(2))
         self.flops_per_s = 2 * edge**3 / seconds_per_call([lambda: left @ right], self.device)
-        return {"copy_bytes_per_s": self.copy_bytes_per_s, "read_bytes_per_s": read, "flops_per_s": self.flops_per_s}
+        return {
+            "copy_bytes_per_s": copy,
+            "read_bytes_per_s": self.read_bytes_per_s,
+            "flops_per_s": self.flops_per_s,
+        }
 
     def products(self) -> list[dict[str, Any]]:
         """W of each of the large model's layers times 1 to 64 rows: cuBLAS, and ours in a few tilings."""
@@ -123,25 +127,23 @@ class Bench:
             from miniserve.kernels.triton.few_rows import few_rows_linear
 
             tried = {}
-            if rows == 1:
-                tiles = [
-                    (2, 512, 4, 3),
-                    (4, 512, 4, 3),
-                    (4, 1024, 8, 3),
-                    (8, 512, 8, 3),
-                    (1, 2048, 4, 3),
-                    (2, 1024, 4, 2),
-                ]
-            else:
-                tiles = [
-                    (16, 128, 4, 5),
-                    (16, 256, 4, 4),
-                    (16, 512, 4, 3),
-                    (32, 128, 4, 5),
-                    (32, 256, 4, 4),
-                    (64, 128, 4, 4),
-                ]
-            configs = [FewRowsConfig(*tile) for tile in tiles]
+            single = [
+                (1, 2048, 4, 3),
+                (2, 1024, 4, 2),
+                (1, 4096, 4, 2),
+                (2, 2048, 4, 2),
+                (2, 4096, 8, 2),
+                (1, 4096, 8, 2),
+            ]
+            several = [
+                (16, 256, 4, 4),
+                (32, 128, 4, 5),
+                (32, 256, 4, 4),
+                (64, 128, 4, 4),
+                (64, 256, 8, 3),
+                (128, 128, 8, 3),
+            ]
+            configs = [FewRowsConfig(*tile) for tile in (single if rows == 1 else several)]
             for config in configs:
                 try:
                     calls = [lambda w=w, c=config: few_rows_linear(x, w, scales, None, c) for w in weights]
@@ -174,9 +176,10 @@ class Bench:
                     decoder, with_cache, max_batch=batch, max_blocks=context // BLOCK + 2, block_size=BLOCK
                 )
                 ways["triton graphs"] = ModelRunner(decoder, with_cache, BLOCK, graphs)
+                graphs(step)  # so that the graph's inputs are this step's
                 captured = graphs._graphs[batch].graph
                 row["graph_s"] = seconds_per_call([captured.replay], self.device, graph=False)
-                row["mbu"] = moved / row["graph_s"] / self.copy_bytes_per_s
+                row["mbu"] = moved / row["graph_s"] / self.read_bytes_per_s
             for name, runner in ways.items():
                 row[f"{name}: step_s"] = wall_seconds(lambda r=runner, s=step: r.execute(s), self.device)
             if quantization == "none" and batch <= 8:
@@ -186,7 +189,7 @@ class Bench:
                 row["torch eager: step_s"] = wall_seconds(lambda r=plain, s=step: r.execute(s), self.device, 3)
                 set_ops(decoder, decoder_ops)
             best = min(value for key, value in row.items() if key.endswith("step_s"))
-            row |= {"tokens_per_s": batch / best, "mbu_wall": moved / best / self.copy_bytes_per_s}
+            row |= {"tokens_per_s": batch / best, "mbu_wall": moved / best / self.read_bytes_per_s}
             found.append(row)
             print(row, flush=True)
         return found

@@ -5,6 +5,7 @@ import torch
 
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.llm import LLM
+from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
 
 pytestmark = pytest.mark.skipif(
@@ -22,9 +23,9 @@ def run(model, prompts=PROMPTS, **options):
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3", "qwen3_moe"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_graphs_give_the_eager_tokens(tiny_directory, family, dtype):
-    model = load_model(str(tiny_directory(family)[0]), device="cuda", dtype=dtype)
+def test_graphs_give_the_eager_tokens(tiny_directory, family):
+    """In float32. In bfloat16 a padded batch may be cut into other slices, and near ties may fall otherwise."""
+    model = load_model(str(tiny_directory(family)[0]), device="cuda", dtype="float32")
     graphed, settings = run(model, max_num_seqs=7)
     eager, other = run(model, max_num_seqs=7, cuda_graphs=False)
     assert (settings.cuda_graphs, other.cuda_graphs) == (True, False)
@@ -64,7 +65,8 @@ def test_memory_is_given_back(tiny_directory):
     before = torch.cuda.memory_allocated()
     with LLM(directory, device="cuda", kv_cache_memory=2**26) as llm:
         llm.generate([PROMPTS[0]], SamplingParams(max_tokens=2), progress=False)
-        assert torch.cuda.memory_allocated() >= before + 2**25
+        assert llm.settings.kv_cache_bytes > 2**23
+        assert torch.cuda.memory_allocated() >= before + llm.settings.kv_cache_bytes
     del llm
     assert torch.cuda.memory_allocated() <= before + 2**20
 
@@ -84,3 +86,32 @@ def test_fp8_weights_stay_near(tiny_directory, quantization):
         found.append([p.logprob for output in outputs for p in output.prompt_logprobs if p is not None])
     error = (torch.tensor(found[0]) - torch.tensor(found[1])).abs()
     assert error.mean() < (0.05 if quantization == "fp8" else 0.02)
+
+
+WAYS = {
+    "one by one": {"max_num_seqs": 1},
+    "chunked": {"max_num_batched_tokens": 24},
+    "preempted": {"kv_cache_memory": None, "blocks": 10},
+    "from the prefix cache": {"twice": True},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe"])
+def test_the_same_tokens_whatever_the_way(tiny_directory, family, way):
+    """Against the CPU's, computed one sequence at a time in contiguous memory."""
+    directory, options = str(tiny_directory(family)[0]), dict(WAYS[way])
+    on_cpu = load_model(directory, device="cpu", dtype="float32", backend="torch")
+    truth = [list(generate_cached(on_cpu.decoder, prompt, 16)) for prompt in PROMPTS]
+    model = load_model(directory, device="cuda", dtype="float32")
+    blocks, twice = options.pop("blocks", 64), options.pop("twice", False)
+    options["kv_cache_memory"] = blocks * 16 * model.config.kv_bytes_per_token(4)
+    params = SamplingParams(max_tokens=16, ignore_eos=True)
+    with LLM(model, block_size=16, max_model_len=128, **options) as llm:
+        llm.engine.on_step = lambda _: llm.engine.scheduler.check()
+        for _ in range(2 if twice else 1):
+            outputs = llm.generate(PROMPTS, params, progress=False)
+            assert [output.token_ids for output in outputs] == truth
+        metrics = llm.engine.metrics
+        assert metrics.num_preemptions > 0 or way != "preempted"
+        assert (metrics.num_cached_tokens > 0) == twice

@@ -94,7 +94,7 @@ def test_decode(target, kv, tmp_path):
 def test_few_rows(target, rows, form, tmp_path):
     if form == "fp8e4nv" and target < (8, 9):
         pytest.skip("Triton has no E4M3 before 8.9")
-    config = few_rows_config(target, single=rows == 1)
+    config = few_rows_config(target, single=rows == 1, e4m3=form != "bf16")
     constants = {"SCALED": form != "bf16", "BIASED": False, "K": 4096, "ROWS": rows}
     constants |= {"COLUMNS": config.columns, "DEPTH": config.depth}
     kernel = compiled(few_rows.few_rows_kernel, target, constants, config.warps, config.stages, form)

@@ -98,15 +98,26 @@ MANY_ROWS: Mapping[Capability, GemmConfig] = {
     HOPPER: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
     BLACKWELL: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
 }
+# One row of x, and a few; W of 16 bits, and of 8. Found by search on an H100, and only there.
 SINGLE_ROW: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
-    AMPERE: FewRowsConfig(columns=4, depth=512, warps=4, stages=3),
+    AMPERE: FewRowsConfig(columns=1, depth=2048, warps=4, stages=3),
 }
-FEW_ROWS_OF_X: Mapping[Capability, FewRowsConfig] = {
+SINGLE_ROW_E4M3: Mapping[Capability, FewRowsConfig] = {
+    INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
+    AMPERE: FewRowsConfig(columns=2, depth=1024, warps=4, stages=2),
+}
+SEVERAL_ROWS: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
-    AMPERE: FewRowsConfig(columns=16, depth=128, warps=4, stages=5),
-    ADA: FewRowsConfig(columns=16, depth=128, warps=4, stages=4),
-    HOPPER: FewRowsConfig(columns=16, depth=128, warps=4, stages=5),
+    AMPERE: FewRowsConfig(columns=32, depth=128, warps=4, stages=4),
+    ADA: FewRowsConfig(columns=32, depth=128, warps=4, stages=3),
+    HOPPER: FewRowsConfig(columns=32, depth=128, warps=4, stages=5),
+}
+SEVERAL_ROWS_E4M3: Mapping[Capability, FewRowsConfig] = {
+    INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
+    AMPERE: FewRowsConfig(columns=32, depth=128, warps=4, stages=4),
+    ADA: FewRowsConfig(columns=32, depth=128, warps=4, stages=3),
+    HOPPER: FewRowsConfig(columns=32, depth=128, warps=4, stages=5),
 }
 PROGRAMS_PER_SM = 4  # decode programs that a multiprocessor should have to hide the memory's latency
 MOST_SPLITS = 64
@@ -171,6 +182,8 @@ def gemm_config(of: Capability, assignments: int, experts: int, element_size: in
     return many if assignments >= experts * many.rows // 2 else few
 
 
-def few_rows_config(of: Capability, *, single: bool) -> FewRowsConfig:
-    """For one row of x, or for a few."""
-    return row(SINGLE_ROW if single else FEW_ROWS_OF_X, of)
+def few_rows_config(of: Capability, *, single: bool, e4m3: bool) -> FewRowsConfig:
+    """For one row of x or for several, and W of 16 bits or E4M3."""
+    if single:
+        return row(SINGLE_ROW_E4M3 if e4m3 else SINGLE_ROW, of)
+    return row(SEVERAL_ROWS_E4M3 if e4m3 else SEVERAL_ROWS, of)

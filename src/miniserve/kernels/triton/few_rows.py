@@ -75,7 +75,7 @@ def few_rows_linear(
         [T, N] in x's dtype.
     """
     (count, depth), outputs = x.shape, len(weight)
-    config = config or few_rows_config(capability(x.device), single=count == 1)
+    config = config or few_rows_config(capability(x.device), single=count == 1, e4m3=scales is not None)
     out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
     few_rows_kernel[(triton.cdiv(outputs, config.columns),)](
         x, weight, scales, bias, out, count, outputs, x.stride(0),
