@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from miniserve.bench.work import WeightBytes, step_work
+from miniserve.bench.work import precision_of, step_work
 from miniserve.core.metrics import PartRecord
+from miniserve.hardware.shape import Precision
 from miniserve.model.cache import NoCache
 from miniserve.model.load import load_model
 
-FLOAT32 = WeightBytes(4, 4, 4)
+FLOAT32 = Precision.of("fp32")
 
 
 @pytest.mark.parametrize("family", ["llama", "smollm2", "qwen3"])
@@ -25,8 +26,8 @@ def test_flops_are_those_torch_counts(family, tiny_directory):
     whole_square = attention * count * count
     causal = attention * count * (count + 1) // 2
     matrices = counted - (whole_square if _counts_attention(counter) else 0)
-    got = step_work(config, [PartRecord("a", 0, count, True)], FLOAT32, 4).flops
-    assert got == pytest.approx(matrices + causal, rel=0.02)  # norms' weights count as if they were multiplied
+    got = step_work(config, [PartRecord("a", 0, count, True)], FLOAT32).flops
+    assert got == pytest.approx(matrices + causal, rel=0.02)
 
 
 def _counts_attention(counter):
@@ -40,14 +41,12 @@ def test_bytes_of_a_decode_step(tiny_directory):
     parts = [PartRecord("a", 99, 1, True), PartRecord("b", 19, 1, True)]
     weights = config.num_parameters() - config.vocab_size * config.hidden_size
     expected = (weights + 2 * config.hidden_size) * 4 + (100 + 20 + 2) * config.kv_bytes_per_token(4)
-    assert step_work(config, parts, FLOAT32, 4).bytes == pytest.approx(expected, rel=0.01)
+    assert step_work(config, parts, FLOAT32).bytes == pytest.approx(expected, rel=0.01)
 
 
 def test_a_chunk_that_samples_nothing_skips_the_unembedding(tiny_directory):
     config = load_model(str(tiny_directory("smollm2")[0]), dtype="float32", device="cpu").config
-    with_sample, without = (
-        step_work(config, [PartRecord("a", 0, 8, sampled)], FLOAT32, 4) for sampled in (True, False)
-    )
+    with_sample, without = (step_work(config, [PartRecord("a", 0, 8, sampled)], FLOAT32) for sampled in (True, False))
     assert with_sample.flops - without.flops == 2 * config.vocab_size * config.hidden_size
     assert with_sample.bytes - without.bytes == 4 * config.vocab_size * config.hidden_size
 
@@ -55,11 +54,11 @@ def test_a_chunk_that_samples_nothing_skips_the_unembedding(tiny_directory):
 def test_bytes_of_weights_of_few_bits(tiny_directory):
     """Per weight: 8 bits and half a scale for 32; 4 bits, and a scale and a minimum; norms stay as they are."""
     directory = str(tiny_directory("smollm2")[0])
-    plain = WeightBytes.of(load_model(directory, dtype="float32", device="cpu").decoder)
-    assert plain == pytest.approx((4, 4, 4), rel=0.01)
-    eight, four = (
-        WeightBytes.of(load_model(directory, device="cpu", quantization=name).decoder) for name in ("int8", "int4")
+    plain, eight, four = (
+        precision_of(load_model(directory, device="cpu", **how).decoder)
+        for how in ({"dtype": "float32"}, {"quantization": "int8"}, {"quantization": "int4"})
     )
-    assert (eight.unembedding, four.unembedding) == (1 + 2 / 32, 1 + 2 / 32)
-    assert eight.layers == pytest.approx(1 + 2 / 32, rel=0.02)
-    assert four.layers == pytest.approx(0.5 + 4 / 32, rel=0.02)
+    assert (plain.weight_bytes, plain.unembedding_bytes, plain.kv_bytes) == pytest.approx((4, 4, 4), rel=0.01)
+    assert (eight.unembedding_bytes, four.unembedding_bytes) == (1 + 2 / 32, 1 + 2 / 32)
+    assert eight.weight_bytes == pytest.approx(1 + 2 / 32, rel=0.02)
+    assert four.weight_bytes == pytest.approx(0.5 + 4 / 32, rel=0.02)

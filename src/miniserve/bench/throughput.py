@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from miniserve.bench.ceilings import Ceilings, measure_ceilings
-from miniserve.bench.work import WeightBytes, step_work
+from miniserve.bench.work import precision_of, step_work
 from miniserve.bench.workloads import Job, mixed
 from miniserve.core.metrics import StepRecord
 from miniserve.core.sampling_params import SamplingParams
@@ -45,8 +45,8 @@ def _measured(llm: LLM, jobs: list[Job], ceilings: Ceilings, progress: bool) -> 
     finally:
         llm.engine.on_step = before
     decoder = llm.model.decoder
-    weights, kv_bytes = WeightBytes.of(decoder), decoder.dtype.itemsize
-    work = [step_work(decoder.config, record.parts, weights, kv_bytes) for record in records]
+    precision = precision_of(decoder)
+    work = [step_work(decoder.config, record.parts, precision) for record in records]
     split = {"schedule": sum(record.schedule_s for record in records)}
     for record in records:
         for name, seconds in record.seconds.items():
