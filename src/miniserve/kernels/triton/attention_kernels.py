@@ -49,7 +49,9 @@ def _attend(
     """
     dims = tl.arange(0, DIM)
     block = _blocks(table_ptr, lo, hi, length, SLOTS, TILE)
-    for start in tl.range(lo, hi, TILE):
+    # The few tiles with a mask one by one: in flight, they would make ptxas serialise the products of those without.
+    STAGES: tl.constexpr = 1 if MASKED else None
+    for start in tl.range(lo, hi, TILE, num_stages=STAGES):
         positions = start + tl.arange(0, TILE)
         rows = block * stride_block + (positions % SLOTS) * stride_slot
         # The next tile's, a tile ahead: loads that wait for another load of their own pass are not pipelined deeply.
