@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from miniserve.hardware.catalog import Figure, Source, load_catalog
+from miniserve.hardware.catalog import MARKS, Figure, Source, load_catalog
 from miniserve.notebook.hardware import (
     Table,
     card_rows,
@@ -13,6 +13,7 @@ from miniserve.notebook.hardware import (
     quantity_text,
     show_accelerators,
     show_cards,
+    show_marks,
     show_sources,
     show_systems,
     system_sums,
@@ -31,6 +32,7 @@ SOURCE = Source("s", "A <title>", "Maker", "https://example.org/?a=1&b=2", "2026
         ("usd_per_hour.hyperscaler_tco", "hyperscaler tco, price"),
         ("stated.fp4_flops", "fp4, stated for the whole"),
         ("num_sms", "SMs"),
+        ("l2_bytes", "L2 cache"),
     ],
 )
 def test_quantities_in_words(name, words):
@@ -90,6 +92,13 @@ def test_the_pages_parts_hold_every_entry_and_link_every_source():
     for page in (overview, systems, cards, sources):
         assert page.count("<table") == page.count("</table>")
         assert len(re.findall(r"<tr[ >]", page)) == page.count("</tr>")
+
+
+def test_the_legend_counts_every_number():
+    figures = [figure for entry in load_catalog() for _, figure in entry.all_figures()]
+    table = show_marks(figures)
+    assert [row[1] for row in table.rows] == list(MARKS)
+    assert sum(int(row[3]) for row in table.rows) == len(figures)
 
 
 def test_what_could_be_markup_is_text():

@@ -23,6 +23,9 @@ COLUMNS: Sequence[tuple[str, str, float]] = (
 LEGEND = [f"{mark[0].upper()} {mark}: {meaning}" for mark, meaning in MARKS.items()]
 _WORDS = {
     "num_sms": "SMs",
+    "l2_bytes": "L2 cache",
+    "l3_bytes": "L3 cache",
+    "sram_bytes": "SRAM",
     "tdp_w": "power",
     "all_in_power_w": "power, all in",
     "power_w": "power",
@@ -67,7 +70,7 @@ def card_rows(entry: Accelerator | System) -> list[tuple[str, str, Figure]]:
     rows = []
     for name, figure in entry.all_figures():
         rows.append((quantity_text(name), figure_text(name, figure), figure))
-        rows += [("", f"or {figure_text(name, other)}", other) for other in figure.also]
+        rows += [("or", figure_text(name, other), other) for other in figure.also]
     return rows
 
 
@@ -121,16 +124,11 @@ class Cards:
 
 
 def show_accelerators(accelerators: Iterable[Accelerator], label: str) -> Table:
-    """The overview: one row each, grouped as they come."""
+    """The overview: one row each, in the order given."""
     rows = [
-        [
-            html.escape(one.key),
-            *(cell.replace(" ", "&nbsp;") for cell in overview_row(one)),
-            html.escape(one.generation),
-        ]
-        for one in accelerators
+        [html.escape(one.key), *(cell.replace(" ", "&nbsp;") for cell in overview_row(one))] for one in accelerators
     ]
-    return Table(label, ("accelerator", *(heading for heading, _, _ in COLUMNS), "generation"), rows)
+    return Table(label, ("accelerator", *(heading for heading, _, _ in COLUMNS)), rows)
 
 
 def show_systems(systems: Iterable[System], label: str) -> Table:
@@ -143,6 +141,13 @@ def show_systems(systems: Iterable[System], label: str) -> Table:
         cells.append(f"{format_value(power.value, power.unit)} {power.letter}" if power else "-")
         rows.append([html.escape(one.key), f"{one.num_accelerators:,} × {one.accelerator.key}", *cells])
     return Table(label, ("system", "made of", "memory", "memory bandwidth", "fp8", "fp4", "power"), rows)
+
+
+def show_marks(figures: Iterable[Figure]) -> Table:
+    """What the marks mean, and how many of `figures` have each."""
+    marks = [figure.mark for figure in figures]
+    rows = [(mark[0].upper(), mark, meaning, str(marks.count(mark))) for mark, meaning in MARKS.items()]
+    return Table("Marks", ("letter", "mark", "meaning", "numbers"), rows)
 
 
 def show_cards(entries: Iterable[Accelerator | System]) -> Cards:
@@ -169,19 +174,22 @@ def _card(entry: Accelerator | System) -> str:
     rows = [
         [
             html.escape(words),
-            html.escape(value),
+            html.escape(value).replace(" ", "&nbsp;"),
             figure.mark,
             _link(figure.source, figure.source.key),
             html.escape(figure.note),
         ]
         for words, value, figure in card_rows(entry)
     ]
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in entry.notes)
+    about = f"{entry.generation}; released: {entry.released}" + (f"; link: {entry.link}" if entry.link else "")
+    if isinstance(entry, Accelerator) and entry.memory:
+        about += f"; memory: {entry.memory}"
+    notes = "".join(f"<li>{html.escape(note)}</li>" for note in (about, *entry.notes))
     if isinstance(entry, Accelerator) and entry.checked_against:
         links = ", ".join(_link(source, source.key) for source in entry.checked_against)
         notes += f"<li>Compared with a second source: {links}. They agree, but for what is said here.</li>"
     table = Table(entry.name, ("quantity", "value", "mark", "source", "note"), rows)._repr_html_() if rows else ""
-    return (f"<ul>{notes}</ul>" if notes else "") + table
+    return f"<ul>{notes}</ul>{table}"
 
 
 def _link(source: Source, text: str) -> str:
