@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
 from miniserve.kernels.triton import attention_kernels, few_rows, moe, rowwise
@@ -18,7 +19,7 @@ from miniserve.kernels.triton.configs import Capability, decode_config, few_rows
 
 SHARED_MEMORY = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have: CUDA C++ Programming Guide
 TARGETS = [Capability(*divmod(number, 10)) for number in SHARED_MEMORY]
-CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 LLAMA = {"GROUP": 4, "SLOTS": 64, "D": 128, "DIM": 128, "SCALED": False}
 NARROW = {"k_ptr", "v_ptr", "w_ptr"}  # in E4M3, where the cache is or the weights are
 INT32 = {"start_ptr", "length_ptr", "table_ptr", "order_ptr", "begin_ptr"}
@@ -53,11 +54,20 @@ def check(kernel, target, tmp_path):
     assert kernel.metadata.shared <= SHARED_MEMORY[target.major * 10 + target.minor] * 1024
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(kernel.asm["cubin"])
-    command = [str(CUOBJDUMP), "--dump-resource-usage", str(cubin)]
+    command = [str(TOOLS / "cuobjdump"), "--dump-resource-usage", str(cubin)]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", usage)
     assert found, usage
     assert (found[2], found[3]) == ("0", "0"), usage
+
+
+def check_asynchronous(kernel, tmp_path):
+    """Hopper's products are left in flight; ptxas says where it has to wait for each one instead."""
+    source = tmp_path / "kernel.ptx"
+    source.write_text(kernel.asm["ptx"])
+    command = [get_ptxas(90).path, "-v", "--gpu-name=sm_90a", str(source), "-o", str(tmp_path / "again.cubin")]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    assert "serialized" not in said, said
 
 
 def tensor_core_instruction(target, rows):
@@ -74,6 +84,8 @@ def test_prefill(target, tmp_path):
     kernel = compiled(attention_kernels.prefill_kernel, target, constants, config.warps, config.stages)
     check(kernel, target, tmp_path)
     assert tensor_core_instruction(target, config.rows) in kernel.asm["ptx"]
+    if target.major == 9:
+        check_asynchronous(kernel, tmp_path)
 
 
 @pytest.mark.parametrize("kv", ["bf16", "fp8e4nv"])
@@ -111,6 +123,8 @@ def test_experts(target, assignments, tmp_path):
     kernel = compiled(moe.product_kernel, target, constants, config.warps, config.stages)
     check(kernel, target, tmp_path)
     assert tensor_core_instruction(target, config.rows) in kernel.asm["ptx"]
+    if target.major == 9 and config.rows >= 64:
+        check_asynchronous(kernel, tmp_path)
 
 
 @pytest.mark.parametrize(

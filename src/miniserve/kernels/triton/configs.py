@@ -71,8 +71,8 @@ INTERPRETER, AMPERE, ADA, HOPPER, BLACKWELL = (
 
 PREFILL: Mapping[Capability, AttentionConfig] = {
     INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
-    AMPERE: AttentionConfig(rows=128, tile=32, warps=8, stages=3),
-    ADA: AttentionConfig(rows=128, tile=32, warps=8, stages=2),
+    AMPERE: AttentionConfig(rows=64, tile=32, warps=4, stages=3),
+    ADA: AttentionConfig(rows=64, tile=32, warps=4, stages=3),
     HOPPER: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
     BLACKWELL: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
 }
@@ -80,7 +80,7 @@ DECODE: Mapping[Capability, AttentionConfig] = {
     INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
     AMPERE: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
     ADA: AttentionConfig(rows=16, tile=32, warps=4, stages=3),
-    HOPPER: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
+    HOPPER: AttentionConfig(rows=16, tile=64, warps=2, stages=3),
     BLACKWELL: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
 }
 # Few rows an expert, as in decode: the weights' bytes are what counts. Many: the tensor cores.
