@@ -6,7 +6,7 @@ import torch
 from miniserve.kernels.triton.few_rows import few_rows_linear
 
 
-@pytest.mark.parametrize("rows", [1, 2, 5, 16])
+@pytest.mark.parametrize("rows", [1, 2, 5, 8, 11, 16])
 @pytest.mark.parametrize(("outputs", "depth"), [(64, 128), (37, 96), (8, 40)])
 @pytest.mark.parametrize("form", ["bfloat16", "float16", "e4m3"])
 def test_equals_float64(device, rows, outputs, depth, form):

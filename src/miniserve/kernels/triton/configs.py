@@ -105,7 +105,7 @@ SINGLE_ROW: Mapping[Capability, FewRowsConfig] = {
 }
 SINGLE_ROW_E4M3: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
-    AMPERE: FewRowsConfig(columns=2, depth=1024, warps=4, stages=2),
+    AMPERE: FewRowsConfig(columns=2, depth=2048, warps=4, stages=2),
 }
 SEVERAL_ROWS: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
@@ -182,8 +182,10 @@ def gemm_config(of: Capability, assignments: int, experts: int, element_size: in
     return many if assignments >= experts * many.rows // 2 else few
 
 
-def few_rows_config(of: Capability, *, single: bool, e4m3: bool) -> FewRowsConfig:
-    """For one row of x or for several, and W of 16 bits or E4M3."""
-    if single:
-        return row(SINGLE_ROW_E4M3 if e4m3 else SINGLE_ROW, of)
-    return row(SEVERAL_ROWS_E4M3 if e4m3 else SEVERAL_ROWS, of)
+def few_rows_config(of: Capability, rows: int, *, tensor_cores: bool, e4m3: bool) -> FewRowsConfig:
+    """For so many rows of x, a power of 2, and W of 16 bits or E4M3."""
+    if tensor_cores:
+        return row(SEVERAL_ROWS_E4M3 if e4m3 else SEVERAL_ROWS, of)
+    config = row(SINGLE_ROW_E4M3 if e4m3 else SINGLE_ROW, of)
+    # As many products in registers as with one row, but for a least depth that keeps loads wide.
+    return replace(config, columns=1 if rows > 1 else config.columns, depth=max(512, config.depth // rows))
