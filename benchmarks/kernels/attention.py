@@ -72,6 +72,7 @@ LLAMA, QWEN = (32, 8, 128), (16, 8, 128)  # heads, key/value heads and dimension
 DECODES = [
     Case(128, 4096, 1, *LLAMA),
     Case(64, 2048, 1, *LLAMA),
+    Case(64, 2047, 1, *LLAMA),
     Case(8, 4096, 1, *LLAMA),
     Case(1, 8192, 1, *LLAMA),
     Case(1, 131072, 1, *LLAMA),

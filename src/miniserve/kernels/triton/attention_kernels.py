@@ -39,18 +39,17 @@ def _for_products(q, k_ptr):
 @triton.jit
 def _attend(
     q, q_pos, acc, m, l, lo, hi, length, k_ptr, v_ptr, table_ptr, stride_block, stride_slot, scale,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr,
-    DIM: tl.constexpr,
+    MASKED: tl.constexpr, CAUSAL: tl.constexpr, STAGES: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
+    D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Take the cache's positions from lo to hi into (acc, m, l): sums [M, DIM], maximum and normaliser [M], log2.
 
     Not MASKED: hi - lo is whole tiles, and every row sees all of them. Else keys from `length` on, and with CAUSAL
     those behind a row's own position, are left out; each row must have seen a key by the end of its first tile.
+    STAGES: tiles in flight; None: the launch's.
     """
     dims = tl.arange(0, DIM)
     block = _blocks(table_ptr, lo, hi, length, SLOTS, TILE)
-    # The few tiles with a mask one by one: in flight, they would make ptxas serialise the products of those without.
-    STAGES: tl.constexpr = 1 if MASKED else None
     for start in tl.range(lo, hi, TILE, num_stages=STAGES):
         positions = start + tl.arange(0, TILE)
         rows = block * stride_block + (positions % SLOTS) * stride_slot
@@ -133,11 +132,12 @@ def prefill_kernel(
     seen_by_all = tl.maximum(tl.minimum(past + begin + 1, end), 0) // TILE * TILE
     acc, m, l = _attend(
         q, q_pos, acc, m, l, 0, seen_by_all, length, k_head, v_head, table, stride_block, stride_slot, scale,
-        False, True, SLOTS, TILE, D, DIM,
+        False, True, None, SLOTS, TILE, D, DIM,
     )  # fmt: skip
+    # The few tiles with a mask one by one: in flight, they would make ptxas serialise the products of those without.
     acc, m, l = _attend(
         q, q_pos, acc, m, l, seen_by_all, end, length, k_head, v_head, table, stride_block, stride_slot, scale,
-        True, True, SLOTS, TILE, D, DIM,
+        True, True, 1, SLOTS, TILE, D, DIM,
     )  # fmt: skip
     weight = 1.0 / tl.where(l > 0, l, 1.0)
     if SCALED:
@@ -178,14 +178,9 @@ def decode_kernel(
         scale *= tl.load(k_scale_ptr + kv_head)
     k_head, v_head = k_ptr + kv_head * stride_head, v_ptr + kv_head * stride_head
     table = table_ptr + row.to(tl.int64) * stride_table
-    whole = lo + tl.maximum(hi - lo, 0) // TILE * TILE
     acc, m, l = _attend(
-        q, heads, acc, m, l, lo, whole, length, k_head, v_head, table, stride_block, stride_slot, scale,
-        False, False, SLOTS, TILE, D, DIM,
-    )  # fmt: skip
-    acc, m, l = _attend(
-        q, heads, acc, m, l, whole, hi, length, k_head, v_head, table, stride_block, stride_slot, scale,
-        True, False, SLOTS, TILE, D, DIM,
+        q, heads, acc, m, l, lo, hi, length, k_head, v_head, table, stride_block, stride_slot, scale,
+        True, False, None, SLOTS, TILE, D, DIM,
     )  # fmt: skip
     if SCALED:
         acc *= tl.load(v_scale_ptr + kv_head)
@@ -217,8 +212,9 @@ def combine_kernel(
     highest = tl.max(m, 0)
     weights = tl.exp2(m - tl.where(highest == float("-inf"), 0.0, highest))  # all 0 for a sequence of length 0
     l = tl.sum(tl.load(l_ptr + slices, mask=is_slice, other=0.0) * weights, 0)
-    there = (m > float("-inf"))[:, None] & (dims < D)[None, :]
-    parts = tl.load(part_ptr + slices.to(tl.int64)[:, None] * D + dims[None, :], mask=there, other=0.0)
+    parts_at = slices.to(tl.int64)[:, None] * D + dims[None, :]
+    parts = tl.load(part_ptr + parts_at, mask=is_slice[:, None] & (dims < D)[None, :], other=0.0)
+    parts = tl.where((m > float("-inf"))[:, None], parts, 0.0)  # of an empty slice nobody has written the sums
     out = tl.sum(parts * weights[:, None], 0) / tl.where(l > 0, l, 1.0)
     at = first.to(tl.int64) * stride_out + head * D + dims
     tl.store(out_ptr + at, out.to(out_ptr.dtype.element_ty), mask=dims < D)
