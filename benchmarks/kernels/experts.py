@@ -41,7 +41,7 @@ def experts(setting: Setting) -> Iterator[Row]:
     """Microseconds of a whole layer, its bytes and FLOPs a second, ours and torch's."""
     shape = TINY if setting.tiny else (EXPERTS, CHOICES, HIDDEN, INNER)
     gate_up, down = _weights(setting.device, shape)
-    for tokens in (5,) if setting.tiny else (1, 8, 64, 256, 2048, 8192):
+    for tokens in (5,) if setting.tiny else (1, 2, 8, 64, 256, 2048, 8192):
         sets = [_tokens(setting.device, tokens, shape) for _ in range(1 if setting.tiny else max(1, 16 // tokens))]
         num_active = sum(len(ids.unique()) for _, _, ids in sets) / len(sets)
         nbytes = num_active * 3 * shape[2] * shape[3] * 2 + 4 * tokens * shape[2]
@@ -49,16 +49,15 @@ def experts(setting: Setting) -> Iterator[Row]:
         table = gemm_config(capability(setting.device), tokens * shape[1], shape[0], 2)
         tried = [] if setting.tiny else FEW if tokens <= 256 else MANY
 
-        def measure(config: GemmConfig, sets: list = sets) -> float:
+        def measure(config: GemmConfig | None, sets: list = sets) -> float:
             return setting.time([partial(moe, *each, gate_up, down, config=config) for each in sets])
 
-        seconds, failed = setting.best(list(dict.fromkeys([table, *tried])), measure)
+        seconds, failed = setting.best([None, *tried], measure)  # None: as the engine does it
         best = min(seconds, key=seconds.__getitem__)
         row: Row = {"tokens": tokens, "active_experts": num_active, "bytes": nbytes, "flops": flops}
-        for name, config in (("table", table), ("best", best)):
-            if config in seconds:
-                row[name] = asdict(config) | _rates(setting, seconds[config], nbytes, flops)
-        row["search"] = [asdict(config) | {"us": s * 1e6} for config, s in seconds.items()]
+        for name, config in (("table", None), ("best", best)):
+            row[name] = asdict(config or table) | _rates(setting, seconds[config], nbytes, flops)
+        row["search"] = [asdict(config or table) | {"us": s * 1e6} for config, s in seconds.items()]
         for name, work, graph in (("grouped_mm", grouped, True), ("loop", reference.moe, False)):
             try:
                 each_s = setting.time([partial(work, *each, gate_up, down) for each in sets], graph=graph)

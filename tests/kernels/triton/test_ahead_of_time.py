@@ -14,7 +14,7 @@ from triton.backends.compiler import GPUTarget
 from triton.backends.nvidia.compiler import get_ptxas
 from triton.compiler import ASTSource
 
-from miniserve.kernels.triton import attention_kernels, few_rows, moe, rowwise
+from miniserve.kernels.triton import attention_kernels, few_rows, moe, moe_few_tokens, rowwise
 from miniserve.kernels.triton.configs import Capability, decode_config, few_rows_config, gemm_config, prefill_config
 
 SHARED_MEMORY = {80: 163, 89: 99, 90: 227, 100: 227, 120: 99}  # KiB a block may have: CUDA C++ Programming Guide
@@ -140,6 +140,8 @@ def test_experts(target, assignments, tmp_path):
         ),
         (rowwise.round_rows_kernel, {"K": 14336, "BLOCK": 2048}),
         (moe.sort_kernel, {"SCAN": 1024}),
+        (moe_few_tokens.gated_row_kernel, {"CHOICES": 8, "E": 128, "N": 768, "K": 2048, "DEPTH": 2048}),
+        (moe_few_tokens.down_row_kernel, {"CHOICES": 8, "PADDED": 8, "E": 128, "K": 768, "DEPTH": 256}),
         (moe.sum_kernel, {"E": 128, "CHOICES": 8, "COLUMNS": 1024}),
         (attention_kernels.combine_kernel, {"PADDED": 16, "D": 128, "DIM": 128}),
     ],

@@ -1,5 +1,6 @@
 """A decode step's operators captured in a CUDA graph and replayed with other lengths: nothing of the first is baked in."""
 
+import pytest
 import torch
 
 from miniserve.kernels import reference
@@ -54,14 +55,15 @@ def test_rope_store_replayed_with_other_slots(device):
         torch.testing.assert_close(caches, expected)
 
 
-def test_experts_replayed_with_other_tokens(device):
-    x = torch.randn(8, 256, device=device, dtype=torch.bfloat16)
+@pytest.mark.parametrize("tokens", [1, 8])
+def test_experts_replayed_with_other_tokens(tokens, device):
+    x = torch.randn(tokens, 256, device=device, dtype=torch.bfloat16)
     gate_up = torch.randn(16, 256, 256, device=device, dtype=torch.bfloat16) / 16
     down = torch.randn(16, 256, 128, device=device, dtype=torch.bfloat16) / 11
-    weights, ids = reference.route(torch.randn(8, 16, device=device), 4, normalize=True)
+    weights, ids = reference.route(torch.randn(tokens, 16, device=device), 4, normalize=True)
     graph, out = captured(lambda: moe(x, weights, ids, gate_up, down))
     for _ in range(3):
-        fresh_weights, fresh_ids = reference.route(torch.randn(8, 16, device=device), 4, normalize=True)
+        fresh_weights, fresh_ids = reference.route(torch.randn(tokens, 16, device=device), 4, normalize=True)
         weights.copy_(fresh_weights)
         ids.copy_(fresh_ids)
         x.normal_()

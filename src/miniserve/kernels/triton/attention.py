@@ -1,7 +1,8 @@
 """`paged_attention`: which attention kernels a batch needs, in what tiles, launched without waiting for the device.
 
 A batch of as many tokens as sequences is a step of decodes. Any other may hold both kinds of sequences: both kernels
-are launched, and each leaves the other's alone. Keys and values may be E4M3 with a scale for each key/value head.
+are launched, and each leaves the other's alone. Keys and values may be E4M3 with a scale for each key/value head; then
+queries are multiplied as float16, whose largest number is 65504.
 """
 
 import math

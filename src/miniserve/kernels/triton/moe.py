@@ -14,6 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from miniserve.kernels.triton.configs import GemmConfig, capability, gemm_config
+from miniserve.kernels.triton.moe_few_tokens import MOST_TOKENS, moe_few_tokens
 
 FEW, MANY = 1024, 8192  # assignments that `sort_kernel` reads at a time: of so few, of more
 MOST_BOUND_BY_WEIGHTS = 64  # rows of a tile from which on the tensor cores count
@@ -116,21 +117,23 @@ def moe(
     *,
     config: GemmConfig | None = None,
 ) -> Tensor:
-    """`reference.moe`, with its arguments; `config`: tiles other than those of `configs`."""
+    """`reference.moe`, with its arguments; `config`: sort whatever there is, and use other tiles than `configs`'."""
     (tokens, hidden), choices, (experts, inner) = x.shape, expert_ids.shape[1], down.shape[::2]
-    out = torch.empty_like(x, memory_format=torch.contiguous_format)
     if tokens == 0:
-        return out
-    num = tokens * choices
-    config = config or gemm_config(capability(x.device), num, experts, x.element_size())
+        return torch.empty_like(x)
+    x = x if x.stride(-1) == 1 else x.contiguous()
     expert_ids, weights = expert_ids.contiguous(), weights.contiguous()
+    if tokens <= MOST_TOKENS and config is None:
+        return moe_few_tokens(x, weights, expert_ids, gate_up, down)
+    num, out = tokens * choices, x.new_empty(tokens, hidden)
+    config = config or gemm_config(capability(x.device), num, experts, x.element_size())
     order = torch.empty(num, dtype=torch.int32, device=x.device)
     begins = torch.empty(experts + 1, dtype=torch.int32, device=x.device)
     scan, warps = (FEW, 4) if num <= FEW else (MANY, 8)
     sort_kernel[(experts,)](expert_ids, order, begins, num, SCAN=scan, num_warps=warps)
     sorted_list = order, begins, experts, config
     gated, answers = x.new_empty(num, inner), x.new_empty(num, hidden)
-    _product(x if x.stride(-1) == 1 else x.contiguous(), gate_up, gated, choices, True, *sorted_list)
+    _product(x, gate_up, gated, choices, True, *sorted_list)
     _product(gated, down, answers, 1, False, *sorted_list)
     sum_kernel[(tokens, triton.cdiv(hidden, COLUMNS))](
         answers, weights, expert_ids, out, hidden, E=experts, CHOICES=choices, COLUMNS=COLUMNS, num_warps=4
