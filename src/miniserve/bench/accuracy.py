@@ -12,13 +12,14 @@ from miniserve.core.sampling_params import SamplingParams
 from miniserve.llm import LLM
 from miniserve.model.load import LoadedModel
 
-FORMS: dict[str, dict[str, str]] = {
+_BOTH = {
     "float32, plain torch": {"dtype": "float32", "backend": "torch"},
     "float32": {"dtype": "float32"},
     "bfloat16": {"dtype": "bfloat16"},
-    "as in the file": {},
-    "int8": {"quantization": "int8"},
-    "int4": {"quantization": "int4"},
+}
+FORMS: dict[str, dict[str, dict[str, str]]] = {  # by the device's type
+    "cpu": _BOTH | {"as in the file": {}, "int8": {"quantization": "int8"}, "int4": {"quantization": "int4"}},
+    "cuda": _BOTH | {"float16": {"dtype": "float16"}, "fp8": {"quantization": "fp8"}},
 }
 
 
@@ -28,7 +29,7 @@ def bench_accuracy(
     *,
     num_tokens: int = 4096,
     window: int = 512,
-    forms: Mapping[str, Mapping[str, str]] = FORMS,
+    forms: Mapping[str, Mapping[str, str]],
     progress: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """Compare the forms.

@@ -141,21 +141,25 @@ def accuracy(
     model: ModelOption = "smollm2",
     tokens: Annotated[int, typer.Option(help="Most tokens of it.", min=2)] = 4096,
     window: Annotated[int, typer.Option(help="Tokens that a prediction may look back at.", min=2)] = 512,
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """On a CPU: what each form of the weights and of the KV costs in perplexity and agreement."""
-    from miniserve.bench.accuracy import bench_accuracy
+    """What each form of the weights and of the KV that the device has costs in perplexity and agreement."""
+    from miniserve.bench.accuracy import FORMS, bench_accuracy
+    from miniserve.model.choices import choose_device
+
+    kind = choose_device(device).type
 
     def load(**form: str) -> "LoadedModel":
-        how = {"dtype": "auto", "backend": "auto", "quantization": "auto", "device": "cpu"} | form
+        how = {"dtype": "auto", "backend": "auto", "quantization": "auto", "device": device} | form
         return open_model(model, how | {"threads": threads})
 
     words = "\n".join(path.read_text(encoding="utf-8") for path in text)
     console = Console(stderr=True)
-    data = bench_accuracy(load, words, num_tokens=tokens, window=window, progress=console.print)
-    _give({"model": model, "device": "cpu"} | data, as_json, out, tables.accuracy)
+    data = bench_accuracy(load, words, num_tokens=tokens, window=window, forms=FORMS[kind], progress=console.print)
+    _give({"model": model, "device": kind} | data, as_json, out, tables.accuracy)
 
 
 def _what_ran(loaded: "LoadedModel") -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""What there is to know about devices: this machine's, so far."""
+"""What there is to know about devices, without torch: the catalogue, what a step costs, how long it should take."""
