@@ -116,12 +116,23 @@ def test_few_rows(target, rows, form, tmp_path):
     assert ("mma.sync" in kernel.asm["ptx"]) == cores
 
 
-@pytest.mark.parametrize("assignments", [8, 65536])
+@pytest.mark.parametrize(("assignments", "gated"), [(8, True), (65536, True), (65536, False)])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_experts(target, assignments, tmp_path):
+def test_experts(target, assignments, gated, tmp_path):
     config = gemm_config(target, assignments, 128, 2)
-    constants = {"DIVISOR": 8, "GATED": True, "E": 128, "EXPERTS": 128, "N": 768, "K": 2048}
-    constants |= {"ROWS": config.rows, "COLUMNS": config.columns, "DEPTH": config.depth}
+    shape = (
+        {"N": 768, "K": 2048, "COLUMNS": config.columns}
+        if gated
+        else {"N": 2048, "K": 768, "COLUMNS": config.plain_columns}
+    )
+    constants = {
+        "DIVISOR": 8,
+        "GATED": gated,
+        "E": 128,
+        "EXPERTS": 128,
+        "ROWS": config.rows,
+        "DEPTH": config.depth,
+    } | shape
     kernel = compiled(moe.product_kernel, target, constants, config.warps, config.stages)
     check(kernel, target, tmp_path)
     assert tensor_core_instruction(target, config.rows) in kernel.asm["ptx"]

@@ -1,9 +1,11 @@
-"""Attention over many tiles with the GPU's own, too long for the interpreter: against the reference in float64."""
+"""Many tiles, and the GPU's own, too long for the interpreter: against the reference in float64."""
 
 import pytest
 import torch
 
+from miniserve.kernels import reference
 from miniserve.kernels.triton.attention import paged_attention
+from miniserve.kernels.triton.moe import moe
 from support.paged import paged_batch, relative_error
 
 LENGTHS = {
@@ -55,3 +57,19 @@ def test_the_same_bits_every_time(device):
     )
     first = paged_attention(*arguments)
     assert all(torch.equal(paged_attention(*arguments), first) for _ in range(10))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("tokens", "experts"), [(5000, 8), (700, 60), (64, 128)])
+def test_experts(tokens, experts, dtype, device):
+    """More assignments than are scanned at a time, experts with several tiles, and with none."""
+    generator = torch.Generator(device).manual_seed(tokens)
+    x, gate_up, down, router = (
+        torch.randn(*shape, generator=generator, device=device, dtype=torch.float32)
+        for shape in ((tokens, 256), (experts, 192, 256), (experts, 256, 96), (tokens, experts))
+    )
+    x, gate_up, down = x.to(dtype), (gate_up / 16).to(dtype), (down / 10).to(dtype)
+    router[:, 1] = -100  # an expert that no token wants
+    weights, ids = reference.route(router, 2, normalize=True)
+    expected = reference.moe(x.double(), weights.double(), ids, gate_up.double(), down.double())
+    assert relative_error(moe(x, weights, ids, gate_up, down), expected) < TOLERANCE[dtype]

@@ -50,6 +50,11 @@ class GemmConfig:
     warps: int
     stages: int
 
+    @property
+    def plain_columns(self) -> int:
+        """Columns where there is no gate, and so one accumulator instead of two, if they are what limits a tile."""
+        return self.columns * 2 if self.rows >= MOST_BOUND_BY_WEIGHTS else self.columns
+
 
 @dataclass(frozen=True)
 class FewRowsConfig:
@@ -119,6 +124,7 @@ SEVERAL_ROWS_E4M3: Mapping[Capability, FewRowsConfig] = {
     ADA: FewRowsConfig(columns=32, depth=128, warps=4, stages=3),
     HOPPER: FewRowsConfig(columns=32, depth=128, warps=4, stages=5),
 }
+MOST_BOUND_BY_WEIGHTS = 64  # rows of a tile from which on the tensor cores count
 PROGRAMS_PER_SM = 4  # decode programs that a multiprocessor should have to hide the memory's latency
 MOST_SPLITS = 64
 HALF_TILE_ABOVE = 256  # bytes of a head's row: float32, or heads beyond 128, take half the tile

@@ -17,7 +17,6 @@ from miniserve.kernels.triton.configs import GemmConfig, capability, gemm_config
 from miniserve.kernels.triton.moe_few_tokens import MOST_TOKENS, moe_few_tokens
 
 FEW, MANY = 1024, 8192  # assignments that `sort_kernel` reads at a time: of so few, of more
-MOST_BOUND_BY_WEIGHTS = 64  # rows of a tile from which on the tensor cores count
 COLUMNS = 1024  # that `sum_kernel` adds at a time
 
 
@@ -154,8 +153,7 @@ def _product(
 ) -> None:
     num, columns = out.shape
     tiles = min(num, num // config.rows + experts)
-    # A gated tile has two accumulators: where they, not the weights, are what limits it, the other kind is as large.
-    tile_columns = config.columns * (2 if config.rows >= MOST_BOUND_BY_WEIGHTS and not gated else 1)
+    tile_columns = config.columns if gated else config.plain_columns
     product_kernel[(triton.cdiv(columns, tile_columns), tiles)](
         x, w, out, order, begins, x.stride(0), w.stride(0), w.stride(1), out.stride(0),
         DIVISOR=divisor, GATED=gated, E=experts, EXPERTS=triton.next_power_of_2(experts), N=columns, K=w.shape[2],
