@@ -123,7 +123,7 @@ def decode(setting: Setting) -> Iterator[Row]:
     for case in TINY_DECODES if setting.tiny else DECODES:
         sets = [case.arguments(setting.device, torch.bfloat16) for _ in range(setting.num_sets(case.decode_bytes))]
         row_bytes = case.dim * 2
-        table = decode_config(capability(setting.device), row_bytes)
+        table = decode_config(capability(setting.device), row_bytes, e4m3=case.kv == "fp8")
         longest = sets[0][-1].shape[1] * case.slots
         slices = {
             config: num_splits(case.batch * case.kv_heads, longest, config.tile, multiprocessors(setting.device))

@@ -93,7 +93,7 @@ def test_prefill(target, tmp_path):
 def test_decode(target, kv, tmp_path):
     if kv == "fp8e4nv" and target < (8, 9):
         pytest.skip("Triton has no E4M3 before 8.9")
-    config = decode_config(target, 256)
+    config = decode_config(target, 256, e4m3=kv != "bf16")
     constants = LLAMA | {"HEADS": 16, "ONE_SLICE": False, "TILE": config.tile, "SCALED": kv == "fp8e4nv"}
     kernel = compiled(attention_kernels.decode_kernel, target, constants, config.warps, config.stages, kv)
     check(kernel, target, tmp_path)

@@ -75,7 +75,7 @@ def paged_attention(
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     if only_ones or batch > 1:
-        config = decode or decode_config(of, row_bytes)
+        config = decode or decode_config(of, row_bytes, e4m3=k_cache.dtype is torch.float8_e4m3fn)
         splits = splits or num_splits(batch * kv_heads, width * slots, config.tile, multiprocessors(q.device))
         part = torch.empty(batch, heads, splits, dim if splits > 1 else 0, dtype=torch.float32, device=q.device)
         maxima, sums = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)

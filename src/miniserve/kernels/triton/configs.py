@@ -81,12 +81,15 @@ PREFILL: Mapping[Capability, AttentionConfig] = {
     HOPPER: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
     BLACKWELL: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
 }
-DECODE: Mapping[Capability, AttentionConfig] = {
+DECODE: dict[Capability, AttentionConfig] = {
     INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
     AMPERE: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
     ADA: AttentionConfig(rows=16, tile=32, warps=4, stages=3),
     HOPPER: AttentionConfig(rows=16, tile=64, warps=2, stages=3),
     BLACKWELL: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
+}
+DECODE_E4M3: Mapping[Capability, AttentionConfig] = DECODE | {
+    HOPPER: AttentionConfig(rows=16, tile=32, warps=2, stages=6),
 }
 # Few rows an expert, as in decode: the weights' bytes are what counts. Many: the tensor cores.
 FEW_ROWS: Mapping[Capability, GemmConfig] = {
@@ -154,9 +157,9 @@ def prefill_config(of: Capability, row_bytes: int) -> AttentionConfig:
     return _fitting(row(PREFILL, of), row_bytes)
 
 
-def decode_config(of: Capability, row_bytes: int) -> AttentionConfig:
-    """As `prefill_config`."""
-    return _fitting(row(DECODE, of), row_bytes)
+def decode_config(of: Capability, row_bytes: int, *, e4m3: bool = False) -> AttentionConfig:
+    """As `prefill_config`; e4m3: for a cache of it."""
+    return _fitting(row(DECODE_E4M3 if e4m3 else DECODE, of), row_bytes)
 
 
 def _fitting(config: AttentionConfig, row_bytes: int) -> AttentionConfig:
