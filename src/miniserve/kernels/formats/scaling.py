@@ -100,11 +100,10 @@ def quantise(x: Tensor, scheme: Scheme) -> Quantised:
         raise InvalidRequestError(
             f"quantise: {list(x.shape)} of {x.dtype}; it takes [..., K], not empty, of {', '.join(map(str, NARROW))}"
         )
-    wide = x.float()
-    if not bool(wide.isfinite().all()):
-        raise InvalidRequestError(f"quantise: there are NaNs or infinities, which {scheme.name} cannot scale")
-    groups = _in_groups(wide, scheme)
+    groups = _in_groups(x.float(), scheme)
     largest = groups.abs().amax(-1)
+    if not bool(largest.isfinite().all()):
+        raise InvalidRequestError(f"quantise: there are NaNs or infinities, which {scheme.name} cannot scale")
     if scheme.shared_by == "tensor":
         largest = largest.amax().view((1,) * x.dim())
     if scheme.scale == "e4m3":
