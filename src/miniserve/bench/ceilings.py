@@ -43,7 +43,7 @@ def measure_ceilings(device: torch.device, dtype: torch.dtype, repeats: int = 5)
     size = GEMM_SIZE[device.type]
     name = next(name for name, stored in STORED.items() if stored == dtype)
     product_s = product_seconds(name, device, size, size, size, repeats=repeats)
-    return Ceilings(_read(device, READ_BYTES[device.type], repeats), 2 * size**3 / product_s)
+    return Ceilings(read_bytes_per_s(device, READ_BYTES[device.type], repeats), 2 * size**3 / product_s)
 
 
 def bench_ceilings(device: torch.device, progress: Report) -> dict[str, Any]:
@@ -67,7 +67,7 @@ def bench_ceilings(device: torch.device, progress: Report) -> dict[str, Any]:
         data |= {"l2_bytes": properties.L2_cache_size, "memory_bytes": properties.total_memory}
     progress(0.0, "launches")
     data["launch"] = _launch(device)
-    for share, name, rate in ((0.05, "read", _read), (0.2, "copy", _copy)):
+    for share, name, rate in ((0.05, "read", read_bytes_per_s), (0.2, "copy", copy_bytes_per_s)):
         data[name] = []
         for size in CURVE_BYTES[device.type]:
             progress(share, f"{name}, {size / 2**20:g} MiB")
@@ -89,7 +89,7 @@ def _guarded(device: torch.device, name: str, measure: Callable[[], float]) -> d
         return {"unsupported": f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:300]}
 
 
-def _read(device: torch.device, size: int, repeats: int = 20) -> float:
+def read_bytes_per_s(device: torch.device, size: int, repeats: int = 20) -> float:
     """Bytes a second while summing `size` bytes."""
     data = torch.randn(size // 4, device=device)
     if device.type == "cuda":
@@ -103,7 +103,7 @@ def _read(device: torch.device, size: int, repeats: int = 20) -> float:
     return size * times / seconds
 
 
-def _copy(device: torch.device, size: int) -> float:
+def copy_bytes_per_s(device: torch.device, size: int) -> float:
     """Bytes a second, read and written, while copying `size` bytes."""
     source = torch.randn(size // 4, device=device)
     target = torch.empty_like(source)
