@@ -10,14 +10,6 @@ from whole_model.setting import Row, Setting
 
 # Columns, depth, warps and stages.
 SINGLE = [(1, 2048, 4, 3), (2, 1024, 4, 2), (1, 4096, 4, 2), (2, 2048, 4, 2), (2, 4096, 8, 2)]
-WITHOUT_TENSOR_CORES = [
-    (1, 512, 4, 2),
-    (1, 1024, 4, 2),
-    (2, 512, 4, 2),
-    (1, 1024, 8, 2),
-    (2, 1024, 8, 2),
-    (4, 256, 4, 2),
-]
 SEVERAL = [(16, 256, 4, 4), (32, 128, 4, 5), (32, 256, 4, 4), (64, 128, 4, 4)]
 
 
@@ -56,7 +48,7 @@ def _product(setting: Setting, outputs: int, depth: int, rows: int, form: str) -
         from miniserve.kernels.triton.few_rows import few_rows_linear
 
         tried = {}
-        tiles = SINGLE if rows == 1 else WITHOUT_TENSOR_CORES if rows <= 8 and form == "e4m3" else SEVERAL
+        tiles = SINGLE if rows == 1 else SEVERAL
         configs = [FewRowsConfig(*tile) for tile in tiles]
         for config in configs:
             try:

@@ -124,7 +124,10 @@ class LLM:
             graphs = DecodeGraphs(
                 decoder, cache, max_batch=settings.max_num_seqs, max_blocks=longest, block_size=settings.block_size
             )
-        self.engine = Engine(scheduler, ModelRunner(decoder, cache, settings.block_size, graphs), on_step=on_step)
+        runner = ModelRunner(decoder, cache, settings.block_size, graphs)
+        if settings.backend == "triton":
+            runner.warm_up()
+        self.engine = Engine(scheduler, runner, on_step=on_step)
         self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{model.choices}")
         self._generations: dict[str, Generation] = {}
         self._streams: dict[str, deque[str]] = {}

@@ -53,9 +53,9 @@ class DecodeGraphs:
         self._inputs = StaticInputs(max_batch, max_blocks, block_size, decoder.device)
         self.sizes = batch_sizes(max_batch)
         self._next_size = [next(size for size in self.sizes if size >= batch) for batch in range(max_batch + 1)]
-        pool = torch.cuda.graph_pool_handle()
         with torch.cuda.device(decoder.device):
-            self._graphs = {size: self._capture(size, pool) for size in reversed(self.sizes)}
+            self._pool = torch.cuda.graph_pool_handle()
+            self._graphs = {size: self._capture(size) for size in reversed(self.sizes)}
 
     def takes(self, step: Step) -> bool:
         """Whether the step is a decode step for which there is a graph."""
@@ -72,13 +72,15 @@ class DecodeGraphs:
         return Decoded(captured.logits[:count], captured.likeliest[:count].tolist())
 
     @torch.inference_mode()
-    def _capture(self, size: int, pool: tuple[int, int]) -> _Captured:
+    def _capture(self, size: int) -> _Captured:
         host = torch.zeros(size, dtype=torch.int64, pin_memory=True)
         graph = torch.cuda.CUDAGraph()
-        capture = torch.cuda.graph(graph, pool=pool)
+        capture = torch.cuda.graph(graph, pool=self._pool)
         # On the stream that torch captures on, the same for all: on each stream cuBLAS keeps 32 MiB to itself for ever.
-        capture.capture_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(capture.capture_stream):
+        stream = capture.capture_stream
+        assert stream is not None
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
             for _ in range(WARMUPS):
                 self._compute(size, host)
         torch.cuda.synchronize()

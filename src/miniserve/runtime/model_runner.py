@@ -6,12 +6,14 @@ reads and writes the cache through the batch's block table and slots; the decode
 
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from miniserve.core.executor import Scheduled, Step, StepResult
-from miniserve.core.request import TokenLogprob
+from miniserve.core.request import Request, TokenLogprob
+from miniserve.core.sampling_params import Limits
 from miniserve.model.decoder import Decoder
 from miniserve.model.one_call import OneCall
 from miniserve.runtime.batch import Batch
@@ -70,6 +72,22 @@ class ModelRunner:
         attend = PagedAttention(self.decoder.ops, self.cache, batch)
         hidden: Tensor = self.decoder(batch.token_ids, batch.positions, attend)
         return hidden
+
+    @torch.inference_mode()
+    def warm_up(self) -> None:
+        """Compute steps that write no KV, so that what compiles at first use is compiled before a request waits for it.
+
+        A prompt that fills tiles, one that does not, and one beside a decode.
+        """
+        for lengths in ((64,), (37,), (37, 1)):
+            scheduled = []
+            for length in lengths:
+                request = Request("warm-up", [0] * length, Limits(1))
+                request.block_table.extend([0] * -(-length // self.block_size))
+                scheduled.append(Scheduled(request, 0, length))
+            batch = Batch.from_step(Step(scheduled), self.block_size, self.decoder.device)
+            nowhere = replace(batch, slot_mapping=torch.full_like(batch.slot_mapping, -1))
+            self.decoder.logits(self._forward(nowhere)[nowhere.last_rows])
 
     def _decode(self, step: Step, graphs: DecodeGraphs) -> StepResult:
         """A step of each request's last token."""

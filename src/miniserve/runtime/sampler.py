@@ -53,8 +53,9 @@ def sample(
     """
     logits = logits.float()
     if all(map(_is_plain, requests)):
-        tokens = likeliest(logits, argmax).tolist() if known is None else known
-        return [Sampled(token, None) for token in _checked(tokens, requests)]
+        if known is None:
+            known = likeliest(logits, argmax).tolist()
+        return [Sampled(token, None) for token in _checked(known, requests)]
     adjusted = adjust(logits, requests)
     tokens = argmax(adjusted)
     peaks = _peaks(adjusted, tokens)

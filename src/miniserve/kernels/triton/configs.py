@@ -78,18 +78,18 @@ PREFILL: Mapping[Capability, AttentionConfig] = {
     INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
     AMPERE: AttentionConfig(rows=64, tile=32, warps=4, stages=3),
     ADA: AttentionConfig(rows=64, tile=32, warps=4, stages=3),
-    HOPPER: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
+    HOPPER: AttentionConfig(rows=64, tile=64, warps=4, stages=3),
     BLACKWELL: AttentionConfig(rows=128, tile=64, warps=8, stages=3),
 }
 DECODE: dict[Capability, AttentionConfig] = {
     INTERPRETER: AttentionConfig(rows=16, tile=16, warps=4, stages=2),
     AMPERE: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
     ADA: AttentionConfig(rows=16, tile=32, warps=4, stages=3),
-    HOPPER: AttentionConfig(rows=16, tile=64, warps=2, stages=3),
+    HOPPER: AttentionConfig(rows=16, tile=32, warps=1, stages=3),
     BLACKWELL: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
 }
 DECODE_E4M3: Mapping[Capability, AttentionConfig] = DECODE | {
-    HOPPER: AttentionConfig(rows=16, tile=32, warps=2, stages=6),
+    HOPPER: AttentionConfig(rows=16, tile=64, warps=2, stages=3),
 }
 # Few rows an expert, as in decode: the weights' bytes are what counts. Many: the tensor cores.
 FEW_ROWS: Mapping[Capability, GemmConfig] = {
@@ -116,12 +116,6 @@ SINGLE_ROW_E4M3: Mapping[Capability, FewRowsConfig] = {
     AMPERE: FewRowsConfig(columns=2, depth=2048, warps=4, stages=2),
 }
 SEVERAL_ROWS: Mapping[Capability, FewRowsConfig] = {
-    INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
-    AMPERE: FewRowsConfig(columns=32, depth=128, warps=4, stages=4),
-    ADA: FewRowsConfig(columns=32, depth=128, warps=4, stages=3),
-    HOPPER: FewRowsConfig(columns=32, depth=128, warps=4, stages=5),
-}
-SEVERAL_ROWS_E4M3: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
     AMPERE: FewRowsConfig(columns=32, depth=128, warps=4, stages=4),
     ADA: FewRowsConfig(columns=32, depth=128, warps=4, stages=3),
@@ -191,10 +185,8 @@ def gemm_config(of: Capability, assignments: int, experts: int, element_size: in
     return many if assignments >= experts * many.rows // 2 else few
 
 
-def few_rows_config(of: Capability, rows: int, *, tensor_cores: bool, e4m3: bool) -> FewRowsConfig:
-    """For so many rows of x, a power of 2, and W of 16 bits or E4M3."""
-    if tensor_cores:
-        return row(SEVERAL_ROWS_E4M3 if e4m3 else SEVERAL_ROWS, of)
-    config = row(SINGLE_ROW_E4M3 if e4m3 else SINGLE_ROW, of)
-    # As many products in registers as with one row, but for a least depth that keeps loads wide.
-    return replace(config, columns=1 if rows > 1 else config.columns, depth=max(512, config.depth // rows))
+def few_rows_config(of: Capability, *, single: bool, e4m3: bool) -> FewRowsConfig:
+    """For one row of x or for several, and W of 16 bits or E4M3."""
+    if single:
+        return row(SINGLE_ROW_E4M3 if e4m3 else SINGLE_ROW, of)
+    return row(SEVERAL_ROWS, of)

@@ -5,8 +5,8 @@ a program takes a few of W's rows in their whole length, so that there are progr
 it loads next is on its way while it multiplies. W is bfloat16, float16, or E4M3 with a float32 scale a row, which
 halves the bytes; E4M3 is widened on the way, x stays as it is, and sums are float32.
 
-One row needs no tensor cores. Nor do up to eight with E4M3: there the widening is what costs, and for tensor cores an
-element would be widened by every warp that needs it.
+Several rows of E4M3 weights are better given to the tensor cores' own 8-bit product (`scaled_gemm`): widened for 16-bit
+ones they come at 1.0 TB/s on an H100, and multiplied without tensor cores slower still.
 """
 
 # ruff: noqa: ANN001, ANN201, N803
@@ -20,22 +20,29 @@ from torch import Tensor
 from miniserve.kernels.triton.configs import FewRowsConfig, capability, few_rows_config
 
 MOST_ROWS = 16  # of x
-MOST_ROWS_WITHOUT_TENSOR_CORES = 8  # with E4M3
 
 
 @triton.jit(do_not_specialize=["num_rows", "N"])  # one compilation for all batches
 def few_rows_kernel(
     x_ptr, w_ptr, scale_ptr, bias_ptr, out_ptr, num_rows, N, stride_x,
-    SCALED: tl.constexpr, BIASED: tl.constexpr, TENSOR_CORES: tl.constexpr, K: tl.constexpr,
+    SCALED: tl.constexpr, BIASED: tl.constexpr, K: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS outputs of all rows, of which there are at most ROWS. Grid: (N / COLUMNS,)."""
+    """COLUMNS outputs of all rows. Grid: (N / COLUMNS,). ROWS: 1, without tensor cores, or 16, with."""
     columns = tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     rows = tl.arange(0, ROWS)
     depth = tl.arange(0, DEPTH)
     is_row, is_column = rows < num_rows, columns < N
     w_at = w_ptr + columns.to(tl.int64)[:, None] * K + depth[None, :]
-    if TENSOR_CORES:
+    if ROWS == 1:
+        products = tl.zeros((COLUMNS, DEPTH), tl.float32)
+        for start in range(0, K, DEPTH):
+            inside = depth < K - start
+            x = tl.load(x_ptr + start + depth, mask=inside, other=0.0).to(tl.float32)
+            w = tl.load(w_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
+            products += w.to(tl.float32) * x[None, :]
+        total = tl.sum(products, 1)[:, None]
+    else:
         total = tl.zeros((COLUMNS, ROWS), tl.float32)
         x_at = x_ptr + rows[None, :] * stride_x + depth[:, None]
         for start in range(0, K, DEPTH):
@@ -43,15 +50,6 @@ def few_rows_kernel(
             x = tl.load(x_at + start, mask=inside[:, None] & is_row[None, :], other=0.0)
             w = tl.load(w_at + start, mask=is_column[:, None] & inside[None, :], other=0.0)
             total = tl.dot(w.to(x.dtype), x, total)
-    else:
-        products = tl.zeros((COLUMNS, ROWS, DEPTH), tl.float32)
-        x_at = x_ptr + rows[:, None] * stride_x + depth[None, :]
-        for start in range(0, K, DEPTH):
-            inside = depth < K - start
-            x = tl.load(x_at + start, mask=is_row[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            w = tl.load(w_at + start, mask=is_column[:, None] & inside[None, :], other=0.0).to(tl.float32)
-            products += w[:, None, :] * x[None, :, :]
-        total = tl.sum(products, 2)
     if SCALED:
         total *= tl.load(scale_ptr + columns, mask=is_column, other=0.0)[:, None]
     if BIASED:
@@ -80,14 +78,11 @@ def few_rows_linear(
         [T, N] in x's dtype.
     """
     (count, depth), outputs = x.shape, len(weight)
-    padded = triton.next_power_of_2(count)
-    tensor_cores = padded > (MOST_ROWS_WITHOUT_TENSOR_CORES if scales is not None else 1)
-    config = config or few_rows_config(capability(x.device), padded, tensor_cores=tensor_cores, e4m3=scales is not None)
+    config = config or few_rows_config(capability(x.device), single=count == 1, e4m3=scales is not None)
     out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
     few_rows_kernel[(triton.cdiv(outputs, config.columns),)](
         x, weight, scales, bias, out, count, outputs, x.stride(0),
-        SCALED=scales is not None, BIASED=bias is not None, TENSOR_CORES=tensor_cores, K=depth,
-        ROWS=MOST_ROWS if tensor_cores else padded, COLUMNS=config.columns, DEPTH=config.depth,
-        num_warps=config.warps, num_stages=config.stages,
+        SCALED=scales is not None, BIASED=bias is not None, K=depth, ROWS=1 if count == 1 else MOST_ROWS,
+        COLUMNS=config.columns, DEPTH=config.depth, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
     return out

@@ -19,10 +19,10 @@ __all__ = ["add_rms_norm", "argmax", "linear", "moe", "paged_attention", "rms_no
 def linear(x: Tensor, weight: LinearWeight) -> Tensor:
     """`reference.linear`: [T, K] -> [T, N].
 
-    Few rows: `few_rows_linear`, which reads E4M3 weights as they are. More: cuBLAS; for E4M3 weights, x is rounded to
-    E4M3 with a scale a token, and the tensor cores multiply 8 bits with 8.
+    Few rows: `few_rows_linear`. More: cuBLAS. With E4M3 weights a single row goes the first way, which reads them as
+    they are; more rows are rounded to E4M3 with a scale a token, and the tensor cores multiply 8 bits with 8.
     """
-    if len(x) <= MOST_ROWS and x.element_size() == 2:
+    if len(x) <= (1 if weight.is_e4m3 else MOST_ROWS) and x.element_size() == 2:
         return few_rows_linear(x, weight.data, weight.scales, weight.bias)
     if not weight.is_e4m3:
         return reference.linear(x, weight)
