@@ -8,11 +8,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from miniserve.hardware.this_machine import these_versions, this_device
+from miniserve.hardware.this_machine import num_cores, these_versions, this_device
 
 
-def record(data: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """`data` as measured by this process, now; `command` is what reproduces it."""
+def record(data: Mapping[str, Any], command: str, kind: str = "auto") -> dict[str, Any]:
+    """`data` as measured by this process, now.
+
+    Args:
+        data: plain numbers, names, lists and mappings.
+        command: what reproduces it.
+        kind: "cpu" if it was measured on the CPU of a machine that may have a GPU.
+    """
     torch, triton = sys.modules.get("torch"), sys.modules.get("triton")
     versions = these_versions()
     if torch is not None and torch.version.cuda:
@@ -21,7 +27,7 @@ def record(data: Mapping[str, Any], command: str) -> dict[str, Any]:
         versions["triton"] = triton.__version__
     return {
         "label": "recorded",
-        "device": this_device(),
+        "device": f"{this_device('cpu')}, {num_cores()} cores" if kind == "cpu" else this_device(),
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "command": command,
         "versions": versions,
@@ -29,11 +35,11 @@ def record(data: Mapping[str, Any], command: str) -> dict[str, Any]:
     }
 
 
-def write_record(path: Path, data: Mapping[str, Any], command: str) -> None:
-    """Write `record(data, command)` to `path`, in one step: a reader sees the old file or the new one."""
+def write_record(path: Path, data: Mapping[str, Any], command: str, kind: str = "auto") -> None:
+    """Write `record(data, command, kind)` to `path`, in one step: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(record(data, command), indent=2) + "\n", encoding="utf-8")
+    partial.write_text(json.dumps(record(data, command, kind), indent=2) + "\n", encoding="utf-8")
     partial.replace(path)
 
 

@@ -3,7 +3,6 @@
 `--out FILE` keeps a result with its provenance, in the form the book reads.
 """
 
-import datetime
 import json
 import sys
 from pathlib import Path
@@ -179,25 +178,12 @@ def _what_ran(loaded: "LoadedModel") -> dict[str, Any]:
 
 def _give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any) -> None:
     if out:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(_with_provenance(data), indent=2) + "\n", encoding="utf-8")
+        from miniserve.bench.record import write_record
+
+        arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
+        kind = "auto" if str(data.get("device")).startswith("cuda") else "cpu"
+        write_record(out, data, " ".join(["miniserve", *arguments]), kind)
     if as_json:
         typer.echo(json.dumps(data))
     else:
         Console().print(table(data))
-
-
-def _with_provenance(data: dict[str, Any]) -> dict[str, Any]:
-    from miniserve.hardware.this_machine import num_cores, these_versions, this_device
-
-    on_gpu = str(data.get("device")).startswith("cuda")
-    device = this_device() if on_gpu else f"{this_device('cpu')}, {num_cores()} cores"
-    arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
-    return {
-        "label": "recorded",
-        "device": device,
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "command": " ".join(["miniserve", *arguments]),
-        "versions": these_versions(),
-        "data": data,
-    }
