@@ -9,6 +9,7 @@ from miniserve.model.load import LoadedModel
 from miniserve.runtime.kv_cache import choose_size, free_memory
 
 BLOCK_SIZE = {"cpu": 16, "cuda": 64}
+TRITON_BLOCK_MULTIPLE = 16
 # A step's budget bounds how long a decode waits for a newcomer's prompt. Beyond some hundred tokens a CPU gains nothing
 # from a larger one; a GPU does.
 BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
@@ -69,6 +70,10 @@ class EngineSettings:
         device, dtype = model.decoder.device, model.decoder.dtype
         if block_size is None:
             block_size = BLOCK_SIZE[device.type]
+        if model.choices.backend == "triton" and block_size % TRITON_BLOCK_MULTIPLE:
+            raise InvalidRequestError(
+                f"block_size is {block_size}: with the Triton kernels it must be a multiple of {TRITON_BLOCK_MULTIPLE}"
+            )
         if max_num_batched_tokens is None:
             max_num_batched_tokens = BATCHED_TOKENS[device.type]
         if memory_fraction is not None and not 0 < memory_fraction <= 1:
