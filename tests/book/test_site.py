@@ -89,6 +89,7 @@ def test_dark_mode_text_is_legible(site, server, browser):
         )
         dim = [text for ink, text in inks if sum(map(float, re.findall(r"[\d.]+", ink)[:3])) < 3 * 70]
         assert not dim, f"{page}: dark ink on the dark page: {dim[:3]}"
+        tab.close()
     context.close()
 
 
@@ -118,6 +119,7 @@ def test_every_slider_moves_its_output(site, server, browser):
             for slider in explorer.locator("input[type=range]").all():
                 found += 1
                 problems += [f"{page}: {problem}" for problem in _drive(tab, explorer, slider)]
+        tab.close()
     context.close()
     assert found or not any("Explorer(" in p.read_text() for p in (ROOT / "book").glob("[0-9]*.md")), "no slider found"
     assert not problems, "\n".join(problems)
