@@ -45,8 +45,12 @@ class Checkpoint(ABC):
         return None
 
     def groups(self, name: str) -> Groups:
-        """One matrix for which `bits` is not None, bit by bit as it is stored."""
-        raise NotImplementedError(name)
+        """One matrix for which `bits` is not None, bit by bit as it is stored.
+
+        Raises:
+            TensorError: it is not stored in such groups.
+        """
+        raise TensorError(f"{self.path}: tensor {name} is not stored in groups of 4 or 8 bits")
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:

@@ -204,7 +204,8 @@ def _rounded(checkpoint: Checkpoint, name: str, form: Form, device: torch.device
             return quantise_rows(checkpoint.load(name).to(device).float(), E4M3)
         return checkpoint.groups(name) if keep else Groups.rounding(checkpoint.load(name), form)
     except ValueError as error:
-        raise InvalidRequestError(f"{name} cannot have {form} bits: {error}") from error
+        what = "E4M3" if form == "e4m3" else f"{form} bits"
+        raise InvalidRequestError(f"{name} cannot be rounded to {what}: {error}") from error
 
 
 def _pack(decoder: Decoder, parameter: str, parts: list[Groups | Rows]) -> None:
