@@ -104,7 +104,7 @@ def test_soak_notices_a_changed_answer(model, monkeypatch):
     def liar(self, step):
         result = honest(self, step)
         if len(step.scheduled) > 1:  # right alone, wrong in company
-            return StepResult([None if token is None else (token + 1) % 128 for token in result.tokens])
+            return StepResult([[(token + 1) % 128 for token in tokens] for tokens in result.tokens])
         return result
 
     monkeypatch.setattr(ModelRunner, "execute", liar)

@@ -64,7 +64,7 @@ def test_outputs_are_the_tokens_in_order_and_one_end(engine):
     outputs = drain(engine)
     for name, prompt in (("a", [1, 2, 3]), ("b", [4] * 20), ("c", [5])):
         mine = [output for output in outputs if output.request.request_id == name]
-        assert [output.token for output in mine] == alone(prompt, 4)
+        assert [list(output.tokens) for output in mine] == [[token] for token in alone(prompt, 4)]
         assert [output.finish_reason for output in mine] == [None] * 3 + [FinishReason.LENGTH]
 
 

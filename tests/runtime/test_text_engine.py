@@ -5,7 +5,7 @@ import pytest
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
 from miniserve.core.executor import StepResult
-from miniserve.core.request import FinishReason
+from miniserve.core.request import FinishReason, TokenLogprob
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
@@ -20,21 +20,25 @@ def tokenizer(tmp_path_factory):
 
 
 class Script:
-    """An executor that makes every request say the same text, whatever the prompt, then goes on with dots."""
+    """An executor that makes every request say the same text, whatever the prompt, then goes on with dots.
+
+    `burst` tokens at once; those that ask for log-probabilities are told minus their number.
+    """
 
     def __init__(self, tokens, filler):
-        self.tokens, self.filler, self.fails = tokens, filler, False
+        self.tokens, self.filler, self.burst, self.fails = tokens, filler, 1, False
 
     def execute(self, step):
         if self.fails:
             raise RuntimeError("the device is gone")
-        said = [part.request.num_output_tokens for part in step.scheduled]
-        return StepResult(
-            [
-                (self.tokens[at] if at < len(self.tokens) else self.filler) if part.samples else None
-                for at, part in zip(said, step.scheduled, strict=True)
-            ]
-        )
+        tokens, logprobs = [], {}
+        for index, part in enumerate(step.scheduled):
+            said = part.request.num_output_tokens
+            numbers = range(said, said + self.burst) if part.samples else ()
+            tokens.append([self.tokens[at] if at < len(self.tokens) else self.filler for at in numbers])
+            if part.request.params.logprobs is not None:
+                logprobs[index] = [TokenLogprob(token, -at, 1) for at, token in zip(numbers, tokens[-1], strict=True)]
+        return StepResult(tokens, logprobs)
 
 
 @pytest.fixture
@@ -83,6 +87,35 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(make):
     assert shown == {generation.request_id: "hello "}
     assert (choice.finish_reason, choice.stop_reason, choice.stream.text) == (FinishReason.STOP, "STOP", "hello ")
     assert choice.request.finish_reason is FinishReason.STOP
+
+
+@pytest.mark.parametrize(
+    ("params", "text", "reason"),
+    [
+        ({"stop": "STOP"}, "hello ", FinishReason.STOP),
+        ({"stop": "STOP", "include_stop_str": True}, "hello STOP", FinishReason.STOP),
+        ({"stop": "STOP", "max_tokens": 11}, "hello ", FinishReason.STOP),  # the string comes before the length
+        ({"stop_token_ids": "w", "max_tokens": 12}, "hello STOP ", FinishReason.STOP),
+        ({"stop": "STOP", "stop_token_ids": "w"}, "hello ", FinishReason.STOP),  # and before the token
+        ({"max_tokens": 8}, "hello ST", FinishReason.LENGTH),
+        ({"stop": "STOP", "max_tokens": 8}, "hello ST", FinishReason.LENGTH),
+    ],
+)
+def test_what_comes_at_once_ends_where_it_ends_token_by_token(make, tokenizer, params, text, reason):
+    ids = [token for char in params.get("stop_token_ids", "") for token in tokenizer.encode(char)]
+    ended = []
+    for burst in (1, 16):
+        engine = make("hello STOP world")
+        engine.engine.executor.burst = burst
+        generation = start(engine, **{"max_tokens": 16, "logprobs": 0, **params, "stop_token_ids": ids})
+        shown = drain(engine)[generation.request_id]
+        (choice,) = generation.choices
+        request = choice.request
+        assert (shown, choice.stream.text, choice.finish_reason) == (text, text, reason)
+        assert [entry.token_id for entry in request.logprobs] == request.output_token_ids
+        assert len(request.times.tokens_s) == request.num_output_tokens
+        ended.append((request.output_token_ids, choice.stop_reason, request.logprobs))
+    assert ended[0] == ended[1]
 
 
 def test_include_stop_str(make):

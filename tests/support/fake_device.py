@@ -19,7 +19,7 @@ class FakeDevice:
         self.memory = [[None] * block_size for _ in range(num_blocks)]
 
     def execute(self, step: Step):
-        """Write each scheduled token's KV, then answer for those that sample; None for the others."""
+        """Write each scheduled token's KV, then answer for those that sample."""
         writes = set()
         for request, start, count in step.scheduled:
             for position in range(start, start + count):
@@ -27,7 +27,7 @@ class FakeDevice:
                 assert (block, slot) not in writes, "two requests write one slot in one step"
                 writes.add((block, slot))
                 self.memory[block][slot] = (position, request.token_ids[position])
-        return StepResult([self.answer(part.request) if part.samples else None for part in step.scheduled])
+        return StepResult([[self.answer(part.request)] if part.samples else [] for part in step.scheduled])
 
     def answer(self, request):
         """The next token, from memory. What is read must be this request's own tokens at their positions."""

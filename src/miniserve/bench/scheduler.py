@@ -37,12 +37,12 @@ def _step_us(running: int, waiting: int, steps: int) -> dict[str, float]:
         prompt = [rng.randrange(50_000) for _ in range(PROMPT)]
         scheduler.add(Request(f"r{number}", prompt, Limits(OUTPUT)))
     step = scheduler.schedule()
-    scheduler.update(step, [0] * len(step.scheduled))
+    scheduler.update(step, [[0]] * len(step.scheduled))
     seconds = []
     for token in range(steps):
         started = time.process_time()
         step = scheduler.schedule()
-        scheduler.update(step, [token] * len(step.scheduled))
+        scheduler.update(step, [[token]] * len(step.scheduled))
         seconds.append(time.process_time() - started)
         assert len(step.scheduled) == running
     return {"mean": statistics.mean(seconds) * 1e6, "median": statistics.median(seconds) * 1e6}

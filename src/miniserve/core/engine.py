@@ -78,8 +78,8 @@ class Engine:
             self._note_ends(self.scheduler.give_up(step, reason), self._clock())
             raise
         computed = self._clock()
-        self._attach_logprobs(step, result)
         outputs = self.scheduler.update(step, result.tokens)
+        self._attach_logprobs(step, result)
         self._note_tokens(outputs, computed)
         self._note_ends(outputs, computed)
         self._record(step, result, started, scheduled - started, computed - scheduled, self._clock() - computed)
@@ -94,7 +94,7 @@ class Engine:
         if request is None:
             return False
         self.scheduler.finish(request, reason)
-        self._note_ends([Output(request, None, reason)], self._clock())
+        self._note_ends([Output(request, (), reason)], self._clock())
         return True
 
     def finish_all(self, reason: FinishReason = FinishReason.ABORT) -> None:
@@ -109,8 +109,10 @@ class Engine:
                 self.metrics.admitted(request)
 
     def _attach_logprobs(self, step: Step, result: StepResult) -> None:
-        for index, logprob in result.logprobs.items():
-            step.scheduled[index].request.logprobs.append(logprob)
+        for index, several in result.logprobs.items():
+            request = step.scheduled[index].request
+            request.logprobs += several
+            del request.logprobs[request.num_output_tokens :]  # of tokens that were dropped
         for index, logprobs in result.prompt_logprobs.items():
             request, start, _ = step.scheduled[index]
             request.prompt_logprobs = request.prompt_logprobs or [None]
@@ -118,8 +120,8 @@ class Engine:
             request.prompt_logprobs[start + 1 : start + 1 + len(logprobs)] = logprobs
 
     def _note_tokens(self, outputs: list[Output], now: float) -> None:
-        for request, token, _ in outputs:
-            if token is not None:
+        for request, tokens, _ in outputs:
+            for _ in tokens:
                 request.times.tokens_s.append(now)
                 self.metrics.token(request)
 
@@ -151,7 +153,7 @@ class Engine:
                     execute_s=execute_s,
                     seconds=dict(result.seconds),
                     parts=tuple(
-                        PartRecord(part[0].request_id, part[1], part[2], token is not None) for part, token in parts
+                        PartRecord(part[0].request_id, part[1], part[2], bool(tokens)) for part, tokens in parts
                     ),
                     preempted=tuple(request.request_id for request in step.preempted),
                     num_running=len(scheduler.running),

@@ -42,14 +42,14 @@ class StepResult:
     """What came of a step.
 
     Attributes:
-        tokens: for each of `step.scheduled` in order, the sampled token if it `samples`, else None.
-        logprobs: by index into `step.scheduled`, the sampled token's, where the request asked for it.
+        tokens: for each of `step.scheduled` in order, the tokens that follow its known ones: none unless it `samples`.
+        logprobs: by index into `step.scheduled`, those of its tokens, where the request asked for them.
         prompt_logprobs: by index into `step.scheduled`, those of the prompt tokens that follow the computed ones.
         seconds: where the time went, by name ("prepare", "forward", "sample"), if the executor measured it.
     """
 
-    tokens: Sequence[int | None]
-    logprobs: Mapping[int, TokenLogprob] = field(default_factory=dict)
+    tokens: Sequence[Sequence[int]]
+    logprobs: Mapping[int, Sequence[TokenLogprob]] = field(default_factory=dict)
     prompt_logprobs: Mapping[int, Sequence[TokenLogprob]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
 

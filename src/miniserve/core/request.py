@@ -4,8 +4,8 @@ There is no phase. A request knows its tokens (prompt and output) and how many o
 remains is computed next, in pieces of any size. Prefill, a chunk of it, decode, and starting again after preemption are
 all "compute tokens from `num_computed` on". Only when every known token is computed does a new one come.
 
-The scheduler alone changes `status`, `block_table`, `num_computed` and `token_ids`; the engine adds times and
-log-probabilities.
+The scheduler alone changes `status`, `block_table`, `num_computed` and `token_ids` while the request lives; the engine
+adds times and log-probabilities.
 """
 
 from array import array
@@ -164,6 +164,15 @@ class Request:
             parent = self._hashes[-1] if at else root_hash(*self.cache_keys)
             self._hashes.append(block_hash(parent, self.token_ids[at * block_size : (at + 1) * block_size]))
         return self._hashes
+
+    def cut(self, num_output_tokens: int) -> None:
+        """Drop the output behind its first so many tokens: a stop string was found in the text of those before.
+
+        For requests that have ended only. The KV of what is dropped may be cached already; it is right for its tokens.
+        """
+        assert self.finish_reason is not None, "a request that goes on keeps its tokens"
+        del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
+        del self.logprobs[num_output_tokens:], self.times.tokens_s[num_output_tokens:]
 
     def append(self, token: int) -> FinishReason | None:
         """Take an output token; whether it ends the request, and why."""

@@ -35,10 +35,10 @@ from miniserve.errors import InvalidRequestError
 
 
 class Output(NamedTuple):
-    """What a step did for one request: a new token, its end, or both."""
+    """What a step did for one request: new tokens, its end, or both."""
 
     request: Request
-    token: int | None
+    tokens: Sequence[int]
     finish_reason: FinishReason | None
 
 
@@ -128,33 +128,37 @@ class Scheduler:
         self._in_flight, self._idle = step, not step.scheduled
         return step
 
-    def update(self, step: Step, new_tokens: Sequence[int | None]) -> list[Output]:
+    def update(self, step: Step, new_tokens: Sequence[Sequence[int]]) -> list[Output]:
         """Take note of a computed step.
 
         Args:
             step: what `schedule` returned.
-            new_tokens: for each of `step.scheduled`, the sampled token if it `samples`, else None.
+            new_tokens: for each of `step.scheduled`, the tokens that follow its known ones: at least one if it
+                `samples`, else none.
 
         Returns:
-            What changed, in the step's order. Requests that ended have released their blocks.
+            What changed, in the step's order. Requests that ended have released their blocks; of their tokens, those
+            behind the one that ended them are dropped.
         """
         assert step is self._in_flight, "a step is updated once, in order"
         self._in_flight = None
         outputs = []
-        for (request, start, num_tokens), token in zip(step.scheduled, new_tokens, strict=True):
-            request.num_computed = end = start + num_tokens
+        for (request, start, num_tokens), tokens in zip(step.scheduled, new_tokens, strict=True):
+            # Of what has ended meanwhile, and was cut, only the tokens that are left count.
+            request.num_computed = end = min(start + num_tokens, len(request.token_ids))
+            assert bool(tokens) == (end == len(request.token_ids)), "tokens for each part that samples, and only there"
             if self.prefix_caching and end >= (request.num_registered + 1) * self.pool.block_size:
                 self._register(request, end // self.pool.block_size)
-            assert (token is None) == (end < len(request.token_ids)), "one token for each part that samples"
-            reason = request.finish_reason
-            if reason is not None:  # aborted while the step was computed
+            kept = []
+            if request.finish_reason is None:  # not aborted while the step was computed
+                for token in tokens:
+                    kept.append(token)
+                    if request.append(token):
+                        break
+            if request.finish_reason is not None:
                 self._retire(request)
-                outputs.append(Output(request, None, reason))
-            elif token is not None:
-                reason = request.append(token)
-                if reason is not None:
-                    self._retire(request)
-                outputs.append(Output(request, token, reason))
+            if kept or request.finish_reason is not None:
+                outputs.append(Output(request, kept, request.finish_reason))
         return outputs
 
     def give_up(self, step: Step, reason: FinishReason = FinishReason.ERROR) -> list[Output]:
@@ -165,7 +169,7 @@ class Scheduler:
         for request, _, _ in step.scheduled:
             request.finish_reason = request.finish_reason or reason
             self._retire(request)
-            outputs.append(Output(request, None, request.finish_reason))
+            outputs.append(Output(request, (), request.finish_reason))
         return outputs
 
     def finish(self, request: Request, reason: FinishReason) -> None:

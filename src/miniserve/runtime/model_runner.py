@@ -5,7 +5,7 @@ reads and writes the cache through the batch's block table and slots; the decode
 """
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -54,13 +54,13 @@ class ModelRunner:
         logits = self.decoder.logits(hidden[rows])
         self._synchronize()
         computed = time.perf_counter()
-        tokens: list[int | None] = [None] * len(step.scheduled)
-        logprobs: dict[int, TokenLogprob] = {}
+        tokens: list[Sequence[int]] = [()] * len(step.scheduled)
+        logprobs: dict[int, list[TokenLogprob]] = {}
         requests = [step.scheduled[index].request for index in samples]
         for index, sampled in zip(samples, sample(logits, requests, self.decoder.ops.argmax), strict=True):
-            tokens[index] = sampled.token
+            tokens[index] = (sampled.token,)
             if sampled.logprob is not None:
-                logprobs[index] = sampled.logprob
+                logprobs[index] = [sampled.logprob]
         prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
         ended = time.perf_counter()
         seconds = {"prepare": prepared - started, "forward": computed - prepared, "sample": ended - computed}
@@ -95,9 +95,9 @@ class ModelRunner:
         logits, tokens = graphs(step)
         computed = time.perf_counter()
         sampled = sample(logits, [part.request for part in step.scheduled], self.decoder.ops.argmax, tokens)
-        logprobs = {index: each.logprob for index, each in enumerate(sampled) if each.logprob is not None}
+        logprobs = {index: [each.logprob] for index, each in enumerate(sampled) if each.logprob is not None}
         seconds = {"forward": computed - started, "sample": time.perf_counter() - computed}
-        return StepResult([each.token for each in sampled], logprobs, seconds=seconds)
+        return StepResult([(each.token,) for each in sampled], logprobs, seconds=seconds)
 
     def _prompt_logprobs(self, step: Step, batch: Batch, hidden: Tensor) -> Mapping[int, list[TokenLogprob]]:
         """For the requests that ask: how likely each prompt token was that follows one of this step's."""

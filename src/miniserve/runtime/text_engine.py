@@ -55,12 +55,12 @@ class Generation:
 
 
 class Delta(NamedTuple):
-    """What a step did for one output: text that may be shown now (may be ""), and the token, if one came."""
+    """What a step did for one output: text that may be shown now (may be ""), and the tokens that came."""
 
     generation: Generation
     choice: Choice
     text: str
-    token: int | None
+    tokens: Sequence[int]
 
 
 class TextEngine:
@@ -164,7 +164,7 @@ class TextEngine:
                 if choice.request.finish_reason is not None:
                     self._end(choice, choice.request.finish_reason)
             raise
-        return [self._advance(request, token, reason) for request, token, reason in outputs]
+        return [self._advance(request, tokens, reason) for request, tokens, reason in outputs]
 
     def abort(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
         """End all outputs of a generation; False if there is none by that name (it may just have finished)."""
@@ -193,20 +193,27 @@ class TextEngine:
             min_tokens=params.min_tokens,
         )
 
-    def _advance(self, request: Request, token: int | None, reason: FinishReason | None) -> Delta:
+    def _advance(self, request: Request, tokens: Sequence[int], reason: FinishReason | None) -> Delta:
+        """Turn an output's new tokens into text, up to the stop string or stop token that ends it."""
         generation, choice = self._by_request[request.request_id]
-        text = ""
-        stopped_by_token = reason is FinishReason.STOP
-        if token is not None and (not stopped_by_token or generation.params.include_stop_str):
-            text = choice.stream.push(token)
-        if choice.stream.stop_reason is not None:
-            self.engine.finish(request.request_id, FinishReason.STOP)
-            reason = FinishReason.STOP
-        elif stopped_by_token and token in generation.params.stop_token_ids:
-            choice.stop_reason = token
+        params, stream, text = generation.params, choice.stream, ""
+        said = request.num_output_tokens - len(tokens)
+        stop_token = tokens[-1] if tokens and reason is FinishReason.STOP else None
+        shown = tokens if stop_token is None or params.include_stop_str else tokens[:-1]
+        for count, token in enumerate(shown, 1):
+            text += stream.push(token)
+            if stream.stop_reason is not None:
+                tokens = tokens[:count]
+                self.engine.finish(request.request_id, FinishReason.STOP)
+                request.cut(said + count)
+                reason = FinishReason.STOP
+                break
+        else:
+            if stop_token in params.stop_token_ids:
+                choice.stop_reason = stop_token
         if reason is not None:
             text += self._end(choice, reason)
-        return Delta(generation, choice, text, token)
+        return Delta(generation, choice, text, tokens)
 
     def _end(self, choice: Choice, reason: FinishReason) -> str:
         """An output has ended; returns the text that was still held back."""
