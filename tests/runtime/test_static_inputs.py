@@ -92,6 +92,22 @@ def test_padded_rows_change_neither_the_cache_nor_the_others(tiny_directory, fam
         assert torch.allclose(ours, theirs, atol=1e-5)
 
 
+def test_padded_rows_go_to_no_expert(tiny_directory, monkeypatch):
+    model = load_model(str(tiny_directory("qwen3_moe")[0]), device="cpu", backend="torch")
+    inputs, routed = StaticInputs(8, 4, BLOCK, CPU), []
+    inputs.fill(decoding([5, 9]), 4)
+    batch = inputs.batch(4)
+    cache = KVCache(model.config, 8, BLOCK, dtype=torch.float32, device=CPU)
+    moe = reference.moe
+    monkeypatch.setattr(reference, "moe", lambda x, w, ids, *experts: routed.append(ids) or moe(x, w, ids, *experts))
+    with torch.inference_mode():
+        model.decoder(batch.token_ids, batch.positions, PagedAttention(reference, cache, batch))
+    assert len(routed) == model.config.num_layers
+    for ids in routed:
+        assert (ids[:2] >= 0).all()
+        assert (ids[2:] == -1).all()
+
+
 @pytest.mark.parametrize("largest", [1, 2, 5, 8, 64, 100, 256, 300])
 def test_a_size_for_each_batch_and_little_padding(largest):
     sizes = batch_sizes(largest)

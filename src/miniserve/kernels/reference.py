@@ -194,7 +194,7 @@ def moe(
 
     Args:
         x: [T, H].
-        weights, expert_ids: [T, K] from `route`.
+        weights, expert_ids: [T, K] from `route`; an id outside [0, E) is padding, to which nobody answers.
         gate_up: [E, 2·I, H].
         down: [E, H, I].
         linear, silu_mul: the backend's.
@@ -203,7 +203,7 @@ def moe(
         [T, H] in x's dtype.
     """
     out = torch.zeros_like(x)
-    for expert in sorted(set(expert_ids.flatten().tolist())):
+    for expert in sorted(set(expert_ids.flatten().tolist()) & set(range(len(down)))):
         tokens, choice = torch.where(expert_ids == expert)
         inner = silu_mul(linear(x[tokens], LinearWeight(gate_up[expert])))
         answer = linear(inner, LinearWeight(down[expert]))

@@ -125,8 +125,8 @@ class DenseMLP(nn.Module):
         self.down = Linear(config.intermediate_size, config.hidden_size, place)
         self.ops = place.ops
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, H] -> [T, H]."""
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # noqa: ARG002
+        """x [T, H] -> [T, H]. A row of padding is a row like any other."""
         return self.down(self.ops.silu_mul(self.gate_up(x)))
 
 
@@ -141,9 +141,10 @@ class SparseMLP(nn.Module):
         self.gate_up = place.parameter(experts, 2 * inner, hidden)
         self.down = place.parameter(experts, hidden, inner)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[T, H] -> [T, H]."""
+    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
+        """x [T, H]; padding [T, 1] bool -> [T, H]. Padding goes to no expert, and what comes of it is 0."""
         weights, expert_ids = reference.route(self.router(x), self.moe.experts_per_token, self.moe.normalize_weights)
+        expert_ids = expert_ids.masked_fill(padding, -1)
         return self.ops.moe(x, weights, expert_ids, self.gate_up, self.down)
 
 
@@ -158,10 +159,12 @@ class DecoderLayer(nn.Module):
         sparse = config.moe if config.is_sparse(layer) else None
         self.mlp = SparseMLP(config, sparse, place) if sparse else DenseMLP(config, place)
 
-    def forward(self, stream: Tensor, added: Tensor | None, cos: Tensor, sin: Tensor, attend: Attend) -> Tensor:
+    def forward(
+        self, stream: Tensor, added: Tensor | None, cos: Tensor, sin: Tensor, padding: Tensor, attend: Attend
+    ) -> Tensor:
         """The residual stream, changed in place; what is still to be added to it, before and after. [T, H] each."""
         x = self.attention(self.attention_norm.add(stream, added), cos, sin, attend)
-        return self.mlp(self.mlp_norm.add(stream, x))
+        return self.mlp(self.mlp_norm.add(stream, x), padding)
 
 
 class Decoder(nn.Module):
@@ -195,11 +198,14 @@ class Decoder(nn.Module):
         self.inverse_frequencies = rope_frequencies(config).to(device)
 
     def forward(self, token_ids: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """token_ids and positions [T] int64 -> the last hidden state of every token [T, H], normalised."""
+        """token_ids and positions [T] int64 -> the last hidden state of every token [T, H], normalised.
+
+        A position of -1 marks padding, whose hidden state means nothing.
+        """
         stream, cos, sin = self.begin(token_ids, positions)
-        added = None
+        padding, added = (positions < 0)[:, None], None
         for layer in self.layers:
-            added = layer(stream, added, cos, sin, attend)
+            added = layer(stream, added, cos, sin, padding, attend)
         return self.norm.add(stream, added)
 
     def begin(self, token_ids: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -20,7 +20,7 @@ class Batch:
 
     Attributes:
         token_ids: [T] int64.
-        positions: [T] int64, of each token in its sequence.
+        positions: [T] int64, of each token in its sequence; -1 for padding.
         query_start: [B + 1] int32; request b's tokens are rows query_start[b] to query_start[b + 1].
         context_lens: [B] int32, each sequence's length after the step.
         block_table: [B, W] int32, the KV blocks of each sequence in order; entries behind its last block are 0.

@@ -2,7 +2,7 @@
 
 A decode step is some three hundred short kernels. Launched one by one they take longer than they run; a graph starts
 them all at once. A graph is bound to the addresses and sizes it was captured with, so there is one for each of a few
-batch sizes, and a step is padded up to the next. Padding writes no KV and sees no context.
+batch sizes, and a step is padded up to the next. Padding writes no KV, sees no context and goes to no expert.
 
 The largest is captured first, and all share one pool of memory, since only one runs at a time: what the smaller ones
 need, the largest has already reserved. Steps that are no pure decode, or too large, run eagerly; `takes` says which.

@@ -58,7 +58,7 @@ class StaticInputs:
         return part.num_tokens == 1 and part.samples and len(request.block_table) <= self.max_blocks and not in_prompt
 
     def fill(self, step: Step, size: int) -> None:
-        """Write a step that `takes` allows, and padding up to `size` rows, which write no KV and see no context."""
+        """Write a step that `takes` allows, and padding up to `size` rows: no KV, no context, no experts."""
         parts = step.scheduled
         tokens, positions, slots, lengths, table = self._columns
         table = table.reshape(self.max_batch, self.max_blocks)
@@ -73,6 +73,6 @@ class StaticInputs:
         slots[:count] = (
             table[np.arange(count), at // self.block_size] * np.int64(self.block_size) + at % self.block_size
         )
-        tokens[count:size] = positions[count:size] = lengths[count:size] = 0
-        slots[count:size] = -1
+        tokens[count:size] = lengths[count:size] = 0
+        positions[count:size] = slots[count:size] = -1
         self._device.copy_(self._host, non_blocking=True)
