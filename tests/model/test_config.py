@@ -58,7 +58,6 @@ def test_both_spellings_of_rope(tmp_path):
         ("layer_types", ["sliding_attention", "full_attention"]),
         ("rope_scaling", {"rope_type": "yarn", "factor": 4.0}),
         ("rope_scaling", {"rope_type": "default", "mystery": 2}),
-        ("quantization_config", {"quant_method": "gptq"}),
         ("partial_rotary_factor", 0.5),
         ("clip_qkv", 8.0),
         ("final_logit_softcapping", 30.0),

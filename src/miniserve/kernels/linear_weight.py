@@ -1,6 +1,7 @@
 """`LinearWeight`: the matrix of a linear layer as it lies in memory: float32, bfloat16, float16, or fewer bits.
 
-For GPUs there is E4M3 with a scale a row: data [N, K] float8_e4m3fn, scales [N, 1] float32; w = data · scale.
+For GPUs there are E4M3 and INT8 with a scale a row: data [N, K] float8_e4m3fn or int8, scales [N, 1] float32;
+w = data · scale.
 
 For CPUs there are `Groups` of 32 elements, laid out in the order in which the CPU kernels read them; that
 changes no value:
@@ -84,6 +85,11 @@ class LinearWeight:
         return len(shape) == 2 and shape[1] % BLOCK == 0 and (bits == 8 or shape[0] % ROWS == 0)
 
     @property
+    def has_row_scales(self) -> bool:
+        """Whether it is E4M3 or INT8 with a scale a row. Those of groups have 16 bits."""
+        return self.scales is not None and self.scales.dtype is torch.float32
+
+    @property
     def is_e4m3(self) -> bool:
         """Whether it is E4M3 with a scale a row."""
         return self.data.dtype is torch.float8_e4m3fn
@@ -114,7 +120,7 @@ class LinearWeight:
         """W as it counts in products, [N, K]: in its own type, or float32 if it was rounded."""
         if self.scales is None:
             return self.data
-        if self.is_e4m3:
+        if self.has_row_scales:
             return self.data.float() * self.scales
         rows, columns = self.shape
         if self.data.dtype is torch.int8:

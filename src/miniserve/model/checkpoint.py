@@ -14,12 +14,16 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from miniserve.errors import CorruptFileError, TensorError, UnsupportedModelError
+from miniserve.kernels.formats import Format
 from miniserve.kernels.groups import Bits, Groups
+from miniserve.kernels.scaled_gemm import Rows
 from miniserve.model.config import ModelConfig
 from miniserve.model.config_gguf import read_gguf_config
 from miniserve.model.config_hf import read_hf_config
+from miniserve.model.eight_bits import EightBits
 from miniserve.model.gguf import BLOCK_BITS, GGUFFile
-from miniserve.model.shards import read_header, weight_files
+from miniserve.model.quantization_hf import StoredFormat, read_quantization
+from miniserve.model.shards import Stored, read_header, weight_files
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 
 
@@ -30,15 +34,17 @@ class Checkpoint(ABC):
         path: the file or directory, for messages.
         config: the model's shape.
         shapes: name -> shape of every tensor the decoder could want.
+        stored: in what 8 bits it has the weights of linear layers, if it says that it has.
     """
 
     path: Path
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
+    stored: StoredFormat | None = None
 
     @abstractmethod
     def load(self, name: str) -> Tensor:
-        """One tensor on the CPU, in the dtype it is stored in (GGUF blocks: float32)."""
+        """One tensor on the CPU, in the dtype it is stored in (GGUF blocks, and 8 bits with scales: float32)."""
 
     def bits(self, name: str) -> Bits | None:  # noqa: ARG002, for those that have any
         """4 or 8 if the tensor is stored in groups that `groups` gives as they are."""
@@ -51,6 +57,18 @@ class Checkpoint(ABC):
             TensorError: it is not stored in such groups.
         """
         raise TensorError(f"{self.path}: tensor {name} is not stored in groups of 4 or 8 bits")
+
+    def row_format(self, name: str) -> Format | None:  # noqa: ARG002, as above
+        """E4M3 or INT8 if the tensor is stored in rows of it that `rows` gives as they are."""
+        return None
+
+    def rows(self, name: str) -> Rows:
+        """One matrix for which `row_format` is not None, bit by bit as it is stored.
+
+        Raises:
+            TensorError: it is not stored in such rows, or a scale is none.
+        """
+        raise TensorError(f"{self.path}: tensor {name} is not stored in rows of 8 bits")
 
     @abstractmethod
     def tokenizer(self) -> Tokenizer:
@@ -65,23 +83,38 @@ class SafetensorsCheckpoint(Checkpoint):
     def __init__(self, directory: Path) -> None:
         self.path = directory
         self.config = read_hf_config(directory / "config.json")
-        self.shapes = {}
+        self.stored = read_quantization(directory / "config.json")
         self._where: dict[str, tuple[Path, str]] = {}
+        headers: dict[str, Stored] = {}
         for file in weight_files(directory):
-            for stored, (shape, dtype) in read_header(file).items():
+            for stored, header in read_header(file).items():
                 if stored.endswith("rotary_emb.inv_freq"):
                     continue  # older checkpoints store a table that `config.rope` already says how to compute
                 name = _plain_name(stored)
                 if name in self._where:
                     raise TensorError(f"{file}: tensor {stored} is also in {self._where[name][0].name}")
-                if dtype not in self._DTYPES:
-                    raise UnsupportedModelError(f"{file}: tensor {stored} is stored as {dtype}, not {self._DTYPES}")
-                self._where[name], self.shapes[name] = (file, stored), shape
+                self._where[name], headers[name] = (file, stored), header
+        self._eight_bits = EightBits(self.stored, headers, self._read, self._label)
+        for name, header in headers.items():
+            if header.dtype not in self._DTYPES and name not in self._eight_bits:
+                raise UnsupportedModelError(f"{self._label(name)} is stored as {header.dtype}, not {self._DTYPES}")
+        self.shapes = {name: each.shape for name, each in headers.items() if name not in self._eight_bits.companions}
         if self.config.tie_embeddings:
             self.shapes.pop("lm_head.weight", None)  # some checkpoints store the shared matrix a second time
 
     def load(self, name: str) -> Tensor:
         """One tensor, read from its file."""
+        return self._eight_bits.expanded(name) if name in self._eight_bits else self._read(name)
+
+    def row_format(self, name: str) -> Format | None:
+        """Of weights in 8 bits that have no scales within rows."""
+        return self._eight_bits.row_format(name)
+
+    def rows(self, name: str) -> Rows:
+        """One matrix in the file's own codes."""
+        return super().rows(name) if self.row_format(name) is None else self._eight_bits.rows(name)
+
+    def _read(self, name: str) -> Tensor:
         file, stored = self._where[name]
         try:
             with safe_open(file, framework="pt") as handle:
@@ -89,6 +122,11 @@ class SafetensorsCheckpoint(Checkpoint):
         except (SafetensorError, OSError) as error:
             raise CorruptFileError(f"{file}: tensor {stored} cannot be read ({error})") from error
         return tensor
+
+    def _label(self, name: str) -> str:
+        """A tensor for error messages; of one that is missing, the directory where it should be."""
+        file, stored = self._where.get(name, (self.path, name))
+        return f"{file}: tensor {stored}"
 
     def tokenizer(self) -> Tokenizer:
         """From tokenizer.json and its companions."""

@@ -4,7 +4,7 @@ Each has a name that a user can give and an "auto" that decides. Nothing is deci
 came to, and why it is not something faster. An impossible request is refused rather than replaced.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 
 import torch
@@ -14,6 +14,7 @@ from miniserve.kernels import reference
 from miniserve.kernels.cpu import ops as cpu_ops
 from miniserve.kernels.cpu.binding import unavailable
 from miniserve.kernels.operators import Operators
+from miniserve.model.quantization_hf import StoredFormat
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 FIRST_BF16_CAPABILITY = (8, 0)
@@ -32,8 +33,9 @@ class Choices:
         backend: "torch"; "cpu": C++ kernels; or "triton": kernels for NVIDIA GPUs.
         dtype: of the KV and of weights that are not of few bits.
         compute_dtype: of the activations.
-        quantization: "none", "int8", "int4", "file": whatever 8- and 4-bit blocks the file has, or "fp8".
-        note: why no faster backend, if so.
+        quantization: "none", "int8", "int4", "file": whatever 8- and 4-bit blocks or rows of 8 bits the file has, or
+            "fp8".
+        note: why no faster backend, and what has become of weights that the file has in 8 bits, if so.
     """
 
     device: torch.device
@@ -52,6 +54,32 @@ class Choices:
             return ops
         return cpu_ops if self.backend == "cpu" else reference
 
+    def for_file(self, stored: StoredFormat | None, *, has_experts: bool, asked: str) -> "Choices":
+        """What becomes of a file's weights in 8 bits: they are kept if the device computes with them, else expanded.
+
+        Args:
+            stored: how the file has them; None: not in 8 bits with scales.
+            has_experts: whether there are mixtures of experts, whose weights are expanded in any case.
+            asked: the quantization that the user gave. Only "auto", or "file" on a CPU, leaves it to the file.
+        """
+        if stored is None or asked not in ("auto", "file"):
+            return self
+        reason, wide = self._without_rows(stored), str(self.dtype).removeprefix("torch.")
+        if reason is None and not has_experts:
+            return replace(self, quantization="file")
+        which = "weights" if reason else "experts"
+        told = f"the file's {stored.name} {which} are expanded to {wide}: {reason or 'experts are not kept in 8 bits'}"
+        note = f"{self.note}; {told}" if self.note else told
+        return replace(self, quantization="none" if reason else "file", note=note)
+
+    def _without_rows(self, stored: StoredFormat) -> str | None:
+        """Why the file's codes are not computed with, if so."""
+        if not stored.has_row_scales:
+            return f"a scale for each block of {stored.shared_by} is not one for each row"
+        if stored.name == "INT8":
+            return "rows of INT8 have no kernels here"
+        return _without_fp8(self.device, self.backend)
+
 
 def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", quantization: str = "auto") -> Choices:
     """Decide.
@@ -64,7 +92,8 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", qua
             and up) or "auto": the fastest that the device has.
         quantization: with the CPU's C++ kernels: "int8" or "int4" for the weights of linear layers, "file" to keep the
             blocks that a GGUF file has, "none", or "auto": "file" if the dtype is "auto" too, else "none". With Triton
-            kernels on a GPU of capability 8.9 and up: "fp8" for E4M3 weights with a scale a row; "auto" is "none".
+            kernels on a GPU of capability 8.9 and up: "fp8" for E4M3 weights with a scale a row; "auto" is "none", if
+            the file has no such rows itself (`Choices.for_file`).
 
     Raises:
         InvalidRequestError: no such thing, or not on this machine.

@@ -13,13 +13,15 @@ from miniserve.errors import CorruptFileError, UnsupportedModelError
 from miniserve.model.config import ModelConfig, MoE, Rope
 from miniserve.model.fields import Fields, naming, read_json
 
-# Training, bookkeeping, or read elsewhere (token ids: tokenizer): no effect on the logits.
+# Training, bookkeeping, or read elsewhere (token ids: tokenizer; quantization_config: quantization_hf): no effect on
+# the decoder's shape.
 INERT = (
     "architectures", "attention_dropout", "bos_token_id", "eos_token_id", "pad_token_id", "unk_token_id",
     "initializer_range", "is_llama_config", "max_window_layers", "model_type", "output_attentions",
     "output_hidden_states", "output_router_logits", "return_dict", "router_aux_loss_coef", "torch_dtype", "dtype",
     "transformers_version", "use_cache", "id2label", "label2id", "problem_type", "is_encoder_decoder",
     "chunk_size_feed_forward", "num_labels", "task_specific_params", "license", "unsloth_fixed", "unsloth_version",
+    "quantization_config",
 )  # fmt: skip
 INERT_PREFIXES = ("_", "transformers.js")
 
@@ -36,7 +38,6 @@ def read_hf_config(path: Path) -> ModelConfig:
     if family not in _FAMILIES:
         known = ", ".join(sorted(_FAMILIES))
         raise UnsupportedModelError(f"{path}: model_type = {family!r} is not supported. Supported: {known}")
-    fields.must_be("quantization_config", hint="Use a checkpoint in float32, float16 or bfloat16.")
     fields.must_be("hidden_act", "silu")
     fields.must_be("attention_bias", False)
     fields.must_be("mlp_bias", False)

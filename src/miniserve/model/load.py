@@ -56,6 +56,8 @@ def load_model(
     choices = choose(device, dtype, backend, quantization)
     files = resolve(name)
     checkpoint = open_checkpoint(files)
+    has_experts = checkpoint.config.moe is not None
+    choices = choices.for_file(checkpoint.stored, has_experts=has_experts, asked=quantization)
     tokenizer = checkpoint.tokenizer()
     decoder = load_weights(
         checkpoint,

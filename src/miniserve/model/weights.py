@@ -8,7 +8,7 @@ of few bits are packed one by one, as their last tensor comes in: at no time are
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch import Tensor
 from miniserve.errors import InvalidRequestError, TensorError
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.huge_pages import Arena, rounded_up
-from miniserve.kernels.formats import E4M3
+from miniserve.kernels.formats import E4M3, Format
 from miniserve.kernels.groups import Bits, Groups
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
@@ -25,7 +25,7 @@ from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder, Linear
 
-Form = Bits | Literal["e4m3"]
+Form = Bits | Format  # groups of so many bits, or rows of a format
 
 
 class Part(NamedTuple):
@@ -122,8 +122,8 @@ def load_weights(
     Args:
         checkpoint: where the weights are.
         dtype, device, ops, compute_dtype: of the decoder.
-        quantization: of linear layers: "none", "int8", "int4" or "file" (see `choices.choose`). Embedding, norms,
-            routers and experts stay in `dtype`.
+        quantization: of linear layers: "none", "int8", "int4", "fp8" or "file" (see `choices.choose`). Embedding,
+            norms, routers and experts stay in `dtype`.
         progress: called with (tensors done, tensors in all) after each tensor.
 
     Raises:
@@ -157,8 +157,8 @@ def packed_forms(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], qua
     """Which linear layers' weights are to be of few bits, and in what form.
 
     The unembedding, which tokens are told apart by, has 8 bits even with "int4" and stays as it is with "fp8". With
-    "file", only what stays exactly what it is in the file: a matrix that is fused from tensors of several types, or
-    without whole blocks, is expanded.
+    "file", only what stays exactly what it is in the file: a matrix that is fused from tensors of several types,
+    without whole blocks, or in rows of 8 bits that are also looked up as an embedding, is expanded.
     """
     if quantization == "none":
         return {}
@@ -172,10 +172,15 @@ def packed_forms(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], qua
         name = f"{module_name}.weight"
         if quantization == "fp8":
             if module_name != "unembed":
-                found[name] = "e4m3"
+                found[name] = E4M3
             continue
         if quantization != "file":
             found[name] = 8 if quantization == "int8" or module_name == "unembed" else 4
+            continue
+        formats = {checkpoint.row_format(source) for source in sources[name]}
+        if (rows := formats.pop()) and not formats:
+            if module_name != "unembed" or decoder.embed is not None:
+                found[name] = rows
             continue
         stored = {checkpoint.bits(source) for source in sources[name]}
         bits = stored.pop()
@@ -198,13 +203,16 @@ def move_to_huge_pages(decoder: Decoder) -> None:
 
 
 def _rounded(checkpoint: Checkpoint, name: str, form: Form, device: torch.device, *, keep: bool) -> Groups | Rows:
-    """A tensor in few bits: the file's own groups, or rounded from its values."""
+    """A tensor in few bits: the file's own groups or rows, or rounded from its values."""
     try:
-        if form == "e4m3":
-            return quantise_rows(checkpoint.load(name).to(device).float(), E4M3)
+        if isinstance(form, Format):
+            if checkpoint.row_format(name) is form:
+                data, scales = checkpoint.rows(name)
+                return Rows(data.to(device), scales.to(device))
+            return quantise_rows(checkpoint.load(name).to(device).float(), form)
         return checkpoint.groups(name) if keep else Groups.rounding(checkpoint.load(name), form)
     except ValueError as error:
-        what = "E4M3" if form == "e4m3" else f"{form} bits"
+        what = form.name if isinstance(form, Format) else f"{form} bits"
         raise InvalidRequestError(f"{name} cannot be rounded to {what}: {error}") from error
 
 
