@@ -3,13 +3,41 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
+from miniserve import settings
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import load_model
 from miniserve.settings import EngineSettings
 
 OPTIONS = {"max_model_len": 64, "max_num_batched_tokens": None, "max_num_seqs": 4, "kv_cache_memory": 2**22}
 OPTIONS |= {"memory_fraction": None, "prefix_caching": True}
+
+
+def with_memory(model, free, step, monkeypatch, device="cuda", **options):
+    """Settings on a machine that says how much is free, and what the largest step takes."""
+    asked = []
+    monkeypatch.setattr(settings, "free_memory", lambda device: free)
+    monkeypatch.setattr(settings, "step_bytes", lambda decoder, *sizes: asked.append(sizes[:3]) or step)
+    model.decoder.device = torch.device(device)
+    given = OPTIONS | {"kv_cache_memory": None, "max_num_seqs": 1000, "cuda_graphs": True, "block_size": 16} | options
+    return EngineSettings.decide(model, **given), asked
+
+
+def test_on_a_gpu_the_cache_gets_its_share_of_what_a_step_leaves(on_triton, monkeypatch):
+    block = 16 * on_triton.config.kv_bytes_per_token(on_triton.decoder.dtype.itemsize)
+    decided, asked = with_memory(on_triton, 1000 * block, 200 * block, monkeypatch, memory_fraction=0.5)
+    assert decided.num_blocks == 400
+    assert asked == [(16, 8192, 1000)]
+    decided, asked = with_memory(on_triton, 1000 * block, 0, monkeypatch, kv_cache_memory=7 * block)
+    assert (decided.num_blocks, asked) == (7, [])
+    decided, asked = with_memory(on_triton, 1000 * block, 0, monkeypatch, "cpu", memory_fraction=0.5)
+    assert (decided.num_blocks, asked) == (500, [])
+
+
+def test_a_step_that_leaves_nothing_to_the_cache(on_triton, monkeypatch):
+    with pytest.raises(InvalidRequestError, match=r"KV cache may take 0.0 MiB, which holds 0 tokens"):
+        with_memory(on_triton, 2**30, 2**31, monkeypatch)
 
 
 @pytest.fixture

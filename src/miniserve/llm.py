@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
+import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from miniserve.core.block_pool import BlockPool
@@ -55,7 +56,8 @@ class LLM:
             CPU, 8192 on a GPU.
         max_num_seqs: most requests computed at once; further ones wait.
         block_size: tokens of a KV block; None: 16 on a CPU, 64 on a GPU.
-        kv_cache_memory: bytes for the KV cache; None: `memory_fraction` of what is free.
+        kv_cache_memory: bytes for the KV cache; None: `memory_fraction` of what is free, on a GPU once what the largest
+            step takes is off, which is computed to find out.
         memory_fraction: share of the free memory; None: 0.25 on a CPU, 0.85 on a GPU.
         enable_prefix_caching: share full blocks between requests that begin alike.
         cuda_graphs: with Triton kernels, capture decode steps as CUDA graphs, which takes seconds at the start.
@@ -146,6 +148,7 @@ class LLM:
             self._text.abort_all()
             del self.engine, self._text, self.model
             self._generations.clear()
+            torch.cuda.empty_cache()  # of a GPU's memory: to the system, not only to PyTorch
 
     def __getattr__(self, name: str) -> Any:
         # Only what is missing comes here: after `close`, everything that was let go of.

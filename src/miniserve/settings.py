@@ -7,13 +7,15 @@ import torch
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import LoadedModel
 from miniserve.runtime.kv_cache import choose_size, free_memory
+from miniserve.runtime.trial import cuda_peak, step_bytes
 
 BLOCK_SIZE = {"cpu": 16, "cuda": 64}
 TRITON_BLOCK_MULTIPLE = 16
 # A step's budget bounds how long a decode waits for a newcomer's prompt. Beyond some hundred tokens a CPU gains nothing
 # from a larger one; a GPU does.
 BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
-# Of the memory that is free once the weights are loaded. A GPU is the engine's alone; a laptop's memory is not.
+# Of the memory that is free once the weights are loaded, and on a GPU a step has its own. A GPU is the engine's alone,
+# but CUDA graphs need some still; a laptop's memory is not.
 MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
 
 
@@ -70,19 +72,30 @@ class EngineSettings:
         device, dtype = model.decoder.device, model.decoder.dtype
         if block_size is None:
             block_size = BLOCK_SIZE[device.type]
+        if max_num_batched_tokens is None:
+            max_num_batched_tokens = BATCHED_TOKENS[device.type]
+        for name, value in (
+            ("block_size", block_size),
+            ("max_num_seqs", max_num_seqs),
+            ("max_num_batched_tokens", max_num_batched_tokens),
+        ):
+            if value < 1:
+                raise InvalidRequestError(f"{name} is {value}: it must be at least 1")
         if model.choices.backend == "triton" and block_size % TRITON_BLOCK_MULTIPLE:
             raise InvalidRequestError(
                 f"block_size is {block_size}: with the Triton kernels it must be a multiple of {TRITON_BLOCK_MULTIPLE}"
             )
-        if max_num_batched_tokens is None:
-            max_num_batched_tokens = BATCHED_TOKENS[device.type]
         if memory_fraction is not None and not 0 < memory_fraction <= 1:
             raise InvalidRequestError(f"memory_fraction is {memory_fraction}: it must lie above 0 and at most 1")
         if kv_cache_memory is not None and memory_fraction is not None:
             raise InvalidRequestError("kv_cache_memory and memory_fraction exclude each other: both size the KV cache")
         if kv_cache_memory is None:
             fraction = memory_fraction if memory_fraction is not None else MEMORY_FRACTION[device.type]
-            kv_cache_memory = int(free_memory(device) * fraction)
+            free = free_memory(device)
+            if device.type == "cuda":
+                step = step_bytes(model.decoder, block_size, max_num_batched_tokens, max_num_seqs, cuda_peak(device))
+                free = max(0, free - step)
+            kv_cache_memory = int(free * fraction)
         num_blocks, max_model_len = choose_size(
             model.config,
             block_size=block_size,

@@ -51,9 +51,11 @@ def block_bytes(config: ModelConfig, block_size: int, dtype: torch.dtype) -> int
 def free_memory(device: torch.device) -> int:
     """Bytes that could be allocated on `device` now.
 
-    On a CPU what the system calls available: what can be had without swapping.
+    On a GPU with what PyTorch has kept of tensors that are gone; on a CPU what the system calls available: what can be
+    had without swapping.
     """
     if device.type == "cuda":
+        torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info(device)
         return free
     return int(psutil.virtual_memory().available)
@@ -79,18 +81,15 @@ def choose_size(
 
     Args:
         config: the model.
-        block_size: tokens of a block.
+        block_size: tokens of a block; at least 1.
         dtype: of keys and values.
         memory_bytes: what they may take.
-        max_num_seqs: most requests at once.
+        max_num_seqs: most requests at once; at least 1.
         max_model_len: the longest request in tokens; None: the model's, or what fits if that is less.
 
     Raises:
         InvalidRequestError: the model is not made for `max_model_len`, or the memory cannot hold it. Names the numbers.
     """
-    for name, value in (("block_size", block_size), ("max_num_seqs", max_num_seqs)):
-        if value < 1:
-            raise InvalidRequestError(f"{name} is {value}: it must be at least 1")
     longest = config.max_position_embeddings
     if max_model_len is not None and not 1 <= max_model_len <= longest:
         raise InvalidRequestError(f"max_model_len is {max_model_len}: this model's context holds 1 to {longest} tokens")
