@@ -8,7 +8,7 @@ from miniserve.core.metrics import Histogram
 from miniserve.core.request import FinishReason, Request
 from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
-from support.fake_device import FakeDevice
+from support.fake_device import FakeDevice, alone
 
 
 class Timed(FakeDevice):
@@ -71,11 +71,41 @@ def test_records_say_who_computed_what(engine):
     engine.add_request(Request("b", [7], Limits(2)))
     run(engine)
     parts = [[tuple(part) for part in record.parts] for record in engine.records]
-    assert parts[0] == [("a", 0, 8, False)]
-    assert parts[1] == [("a", 8, 2, True), ("b", 0, 1, True)]
+    assert parts[0] == [("a", 0, 8, False, 0, 0)]
+    assert parts[1] == [("a", 8, 2, True, 0, 0), ("b", 0, 1, True, 0, 0)]
     assert [record.num_tokens for record in engine.records] == [8, 3, 2]
     assert [record.num_waiting for record in engine.records] == [1, 0, 0]
     assert engine.records[-1].num_free_blocks == 16
+
+
+class Says:
+    """A proposer that has its drafts from a list."""
+
+    def __init__(self, *drafts):
+        self.longest, self.drafts = 3, list(drafts)
+
+    def propose(self, requests, rooms):
+        return [self.drafts.pop(0) for _ in requests]
+
+    def forget(self, request):
+        pass
+
+
+def test_drafts_are_counted_by_position(engine):
+    truth = alone([1, 2], 8)
+    assert engine.metrics.acceptance is engine.metrics.tokens_per_step is None
+    wrong = [token + 1 for token in truth]
+    engine.scheduler.proposer = Says([*truth[1:3], wrong[3]], [], [wrong[5], truth[6]], [])
+    engine.add_request(Request("a", [1, 2], Limits(8)))
+    run(engine)
+    parts = [record.parts[0] for record in engine.records]
+    assert [(part.num_tokens, part.num_drafted, part.num_accepted) for part in parts] == [
+        (2, 0, 0), (4, 3, 2), (1, 0, 0), (3, 2, 0), (1, 0, 0), (1, 0, 0),
+    ]  # fmt: skip
+    metrics = engine.metrics
+    assert (metrics.drafted, metrics.accepted) == ([2, 2, 1], [1, 1, 0])
+    assert metrics.acceptance == 2 / 5
+    assert (metrics.num_output_tokens, metrics.num_samplings, metrics.tokens_per_step) == (8, 6, 8 / 6)
 
 
 def test_recomputation_after_preemption_is_in_no_hit_rate():

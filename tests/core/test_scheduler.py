@@ -6,7 +6,7 @@ import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.request import FinishReason, Request, Status
@@ -14,6 +14,7 @@ from miniserve.core.sampling_params import Limits, SamplingParams
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
 from support.fake_device import VOCABULARY, FakeDevice, alone
+from support.fake_proposer import FakeProposer
 
 
 class Engine:
@@ -320,16 +321,21 @@ def test_abort_of_a_waiting_request():
     budget=st.integers(1, 40),
     seats=st.integers(1, 6),
     caching=st.booleans(),
+    longest=st.integers(0, 5),
 )
-def test_every_request_gets_what_it_gets_alone(requests, num_blocks, block_size, budget, seats, caching):
-    """Batched, chunked, cached, preempted, in any mixture: the same tokens, and the pool back at its baseline."""
-    engine = Engine(num_blocks, block_size, max_num_batched_tokens=budget, max_num_seqs=seats, prefix_caching=caching)
+def test_every_request_gets_what_it_gets_alone(requests, num_blocks, block_size, budget, seats, caching, longest):
+    """Batched, chunked, cached, preempted, drafted, in any mixture: the same tokens, and the pool back at its baseline."""
+    engine = Engine(
+        num_blocks, block_size, max_num_batched_tokens=budget, max_num_seqs=seats, prefix_caching=caching,
+        proposer=FakeProposer(random.Random(budget), longest),
+    )  # fmt: skip
     added = []
     for number, (prompt, max_tokens, priority) in enumerate(requests):
         if len(prompt) + max_tokens <= num_blocks * block_size:
             added.append(engine.add(f"r{number}", prompt, max_tokens, stop=[7, 8, 9], priority=priority))
     engine.run()
     assert all(right(request) for request in added)
+    assert not engine.scheduler.proposer.known, "the proposer forgets whoever ends"
 
 
 class SchedulerMachine(RuleBasedStateMachine):
@@ -337,8 +343,12 @@ class SchedulerMachine(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.engine = Engine(num_blocks=8, block_size=2, max_num_seqs=4, max_num_batched_tokens=6)
         self.live, self.done, self.step, self.number = [], [], None, 0
+
+    @initialize(longest=st.integers(0, 4), budget=st.integers(5, 12), rng=st.randoms(use_true_random=False))
+    def build(self, longest, budget, rng):
+        proposer = FakeProposer(rng, longest)
+        self.engine = Engine(8, 2, max_num_seqs=4, max_num_batched_tokens=budget, proposer=proposer)
 
     @rule(
         prompt=st.lists(st.integers(0, 1), min_size=1, max_size=8), max_tokens=st.integers(1, 8),
@@ -383,6 +393,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         if self.step is not None:
             self.complete()
         self.engine.run()
+        assert not self.engine.scheduler.proposer.known
 
 
 TestSchedulerMachine = SchedulerMachine.TestCase

@@ -26,17 +26,19 @@ def test_every_token_is_where_it_belongs(parts, block_size, extra):
         needed = -(-length // block_size) + extra
         request.block_table.extend(reversed(range(next_block, next_block + needed)))
         next_block += needed
-        step.scheduled.append(Scheduled(request, start, count))
+        draft = [-1 - position for position in range(number % count)]  # the last of its tokens are guesses
+        del request.token_ids[start + count - len(draft) :]
+        step.scheduled.append(Scheduled(request, start, count, draft))
     batch = Batch.from_step(step, block_size, CPU)
     assert batch.query_start.tolist() == [0, *torch.tensor([count for _, count in parts]).cumsum(0).tolist()]
     assert batch.context_lens.tolist() == [start + count for start, count in parts]
     row = 0
-    for index, (request, start, count) in enumerate(step.scheduled):
+    for index, (request, start, count, draft) in enumerate(step.scheduled):
         table = list(request.block_table)
         assert batch.block_table[index, : len(table)].tolist() == table
         assert not batch.block_table[index, len(table) :].any()
         for position in range(start, start + count):
-            assert batch.token_ids[row] == request.token_ids[position]
+            assert batch.token_ids[row] == [*request.token_ids, *draft][position]
             assert batch.positions[row] == position
             assert batch.slot_mapping[row] == table[position // block_size] * block_size + position % block_size
             row += 1

@@ -22,22 +22,32 @@ def tokenizer(tmp_path_factory):
 class Script:
     """An executor that makes every request say the same text, whatever the prompt, then goes on with dots.
 
-    `burst` tokens at once; those that ask for log-probabilities are told minus their number.
+    It also knows what it is going to say: as a proposer it is always right. Those that ask for log-probabilities are told
+    minus their number.
     """
 
     def __init__(self, tokens, filler):
-        self.tokens, self.filler, self.burst, self.fails = tokens, filler, 1, False
+        self.tokens, self.filler, self.longest, self.fails = tokens, filler, 0, False
+
+    def _say(self, request, count):
+        numbers = range(request.num_output_tokens, request.num_output_tokens + count)
+        return [self.tokens[at] if at < len(self.tokens) else self.filler for at in numbers]
+
+    def propose(self, requests, rooms):
+        return [self._say(request, room) for request, room in zip(requests, rooms, strict=True)]
+
+    def forget(self, request):
+        pass
 
     def execute(self, step):
         if self.fails:
             raise RuntimeError("the device is gone")
         tokens, logprobs = [], {}
         for index, part in enumerate(step.scheduled):
-            said = part.request.num_output_tokens
-            numbers = range(said, said + self.burst) if part.samples else ()
-            tokens.append([self.tokens[at] if at < len(self.tokens) else self.filler for at in numbers])
+            tokens.append(self._say(part.request, 1 + len(part.draft)) if part.samples else [])
             if part.request.params.logprobs is not None:
-                logprobs[index] = [TokenLogprob(token, -at, 1) for at, token in zip(numbers, tokens[-1], strict=True)]
+                said = part.request.num_output_tokens
+                logprobs[index] = [TokenLogprob(token, -at, 1) for at, token in enumerate(tokens[-1], said)]
         return StepResult(tokens, logprobs)
 
 
@@ -46,8 +56,9 @@ def make(tokenizer):
     def build(text, **options):
         script = Script([t for c in text for t in tokenizer.encode(c)], tokenizer.encode(".")[0])
         scheduler = Scheduler(
-            BlockPool(64, 4), **{"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 128, **options}
-        )
+            BlockPool(64, 4), **{"max_num_seqs": 8, "max_num_batched_tokens": 64, "max_model_len": 128, **options},
+            proposer=script,
+        )  # fmt: skip
         return TextEngine(Engine(scheduler, script), tokenizer, "model")
 
     return build
@@ -104,9 +115,9 @@ def test_a_stop_string_across_tokens_ends_the_text_before_it(make):
 def test_what_comes_at_once_ends_where_it_ends_token_by_token(make, tokenizer, params, text, reason):
     ids = [token for char in params.get("stop_token_ids", "") for token in tokenizer.encode(char)]
     ended = []
-    for burst in (1, 16):
+    for longest in (0, 15):
         engine = make("hello STOP world")
-        engine.engine.executor.burst = burst
+        engine.engine.executor.longest = longest
         generation = start(engine, **{"max_tokens": 16, "logprobs": 0, **params, "stop_token_ids": ids})
         shown = drain(engine)[generation.request_id]
         (choice,) = generation.choices
@@ -114,6 +125,7 @@ def test_what_comes_at_once_ends_where_it_ends_token_by_token(make, tokenizer, p
         assert (shown, choice.stream.text, choice.finish_reason) == (text, text, reason)
         assert [entry.token_id for entry in request.logprobs] == request.output_token_ids
         assert len(request.times.tokens_s) == request.num_output_tokens
+        assert engine.engine.metrics.num_steps == (2 if longest else request.num_output_tokens)
         ended.append((request.output_token_ids, choice.stop_reason, request.logprobs))
     assert ended[0] == ended[1]
 

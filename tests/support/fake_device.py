@@ -21,20 +21,28 @@ class FakeDevice:
     def execute(self, step: Step):
         """Write each scheduled token's KV, then answer for those that sample."""
         writes = set()
-        for request, start, count in step.scheduled:
-            for position in range(start, start + count):
-                block, slot = request.block_table[position // self.block_size], position % self.block_size
+        for part in step.scheduled:
+            table = part.request.block_table
+            assert len(part.token_ids) == part.num_tokens
+            for position, token in enumerate(part.token_ids, part.start):
+                block, slot = table[position // self.block_size], position % self.block_size
                 assert (block, slot) not in writes, "two requests write one slot in one step"
                 writes.add((block, slot))
-                self.memory[block][slot] = (position, request.token_ids[position])
-        return StepResult([[self.answer(part.request)] if part.samples else [] for part in step.scheduled])
+                self.memory[block][slot] = (position, token)
+        return StepResult([self.answers(part) if part.samples else [] for part in step.scheduled])
 
-    def answer(self, request):
-        """The next token, from memory. What is read must be this request's own tokens at their positions."""
-        seen = []
-        for position in range(len(request.token_ids)):
-            seen.append(self.memory[request.block_table[position // self.block_size]][position % self.block_size])
-        return next_token(seen)
+    def answers(self, part):
+        """The next tokens, from memory. What is read must be this request's own tokens at their positions."""
+        tokens, length = [], len(part.request.token_ids)
+        for guess in (*part.draft, None):
+            seen = []
+            for position in range(length + len(tokens)):
+                block = part.request.block_table[position // self.block_size]
+                seen.append(self.memory[block][position % self.block_size])
+            tokens.append(next_token(seen))
+            if tokens[-1] != guess:
+                break
+        return tokens
 
 
 def next_token(pairs):

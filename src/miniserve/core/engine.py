@@ -103,7 +103,7 @@ class Engine:
             self.finish(request_id, reason)
 
     def _note_first_steps(self, step: Step, now: float) -> None:
-        for request, _, _ in step.scheduled:
+        for request in (part.request for part in step.scheduled):
             if request.times.scheduled_s is None:
                 request.times.scheduled_s = now
                 self.metrics.admitted(request)
@@ -114,13 +114,14 @@ class Engine:
             request.logprobs += several
             del request.logprobs[request.num_output_tokens :]  # of tokens that were dropped
         for index, logprobs in result.prompt_logprobs.items():
-            request, start, _ = step.scheduled[index]
+            request, start = step.scheduled[index][:2]
             request.prompt_logprobs = request.prompt_logprobs or [None]
             # By position: a prompt that is computed again after a preemption gives the same values again.
             request.prompt_logprobs[start + 1 : start + 1 + len(logprobs)] = logprobs
 
     def _note_tokens(self, outputs: list[Output], now: float) -> None:
         for request, tokens, _ in outputs:
+            self.metrics.num_samplings += bool(tokens)
             for _ in tokens:
                 request.times.tokens_s.append(now)
                 self.metrics.token(request)
@@ -143,8 +144,16 @@ class Engine:
         metrics.batch_size.observe(len(step.scheduled))
         for name, seconds in result.seconds.items():
             metrics.seconds[name] = metrics.seconds.get(name, 0.0) + seconds
+        parts = [
+            PartRecord(
+                part.request.request_id, part.start, part.num_tokens, bool(tokens),
+                len(part.draft), max(len(tokens) - 1, 0),
+            )
+            for part, tokens in zip(step.scheduled, result.tokens, strict=True)
+        ]  # fmt: skip
+        for record in parts:
+            metrics.verified(record.num_drafted, record.num_accepted)
         if self.on_step:
-            parts = zip(step.scheduled, result.tokens, strict=True)
             self.on_step(
                 StepRecord(
                     index=metrics.num_steps - 1,
@@ -152,9 +161,7 @@ class Engine:
                     schedule_s=before_s + after_s,
                     execute_s=execute_s,
                     seconds=dict(result.seconds),
-                    parts=tuple(
-                        PartRecord(part[0].request_id, part[1], part[2], bool(tokens)) for part, tokens in parts
-                    ),
+                    parts=tuple(parts),
                     preempted=tuple(request.request_id for request in step.preempted),
                     num_running=len(scheduler.running),
                     num_waiting=scheduler.num_waiting,

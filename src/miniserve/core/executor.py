@@ -12,16 +12,31 @@ from miniserve.core.request import Request, TokenLogprob
 
 
 class Scheduled(NamedTuple):
-    """One request's part of a step: tokens [start, start + num_tokens) are computed."""
+    """One request's part of a step: tokens [start, start + num_tokens) are computed.
+
+    The last of them may be a draft: guesses of what follows the request's known tokens (see proposer.py).
+    """
 
     request: Request
     start: int
     num_tokens: int
+    draft: Sequence[int] = ()
+
+    @property
+    def num_known(self) -> int:
+        """How many of its tokens are no guesses."""
+        return self.num_tokens - len(self.draft)
 
     @property
     def samples(self) -> bool:
         """Whether all known tokens are computed afterwards, so that the last one's logits give a new token."""
-        return self.start + self.num_tokens == len(self.request.token_ids)
+        return self.start + self.num_known == len(self.request.token_ids)
+
+    @property
+    def token_ids(self) -> list[int]:
+        """The tokens that are computed."""
+        known = self.request.token_ids[self.start : self.start + self.num_known]
+        return [*known, *self.draft] if self.draft else known
 
 
 @dataclass
@@ -42,7 +57,8 @@ class StepResult:
     """What came of a step.
 
     Attributes:
-        tokens: for each of `step.scheduled` in order, the tokens that follow its known ones: none unless it `samples`.
+        tokens: for each of `step.scheduled` in order, the tokens that follow its known ones: none unless it `samples`;
+            else those of its draft that the model chooses too, up to the first where it does not, and there its choice.
         logprobs: by index into `step.scheduled`, those of its tokens, where the request asked for them.
         prompt_logprobs: by index into `step.scheduled`, those of the prompt tokens that follow the computed ones.
         seconds: where the time went, by name ("prepare", "forward", "sample"), if the executor measured it.

@@ -40,12 +40,17 @@ class Histogram:
 
 
 class PartRecord(NamedTuple):
-    """One request's part of a step: which tokens were computed, and whether a new one came."""
+    """One request's part of a step: which tokens were computed, and whether new ones came.
+
+    Of `num_tokens`, the last `num_drafted` were guesses, and `num_accepted` of these were right.
+    """
 
     request_id: str
     start: int
     num_tokens: int
     sampled: bool
+    num_drafted: int = 0
+    num_accepted: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +92,17 @@ class Metrics:
 
     `num_prompt_tokens` and `num_cached_tokens` count a request once, at its first admission: what is recomputed after a
     preemption, and found again, is neither asked for by a user nor a hit of the cache.
+
+    `num_output_tokens` came in `num_samplings` parts of steps. `drafted[i]` of the drafts had a token i, and
+    `accepted[i]` of these were right up to it.
     """
 
     num_steps: int = 0
     num_computed_tokens: int = 0
     num_output_tokens: int = 0
+    num_samplings: int = 0
+    drafted: list[int] = field(default_factory=list)
+    accepted: list[int] = field(default_factory=list)
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_loaded_tokens: int = 0
@@ -110,6 +121,25 @@ class Metrics:
     def hit_rate(self) -> float | None:
         """Share of prompt tokens found in the prefix cache; None before the first prompt."""
         return self.num_cached_tokens / self.num_prompt_tokens if self.num_prompt_tokens else None
+
+    @property
+    def acceptance(self) -> float | None:
+        """Share of drafted tokens that were right; None before the first draft."""
+        return sum(self.accepted) / sum(self.drafted) if self.drafted else None
+
+    @property
+    def tokens_per_step(self) -> float | None:
+        """Mean tokens that a request got of a step that gave it any; None before the first."""
+        return self.num_output_tokens / self.num_samplings if self.num_samplings else None
+
+    def verified(self, num_drafted: int, num_accepted: int) -> None:
+        """So many of a draft's tokens were right."""
+        missing = num_drafted - len(self.drafted)
+        self.drafted += [0] * missing
+        self.accepted += [0] * missing
+        for position in range(num_drafted):
+            self.drafted[position] += 1
+            self.accepted[position] += position < num_accepted
 
     def admitted(self, request: Request) -> None:
         """A request takes part in a step for the first time."""

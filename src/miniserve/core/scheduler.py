@@ -6,15 +6,21 @@ still lacks. Who gets the budget, in this order:
 1. running requests that lack one token (they decode), so that no flood of prompts can hold them up;
 2. running requests in the middle of a prompt, in chunks;
 3. waiting requests by rank, while there are seats, and blocks for all their tokens. None overtakes another of
-   smaller rank, so none starves; only one whose prefix is being computed right now steps aside until it is cached.
+   smaller rank, so none starves; only one whose prefix is being computed right now steps aside until it is cached;
+4. drafts of the decodes of 1, by rank: tokens that a proposer guesses, with what budget and free blocks are left.
 
 A running request that needs a block when there is none takes those of the running request of largest rank, which goes
 back to waiting and is computed again later (what the pool still remembers of it is found by its hash). The request of
 smallest rank is never preempted, and `add` refuses one that could not fit alone: so every step makes progress.
 
-Invariants: an admitted request has blocks for all tokens it knew then, so that only a decode ever asks for one more; at
-least one token is computed even of a prompt that is wholly cached, since the last token's logits are not cached; a
-block is registered only after the step that filled it; `running` is in order of rank.
+A draft costs nobody anything: it takes no budget that another could use and no block by preemption. The blocks of what
+turned out wrong stay with the request, which needs them next, until somebody finds no free block: then they are given
+back before anyone is preempted or kept waiting.
+
+Invariants: an admitted request has blocks for all tokens it knew then, so that only a decode ever asks for one more; no
+request has more than its tokens and the longest draft need; at least one token is computed even of a prompt that is
+wholly cached, since the last token's logits are not cached; a block is registered only after the step that filled it,
+and only with tokens that are the request's; `running` is in order of rank.
 
 Cost of a step: linear in the requests it schedules, whatever the number that wait.
 """
@@ -29,6 +35,7 @@ from miniserve.core.block_pool import BlockPool
 from miniserve.core.connector import KVConnector, NoConnector
 from miniserve.core.executor import Scheduled, Step
 from miniserve.core.hashing import BlockHash
+from miniserve.core.proposer import NoProposer, Proposer, add_drafts
 from miniserve.core.request import FinishReason, Request, Status
 from miniserve.core.waiting import PendingBlocks, WaitingQueue
 from miniserve.errors import InvalidRequestError
@@ -52,6 +59,7 @@ class Scheduler:
         max_model_len: most tokens of one request, prompt and output.
         prefix_caching: look for, and remember, full blocks by their content.
         connector: KV that lives elsewhere.
+        proposer: guesses tokens ahead.
     """
 
     def __init__(
@@ -63,6 +71,7 @@ class Scheduler:
         max_model_len: int,
         prefix_caching: bool = True,
         connector: KVConnector | None = None,
+        proposer: Proposer | None = None,
     ) -> None:
         for name, value in (("max_num_seqs", max_num_seqs), ("max_num_batched_tokens", max_num_batched_tokens)):
             if value < 1:
@@ -71,6 +80,7 @@ class Scheduler:
         self.max_num_seqs, self.max_num_batched_tokens = max_num_seqs, max_num_batched_tokens
         self.max_model_len, self.prefix_caching = max_model_len, prefix_caching
         self.connector: KVConnector = connector or NoConnector()
+        self.proposer: Proposer = proposer or NoProposer()
         self.running: list[Request] = []
         self.loading: list[Request] = []
         self._waiting = WaitingQueue()
@@ -124,7 +134,9 @@ class Scheduler:
         step = Step()
         budget = self._continue_running(step, self.max_num_batched_tokens)
         if not step.preempted:
-            self._admit_waiting(step, budget)
+            budget = self._admit_waiting(step, budget)
+            if self.proposer.longest and budget:
+                add_drafts(step, budget, self.proposer, self.pool)
         self._in_flight, self._idle = step, not step.scheduled
         return step
 
@@ -143,18 +155,22 @@ class Scheduler:
         assert step is self._in_flight, "a step is updated once, in order"
         self._in_flight = None
         outputs = []
-        for (request, start, num_tokens), tokens in zip(step.scheduled, new_tokens, strict=True):
-            # Of what has ended meanwhile, and was cut, only the tokens that are left count.
-            request.num_computed = end = min(start + num_tokens, len(request.token_ids))
-            assert bool(tokens) == (end == len(request.token_ids)), "tokens for each part that samples, and only there"
-            if self.prefix_caching and end >= (request.num_registered + 1) * self.pool.block_size:
-                self._register(request, end // self.pool.block_size)
+        for part, tokens in zip(step.scheduled, new_tokens, strict=True):
+            request = part.request
             kept = []
             if request.finish_reason is None:  # not aborted while the step was computed
+                assert part.samples == bool(tokens), "tokens for each part that samples, and only there"
+                assert list(part.draft[: len(tokens) - 1]) == list(tokens[:-1]), "the draft's, and one more"
                 for token in tokens:
                     kept.append(token)
                     if request.append(token):
                         break
+            # All but the last of the new tokens were computed, as part of the draft.
+            end = part.start + part.num_known + max(len(kept) - 1, 0)
+            # Of what has ended meanwhile, and was cut, only the tokens that are left count.
+            request.num_computed = end = min(end, len(request.token_ids))
+            if self.prefix_caching and end >= (request.num_registered + 1) * self.pool.block_size:
+                self._register(request, end // self.pool.block_size)
             if request.finish_reason is not None:
                 self._retire(request)
             if kept or request.finish_reason is not None:
@@ -166,7 +182,7 @@ class Scheduler:
         assert step is self._in_flight, "only the step in flight can be given up"
         self._in_flight = None
         outputs = []
-        for request, _, _ in step.scheduled:
+        for request in (part.request for part in step.scheduled):
             request.finish_reason = request.finish_reason or reason
             self._retire(request)
             outputs.append(Output(request, (), request.finish_reason))
@@ -195,6 +211,8 @@ class Scheduler:
         for request in holders:
             assert request.status is (Status.RUNNING if request in self.running else Status.LOADING)
             assert len(request.token_ids) - 1 <= len(request.block_table) * self.pool.block_size
+            assert len(request.block_table) <= self._blocks_for(len(request.token_ids) + self.proposer.longest)
+            assert len(request.block_table) <= self._blocks_for(request.max_length)
             assert request.num_registered * self.pool.block_size <= request.num_computed
             assert len(set(request.block_table)) == len(request.block_table)
         used = {block for request in holders for block in request.block_table} | set(self._held)
@@ -226,8 +244,8 @@ class Scheduler:
                 budget -= num_tokens
         return budget
 
-    def _admit_waiting(self, step: Step, budget: int) -> None:
-        """Start waiting requests by rank, until seats, blocks or the budget run out."""
+    def _admit_waiting(self, step: Step, budget: int) -> int:
+        """Start waiting requests by rank, until seats, blocks or the budget run out; returns what is left of it."""
         looked_at = 0
         while budget and looked_at < self.max_num_seqs and len(self.running) + len(self.loading) < self.max_num_seqs:
             request = self._waiting.first()
@@ -258,6 +276,7 @@ class Scheduler:
             num_tokens = min(request.num_remaining, budget)
             step.scheduled.append(Scheduled(request, request.num_computed, num_tokens))
             budget -= num_tokens
+        return budget
 
     def _reusable(self, request: Request) -> list[BlockHash]:
         """The full blocks that could be found rather than computed: all before the last token, which is computed."""
@@ -275,12 +294,23 @@ class Scheduler:
     def _take_blocks(self, request: Request, shared: Sequence[int]) -> bool:
         """Blocks for all tokens of a request, the `shared` ones first; False, and no change, if there are too few."""
         self.pool.share(shared)
-        fresh = self.pool.allocate(self._blocks_for(len(request.token_ids)) - len(shared))
+        fresh = self._allocate(self._blocks_for(len(request.token_ids)) - len(shared))
         if fresh is None:
             self.pool.release(shared)
             return False
         request.block_table = array("i", [*shared, *fresh])
         return True
+
+    def _allocate(self, count: int) -> list[int] | None:
+        """Free blocks, or those that wrong drafts left behind; None, if both are too few."""
+        blocks = self.pool.allocate(count)
+        if blocks is None and self.proposer.longest:
+            for request in self.running:
+                needed = self._blocks_for(len(request.token_ids))
+                self.pool.release(request.block_table[needed:])
+                del request.block_table[needed:]
+            blocks = self.pool.allocate(count)
+        return blocks
 
     def _make_room(self, request: Request, step: Step) -> bool:
         """One more block for a request, preempting from the largest rank down; False if it had to go itself.
@@ -288,7 +318,7 @@ class Scheduler:
         Running requests are served in order of rank, so that a victim has no part in the step yet.
         """
         while True:
-            blocks = self.pool.allocate(1)
+            blocks = self._allocate(1)
             if blocks is not None:
                 request.block_table.extend(blocks)
                 return True
@@ -318,6 +348,7 @@ class Scheduler:
         """Give back a request's blocks, and let those go on that waited for it to fill them."""
         self.pool.release(request.block_table)
         request.block_table = array("i")
+        self.proposer.forget(request)
         self._settle(request, self._reusable(request)[request.num_registered :])
 
     def _register(self, request: Request, num_full: int) -> None:

@@ -56,11 +56,11 @@ class Batch:
         query_start = np.zeros(len(parts) + 1, np.int32)
         np.cumsum(counts, out=query_start[1:])
         token_ids: list[int] = []
-        for request, start, count in parts:
-            if count == 1:
-                token_ids.append(request.token_ids[start])
+        for part in parts:
+            if part.num_tokens == 1:
+                token_ids.append(part.request.token_ids[part.start])
             else:
-                token_ids += request.token_ids[start : start + count]
+                token_ids += part.token_ids
         block_table = np.zeros((len(parts), max(len(part.request.block_table) for part in parts)), np.int32)
         for row, part in enumerate(parts):
             blocks = part.request.block_table

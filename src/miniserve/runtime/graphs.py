@@ -5,7 +5,8 @@ them all at once. A graph is bound to the addresses and sizes it was captured wi
 batch sizes, and a step is padded up to the next. Padding writes no KV, sees no context and goes to no expert.
 
 The largest is captured first, and all share one pool of memory, since only one runs at a time: what the smaller ones
-need, the largest has already reserved. Steps that are no pure decode, or too large, run eagerly; `takes` says which.
+need, the largest has already reserved. Steps that are no pure decode, that compute drafts, or that are too large, run
+eagerly; `takes` says which.
 Everything here waits for the device before it returns, so inputs may be written again.
 """
 

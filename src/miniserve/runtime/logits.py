@@ -11,16 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from miniserve.core.request import Request
+from miniserve.runtime.ahead import Position
 
 
-def is_adjusted(request: Request) -> bool:
+def is_adjusted(request: Position) -> bool:
     """Whether `adjust` has anything to do for its next token."""
     params = request.params
     return bool(params.logit_bias) or _is_penalized(request) or _may_not_stop(request)
 
 
-def adjust(logits: Tensor, requests: Sequence[Request]) -> Tensor:
+def adjust(logits: Tensor, requests: Sequence[Position]) -> Tensor:
     """The logits that tokens are chosen by.
 
     Args:
@@ -39,17 +39,17 @@ def adjust(logits: Tensor, requests: Sequence[Request]) -> Tensor:
     return logits
 
 
-def _is_penalized(request: Request) -> bool:
+def _is_penalized(request: Position) -> bool:
     params = request.params
     return params.repetition_penalty != 1 or params.presence_penalty != 0 or params.frequency_penalty != 0
 
 
-def _may_not_stop(request: Request) -> bool:
+def _may_not_stop(request: Position) -> bool:
     limits = request.limits
     return request.num_output_tokens < limits.min_tokens and bool(limits.stop_token_ids)
 
 
-def _add_bias(logits: Tensor, requests: Sequence[Request]) -> None:
+def _add_bias(logits: Tensor, requests: Sequence[Position]) -> None:
     biases = [request.params.logit_bias for request in requests]
     rows = [row for row, bias in enumerate(biases) for _ in bias]
     if rows:
@@ -58,7 +58,7 @@ def _add_bias(logits: Tensor, requests: Sequence[Request]) -> None:
         logits[rows, tokens] += torch.tensor(added, dtype=logits.dtype, device=logits.device)
 
 
-def _penalize(logits: Tensor, requests: Sequence[Request]) -> None:
+def _penalize(logits: Tensor, requests: Sequence[Position]) -> None:
     """Repetition for tokens of prompt and output; presence and frequency for the output's alone."""
     rows, tokens, factors, taken = [], [], [], []
     for row, request in enumerate(requests):
@@ -81,7 +81,7 @@ def _penalize(logits: Tensor, requests: Sequence[Request]) -> None:
     logits[at] = values.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
 
 
-def _forbid_stopping(logits: Tensor, requests: Sequence[Request]) -> None:
+def _forbid_stopping(logits: Tensor, requests: Sequence[Position]) -> None:
     banned = [(row, r.limits.stop_token_ids) for row, r in enumerate(requests) if _may_not_stop(r)]
     entries = [(row, token) for row, tokens in banned for token in tokens if token < logits.shape[-1]]
     if entries:

@@ -1,5 +1,13 @@
 """`ModelRunner`: the real executor. A step goes in; the decoder runs over its tokens; sampled tokens come out.
 
+Drafts are verified by equality. At each position of a draft a token is chosen exactly as it would be had decoding come
+there one token at a time: from its own logits, with its own history, by the random number that belongs to this output
+token. While the draft has that token, the next position's is good as well. So output is the same with any draft and
+none, greedy or drawn. Rejection sampling (Leviathan et al. 2023; Chen et al. 2023) keeps the distribution too, but not
+the tokens: what a seed gives would hang on whether there was budget for a draft, which is to say on the requests beside
+it. For a guess without a distribution, as `NGramProposer` makes, both accept it with the probability p that the model
+gives it; for a draft model's see draft_model.py.
+
 It owns the KV cache's memory and nothing else that lasts: all it knows of requests comes with each step. Attention
 reads and writes the cache through the batch's block table and slots; the decoder knows of neither.
 """
@@ -7,6 +15,7 @@ reads and writes the cache through the batch's block table and slots; the decode
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import accumulate, islice
 
 import torch
 from torch import Tensor
@@ -16,11 +25,12 @@ from miniserve.core.request import Request, TokenLogprob
 from miniserve.core.sampling_params import Limits
 from miniserve.model.decoder import Decoder
 from miniserve.model.one_call import OneCall
+from miniserve.runtime.ahead import Position, positions
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.paged_attention import PagedAttention
-from miniserve.runtime.sampler import sample, token_logprobs
+from miniserve.runtime.sampler import Sampled, sample, token_logprobs
 
 LOGIT_ROWS = 256  # rows of [V] logits in memory at a time where a whole prompt's are wanted
 
@@ -49,18 +59,12 @@ class ModelRunner:
         batch = Batch.from_step(step, self.block_size, self.decoder.device)
         prepared = time.perf_counter()
         hidden = self._forward(batch)
-        samples = [index for index, part in enumerate(step.scheduled) if part.samples]
-        rows = batch.last_rows if len(samples) == len(step.scheduled) else batch.last_rows[samples]
-        logits = self.decoder.logits(hidden[rows])
+        rows, places = _places(step)
+        usual = all(part.samples and not part.draft for part in step.scheduled)
+        logits = self.decoder.logits(hidden[batch.last_rows if usual else rows])
         self._synchronize()
         computed = time.perf_counter()
-        tokens: list[Sequence[int]] = [()] * len(step.scheduled)
-        logprobs: dict[int, list[TokenLogprob]] = {}
-        requests = [step.scheduled[index].request for index in samples]
-        for index, sampled in zip(samples, sample(logits, requests, self.decoder.ops.argmax), strict=True):
-            tokens[index] = (sampled.token,)
-            if sampled.logprob is not None:
-                logprobs[index] = [sampled.logprob]
+        tokens, logprobs = _accepted(step, sample(logits, places, self.decoder.ops.argmax))
         prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
         ended = time.perf_counter()
         seconds = {"prepare": prepared - started, "forward": computed - prepared, "sample": ended - computed}
@@ -92,12 +96,12 @@ class ModelRunner:
     def _decode(self, step: Step, graphs: DecodeGraphs) -> StepResult:
         """A step of each request's last token."""
         started = time.perf_counter()
-        logits, tokens = graphs(step)
+        logits, known = graphs(step)
         computed = time.perf_counter()
-        sampled = sample(logits, [part.request for part in step.scheduled], self.decoder.ops.argmax, tokens)
-        logprobs = {index: [each.logprob] for index, each in enumerate(sampled) if each.logprob is not None}
+        sampled = sample(logits, [part.request for part in step.scheduled], self.decoder.ops.argmax, known)
+        tokens, logprobs = _accepted(step, sampled)
         seconds = {"forward": computed - started, "sample": time.perf_counter() - computed}
-        return StepResult([(each.token,) for each in sampled], logprobs, seconds=seconds)
+        return StepResult(tokens, logprobs, seconds=seconds)
 
     def _prompt_logprobs(self, step: Step, batch: Batch, hidden: Tensor) -> Mapping[int, list[TokenLogprob]]:
         """For the requests that ask: how likely each prompt token was that follows one of this step's."""
@@ -109,7 +113,7 @@ class ModelRunner:
         return found
 
     def _next_tokens(self, part: Scheduled, hidden: Tensor) -> list[TokenLogprob]:
-        request, start, num_tokens = part
+        request, start, num_tokens, _ = part
         count = request.params.prompt_logprobs or 0
         following = request.token_ids[start + 1 : min(start + 1 + num_tokens, request.num_prompt_tokens)]
         found: list[TokenLogprob] = []
@@ -122,3 +126,33 @@ class ModelRunner:
         """Wait for the device, so that the times say what took long."""
         if self.decoder.device.type == "cuda":
             torch.cuda.synchronize(self.decoder.device)
+
+
+def _places(step: Step) -> tuple[list[int], list[Position]]:
+    """Where a step chooses tokens: rows of the batch, and what they are. The last row of each part at least."""
+    rows: list[int] = []
+    places: list[Position] = []
+    for part, end in zip(step.scheduled, accumulate(part.num_tokens for part in step.scheduled), strict=True):
+        if part.samples:
+            rows += range(end - 1 - len(part.draft), end)
+            places += positions(part.request, part.draft)
+    return rows, places
+
+
+def _accepted(step: Step, chosen: Sequence[Sampled]) -> tuple[list[Sequence[int]], dict[int, list[TokenLogprob]]]:
+    """Of the tokens chosen at all places of a step, those that are good: behind guesses that were chosen too.
+
+    Returns:
+        `StepResult`'s tokens and log-probabilities.
+    """
+    tokens: list[Sequence[int]] = []
+    logprobs: dict[int, list[TokenLogprob]] = {}
+    left = iter(chosen)
+    for index, part in enumerate(step.scheduled):
+        mine = list(islice(left, 1 + len(part.draft) if part.samples else 0))
+        wrong = (at for at, guess in enumerate(part.draft) if mine[at].token != guess)
+        good = mine[: next(wrong, len(part.draft)) + 1]
+        tokens.append([each.token for each in good])
+        if reports := [each.logprob for each in good if each.logprob is not None]:
+            logprobs[index] = reports
+    return tokens, logprobs

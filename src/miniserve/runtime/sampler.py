@@ -18,9 +18,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from miniserve.core.request import Request, TokenLogprob
+from miniserve.core.request import TokenLogprob
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.kernels import reference
+from miniserve.runtime.ahead import Position
 from miniserve.runtime.logits import adjust, is_adjusted
 
 FIRST_LOOK = 1024  # likeliest tokens that usually hold top_p; sorting a whole vocabulary costs ten times as much
@@ -36,7 +37,7 @@ class Sampled(NamedTuple):
 @torch.inference_mode()
 def sample(
     logits: Tensor,
-    requests: Sequence[Request],
+    requests: Sequence[Position],
     argmax: Callable[[Tensor], Tensor] = reference.argmax,
     known: Sequence[int] | None = None,
 ) -> list[Sampled]:
@@ -123,7 +124,7 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _is_plain(request: Request) -> bool:
+def _is_plain(request: Position) -> bool:
     params = request.params
     return params.temperature == 0 and params.logprobs is None and not is_adjusted(request)
 
@@ -148,14 +149,14 @@ def _rows(matrix: Tensor, rows: list[int]) -> Tensor:
     return matrix if len(rows) == len(matrix) else matrix[rows]
 
 
-def _checked(tokens: Sequence[int], requests: Sequence[Request]) -> Sequence[int]:
+def _checked(tokens: Sequence[int], requests: Sequence[Position]) -> Sequence[int]:
     for token, request in zip(tokens, requests, strict=True):
         if token < 0:
             raise RuntimeError(f"request {request.request_id}: its logits hold NaN or +inf, or are all -inf")
     return tokens
 
 
-def _draw(logits: Tensor, peaks: Tensor, likeliest: Tensor, requests: Sequence[Request]) -> Tensor:
+def _draw(logits: Tensor, peaks: Tensor, likeliest: Tensor, requests: Sequence[Position]) -> Tensor:
     """A token for each row, from the softmax of logits / temperature without what top_k, top_p and min_p exclude.
 
     Args:
