@@ -37,12 +37,12 @@ struct FloatWeight {
   void open(Panel&, int64_t, int64_t) const {}
 
   template <int M, int R>
-  NOT_INLINED void tile(const Panel&, int64_t m, int64_t n, bool fresh, const Output& out) const {
+  NOT_INLINED void tile(const Panel&, int64_t m, int64_t n, int64_t then, const Output& out) const {
     const float* a = x.data + m * K;
     const T* w = rows + n * K;
     Floats sums[R][M] = {}, v[R];
     for (int64_t k = 0; k < K; k += STEP) {
-      if (fresh) prefetch<R * STEP * sizeof(T)>(w + R * (K + k));
+      if (then >= 0) prefetch<R * STEP * sizeof(T)>(rows + then * K + R * k);
       UNROLL for (int r = 0; r < R; r++) v[r] = first(w + r * K + k);
       UNROLL for (int i = 0; i < M; i++) {
         const Floats token = held(load<Floats>(a + i * K + k));
@@ -109,13 +109,13 @@ struct ByteWeight : Rounded {
   }
 
   template <int M, int R>
-  NOT_INLINED void tile(const Panel& panel, int64_t m, int64_t n, bool fresh, const Output& out) const {
+  NOT_INLINED void tile(const Panel& panel, int64_t m, int64_t n, int64_t then, const Output& out) const {
     const int16_t* a = values.data + m * K;
     const int8_t* w = rows + n * K;
     const float* scale = panel.scales.get() + (n - panel.from) * groups;
     Floats products[R][M] = {};
     for (int64_t g = 0; g < groups; g += 2) {
-      if (fresh) prefetch<R * 2 * GROUP>(w + R * (K + g * GROUP));
+      if (then >= 0) prefetch<R * 2 * GROUP>(rows + then * K + R * g * GROUP);
       UNROLL for (int r = 0; r < R; r++) {
         const Shorts v = load<Shorts>(w + r * K + g * GROUP), u = load<Shorts>(w + r * K + (g + 1) * GROUP);
         const Shorts q[4] = {v << 8 >> 8, v >> 8, u << 8 >> 8, u >> 8};
@@ -134,20 +134,32 @@ struct ByteWeight : Rounded {
   }
 };
 
-// All rows of a panel for M tokens: R rows at a time, then one at a time.
+// All rows of a panel for M tokens: R rows at a time, then one at a time. While one tile is computed, memory is asked for
+// the next one: after the panel's last, the one at row `then`, unless that is negative.
 template <int M, int R, class Weight>
 void rows_of(const Weight& weight, const typename Weight::Panel& panel, int64_t m, int64_t begin, int64_t end,
-             bool fresh, const Output& out) {
+             int64_t then, const Output& out) {
+  const auto after = [&](int64_t n) { return then >= 0 && n < end ? n : then; };
   int64_t n = begin;
-  for (; n + R <= end; n += R) weight.template tile<M, R>(panel, m, n, fresh, out);
-  for (; n < end; n++) weight.template tile<M, 1>(panel, m, n, fresh, out);
+  for (; n + R <= end; n += R) weight.template tile<M, R>(panel, m, n, after(n + R), out);
+  for (; n < end; n++) weight.template tile<M, 1>(panel, m, n, after(n + 1), out);
+}
+
+// One more of what threads share out; each takes it once.
+int64_t take_one(int64_t& taken) {
+  int64_t mine;
+#pragma omp atomic capture
+  mine = taken++;
+  return mine;
 }
 
 template <class Weight>
 void multiply(const Weight& weight, const void* x, const Output& out, int64_t M, int threads) {
   const int64_t N = out.columns;
-  const int64_t panel = std::clamp(N / (8 * threads) / 4 * 4, int64_t(4), MOST_ROWS);
+  const int64_t rows = std::clamp(N / (8 * threads) / 4 * 4, int64_t(4), MOST_ROWS), panels = (N + rows - 1) / rows;
   const int64_t tokens = std::max(int64_t(Weight::MANY), WORKING_SET / (weight.K * Weight::INPUT_BYTES) / 20 * 20);
+  const int64_t pieces = panels * ((M + tokens - 1) / tokens);  // a panel of rows with so many tokens
+  int64_t taken = 0;
   if (M == 1) take(weight, x, out.is_bf16, 0);
 #pragma omp parallel num_threads(threads)
   {
@@ -156,19 +168,19 @@ void multiply(const Weight& weight, const void* x, const Output& out, int64_t M,
 #pragma omp for
       for (int64_t m = 0; m < M; m++) take(weight, x, out.is_bf16, m);
     }
-    for (int64_t from = 0; from < M; from += tokens) {
-      const int64_t to = std::min(M, from + tokens);
-#pragma omp for schedule(dynamic) nowait
-      for (int64_t begin = 0; begin < N; begin += panel) {
-        const int64_t end = std::min(N, begin + panel);
-        weight.open(scratch, begin, end);
-        constexpr int MANY = Weight::MANY;
-        for (int64_t m = from; m < to;) {
-          const bool fresh = m == from;
-          if (m + MANY <= to) rows_of<MANY, 2>(weight, scratch, m, begin, end, fresh, out), m += MANY;
-          else if (m + 2 <= to) rows_of<2, 4>(weight, scratch, m, begin, end, fresh, out), m += 2;
-          else rows_of<1, 4>(weight, scratch, m, begin, end, fresh, out), m += 1;
-        }
+    // Taken one ahead, so that a thread knows where it goes on: otherwise it would ask memory for what another reads.
+    for (int64_t mine = take_one(taken), next; mine < pieces; mine = next) {
+      next = take_one(taken);
+      const int64_t begin = mine % panels * rows, end = std::min(N, begin + rows);
+      const int64_t from = mine / panels * tokens, to = std::min(M, from + tokens);
+      const int64_t following = next < pieces ? next % panels * rows : N;
+      weight.open(scratch, begin, end);
+      constexpr int MANY = Weight::MANY;
+      for (int64_t m = from; m < to;) {
+        const int64_t then = m == from ? following : -1;  // later tokens find the rows in the cache
+        if (m + MANY <= to) rows_of<MANY, 2>(weight, scratch, m, begin, end, then, out), m += MANY;
+        else if (m + 2 <= to) rows_of<2, 4>(weight, scratch, m, begin, end, then, out), m += 2;
+        else rows_of<1, 2>(weight, scratch, m, begin, end, then, out), m += 1;
       }
     }
   }
