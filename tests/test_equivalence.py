@@ -133,6 +133,23 @@ def test_bfloat16_logits_stay_close(tiny_directory):
     torch.testing.assert_close(logprobs(), logprobs(max_num_seqs=1, max_num_batched_tokens=7), atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("kv_cache_dtype", ["fp8", "int8"])
+def test_eight_bit_kv_stays_close_however_computed(tiny_directory, kv_cache_dtype):
+    """A sum in another order may round a key to the next code: log-probabilities within 0.02 of those alone."""
+    model = load_model(str(tiny_directory("qwen3")[0]), dtype="float32", device="cpu", backend="torch")
+    params = SamplingParams(max_tokens=1, prompt_logprobs=0)
+    how = {"kv_cache_dtype": kv_cache_dtype, "enable_prefix_caching": False}
+
+    def logprobs(**options):
+        with engine(model, **how, **options) as llm:
+            outputs = llm.generate(PROMPTS, params)
+        return torch.tensor([entry.logprob for out in outputs for entry in out.prompt_logprobs[1:]])
+
+    alone = logprobs(max_num_seqs=1)
+    for options in ({}, {"max_num_batched_tokens": 7}, {"max_num_batched_tokens": 9, "max_num_seqs": 3}):
+        torch.testing.assert_close(logprobs(**options), alone, atol=0.02, rtol=0)
+
+
 # How far log-probabilities may be, at most, from those of the float32 weights; and from a reference with the same weights
 # and the same KV, which differs in arithmetic alone. Random weights are harsher than a trained model's.
 TOLERANCES = {

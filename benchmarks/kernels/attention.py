@@ -42,12 +42,24 @@ class Case(NamedTuple):
         shape = (self.batch * blocks, self.slots, self.kv_heads, self.dim)
         kv = torch.float8_e4m3fn if self.kv == "fp8" else dtype
         caches = [torch.randn(shape, device=device, dtype=dtype).to(kv) for _ in range(2)]
-        table = torch.zeros(self.batch, -(-blocks // WIDTH) * WIDTH, dtype=torch.int32, device=device)
+        table = torch.zeros(self.batch, self.width, dtype=torch.int32, device=device)
         table[:, :blocks] = torch.randperm(shape[0], device=device).view(self.batch, blocks)
         q = torch.randn(self.batch * self.new, self.heads, self.dim, device=device, dtype=dtype)
         start = torch.arange(self.batch + 1, dtype=torch.int32, device=device) * self.new
         lengths = torch.full((self.batch,), self.context, dtype=torch.int32, device=device)
         return [q, *caches, start, lengths, table]
+
+    def scales(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """Of keys and values in 8 bits."""
+        if self.kv != "fp8":
+            return {}
+        shape = (self.batch * -(-self.context // self.slots), self.kv_heads, self.slots)
+        return {name: torch.rand(shape, device=device) for name in ("k_scale", "v_scale")}
+
+    @property
+    def width(self) -> int:
+        """Of the block table."""
+        return -(-self.context // self.slots // WIDTH) * WIDTH
 
     @property
     def compiled_as(self) -> tuple[object, ...]:
@@ -58,8 +70,8 @@ class Case(NamedTuple):
     @property
     def decode_bytes(self) -> int:
         """What a decode step has to move: keys, values, queries, outputs."""
-        size = 1 if self.kv == "fp8" else 2
-        return 2 * self.batch * (self.context * self.kv_heads * size + 2 * self.heads) * self.dim
+        head = self.dim + 4 if self.kv == "fp8" else 2 * self.dim
+        return 2 * self.batch * (self.context * self.kv_heads * head + 2 * self.heads * self.dim)
 
     @property
     def flops(self) -> float:
@@ -115,16 +127,20 @@ def compile_for(case: Case, config: AttentionConfig) -> None:
     small = case._replace(context=case.slots * WIDTH, new=1 if case.new == 1 else case.slots)
     device = torch.device("cuda")
     for splits in (1, 2) if case.new == 1 else (1,):
-        paged_attention(*small.arguments(device, torch.bfloat16), decode=config, prefill=config, splits=splits)
+        arguments, scales = small.arguments(device, torch.bfloat16), small.scales(device)
+        paged_attention(*arguments, **scales, decode=config, prefill=config, splits=splits)
 
 
 def decode(setting: Setting) -> Iterator[Row]:
     """Microseconds, bytes a second and their share of the ceiling, by the table's tiles and by the best of a search."""
     for case in TINY_DECODES if setting.tiny else DECODES:
-        sets = [case.arguments(setting.device, torch.bfloat16) for _ in range(setting.num_sets(case.decode_bytes))]
+        sets = [
+            partial(paged_attention, *case.arguments(setting.device, torch.bfloat16), **case.scales(setting.device))
+            for _ in range(setting.num_sets(case.decode_bytes))
+        ]
         row_bytes = case.dim * 2
-        table = decode_config(capability(setting.device), row_bytes, e4m3=case.kv == "fp8")
-        longest = sets[0][-1].shape[1] * case.slots
+        table = decode_config(capability(setting.device), row_bytes, eight_bits=case.kv == "fp8")
+        longest = case.width * case.slots
         slices = {
             config: num_splits(case.batch * case.kv_heads, longest, config.tile, multiprocessors(setting.device))
             for config in [table, *(TINY_TILES if setting.tiny else DECODE_TILES)]
@@ -132,7 +148,7 @@ def decode(setting: Setting) -> Iterator[Row]:
 
         def measure(choice: tuple[AttentionConfig, int], sets: list = sets) -> float:
             config, splits = choice
-            return setting.time([partial(paged_attention, *each, decode=config, splits=splits) for each in sets])
+            return setting.time([partial(each, decode=config, splits=splits) for each in sets])
 
         seconds, failed = setting.best(list(slices.items()), measure)
         for config, splits in sorted(seconds, key=seconds.__getitem__)[:2]:

@@ -28,7 +28,7 @@ from miniserve.model.load import LoadedModel, load_model
 from miniserve.outputs import RequestOutput, snapshot
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.interrupts import delayed_interrupt
-from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.kv_cache import KVCache, choose_kv_dtype
 from miniserve.runtime.model_runner import ModelRunner
 from miniserve.runtime.text_engine import Delta, Generation, TextEngine
 from miniserve.settings import EngineSettings
@@ -58,6 +58,8 @@ class LLM:
         block_size: tokens of a KV block; None: 16 on a CPU, 64 on a GPU.
         kv_cache_memory: bytes for the KV cache; None: `memory_fraction` of what is free, on a GPU once what the largest
             step takes is off, which is computed to find out.
+        kv_cache_dtype: "fp8" or "int8": keys and values in 8 bits with a scale for each head of each token, in half the
+            memory; "auto": the dtype. With Triton kernels or plain torch.
         memory_fraction: share of the free memory; None: 0.25 on a CPU, 0.85 on a GPU.
         enable_prefix_caching: share full blocks between requests that begin alike.
         cuda_graphs: with Triton kernels, capture decode steps as CUDA graphs, which takes seconds at the start.
@@ -81,6 +83,7 @@ class LLM:
         max_num_seqs: int = 64,
         block_size: int | None = None,
         kv_cache_memory: int | None = None,
+        kv_cache_dtype: str = "auto",
         memory_fraction: float | None = None,
         enable_prefix_caching: bool = True,
         cuda_graphs: bool = True,
@@ -103,6 +106,7 @@ class LLM:
             max_num_seqs=max_num_seqs,
             block_size=block_size,
             kv_cache_memory=kv_cache_memory,
+            kv_cache_dtype=kv_cache_dtype,
             memory_fraction=memory_fraction,
             prefix_caching=enable_prefix_caching,
             cuda_graphs=cuda_graphs,
@@ -115,9 +119,8 @@ class LLM:
             max_model_len=settings.max_model_len,
             prefix_caching=settings.prefix_caching,
         )
-        cache = KVCache(
-            model.config, settings.num_blocks, settings.block_size, dtype=decoder.dtype, device=decoder.device
-        )
+        kv_dtype = choose_kv_dtype(kv_cache_dtype, model.choices)
+        cache = KVCache(model.config, settings.num_blocks, settings.block_size, dtype=kv_dtype, device=decoder.device)
         self.model = model
         self.tokenizer = model.tokenizer
         graphs = None
@@ -130,7 +133,8 @@ class LLM:
         if settings.backend == "triton":
             runner.warm_up()
         self.engine = Engine(scheduler, runner, on_step=on_step)
-        self._text = TextEngine(self.engine, model.tokenizer, f"{model.files.path}:{model.choices}")
+        identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds
+        self._text = TextEngine(self.engine, model.tokenizer, identity)
         self._generations: dict[str, Generation] = {}
         self._streams: dict[str, deque[str]] = {}
 

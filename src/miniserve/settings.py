@@ -6,7 +6,7 @@ import torch
 
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import LoadedModel
-from miniserve.runtime.kv_cache import choose_size, free_memory
+from miniserve.runtime.kv_cache import KV_DTYPES, block_bytes, choose_kv_dtype, choose_size, free_memory
 from miniserve.runtime.trial import cuda_peak, step_bytes
 
 BLOCK_SIZE = {"cpu": 16, "cuda": 64}
@@ -30,7 +30,8 @@ class EngineSettings:
         max_num_seqs: most requests computed at once.
         block_size: tokens of a KV block.
         num_blocks: KV blocks in the pool.
-        kv_cache_bytes: what they take.
+        kv_cache_bytes: what they take, scales included.
+        kv_cache_dtype: of keys and values: "float32", "bfloat16", "float16", "fp8" or "int8".
         prefix_caching: whether full blocks are shared by content.
         cuda_graphs: whether decode steps are launched as CUDA graphs: with Triton kernels, which never wait.
     """
@@ -47,6 +48,7 @@ class EngineSettings:
     block_size: int
     num_blocks: int
     kv_cache_bytes: int
+    kv_cache_dtype: str
     prefix_caching: bool
     cuda_graphs: bool
 
@@ -63,13 +65,14 @@ class EngineSettings:
         memory_fraction: float | None,
         prefix_caching: bool,
         cuda_graphs: bool,
+        kv_cache_dtype: str = "auto",
     ) -> "EngineSettings":
         """Settings for a model whose weights are in memory already. Arguments are those of `LLM`.
 
         Raises:
             InvalidRequestError: an argument is out of its range, or memory does not suffice. Names it and the limit.
         """
-        device, dtype = model.decoder.device, model.decoder.dtype
+        device, kv_dtype = model.decoder.device, choose_kv_dtype(kv_cache_dtype, model.choices)
         if block_size is None:
             block_size = BLOCK_SIZE[device.type]
         if max_num_batched_tokens is None:
@@ -99,7 +102,7 @@ class EngineSettings:
         num_blocks, max_model_len = choose_size(
             model.config,
             block_size=block_size,
-            dtype=dtype,
+            dtype=kv_dtype,
             memory_bytes=kv_cache_memory,
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
@@ -116,7 +119,8 @@ class EngineSettings:
             max_num_seqs=max_num_seqs,
             block_size=block_size,
             num_blocks=num_blocks,
-            kv_cache_bytes=num_blocks * block_size * model.config.kv_bytes_per_token(dtype.itemsize),
+            kv_cache_bytes=num_blocks * block_bytes(model.config, block_size, kv_dtype),
+            kv_cache_dtype=str(kv_dtype).removeprefix("torch.") if kv_cache_dtype == "auto" else kv_cache_dtype,
             prefix_caching=prefix_caching,
             cuda_graphs=cuda_graphs and model.choices.backend == "triton",
         )
@@ -128,4 +132,5 @@ class EngineSettings:
         weights = {"none": "", "file": ", weights as in the file"}.get(
             self.quantization, f", {self.quantization} weights"
         )
-        return f"{self.model} on {self.device} ({kernels}), {self.dtype}{weights}"
+        kv = f", {self.kv_cache_dtype} KV" if self.kv_cache_dtype in KV_DTYPES else ""
+        return f"{self.model} on {self.device} ({kernels}), {self.dtype}{weights}{kv}"

@@ -187,8 +187,11 @@ def test_without_a_compiler_it_says_what_is_lost(tiny, tmp_path):
     assert "Traceback" not in refused.stderr
 
 
-@pytest.mark.parametrize(("option", "value"), [("--quantization", "int3"), ("--backend", "gpu"), ("--dtype", "int7")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--quantization", "int3"), ("--backend", "gpu"), ("--dtype", "int7"), ("--kv-cache-dtype", "fp4")],
+)
 def test_choices_that_do_not_exist_are_refused_by_name(tiny, option, value):
     result = run("generate", "hello", "--model", tiny, option, value)
     assert result.returncode == 2
-    assert f"{option.removeprefix('--')} '{value}' is not one of auto" in result.stderr
+    assert f"{option.removeprefix('--').replace('-', '_')} '{value}' is not one of auto" in result.stderr

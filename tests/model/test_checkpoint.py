@@ -175,19 +175,21 @@ def test_blocks_that_cannot_stay_as_they_are_are_expanded(tmp_path, monkeypatch,
     assert torch.equal(mlp.gate_up.matrix.dense()[: len(gate)], gate)
 
 
-def test_fp8_weights_are_e4m3_with_a_scale_a_row(directory):
+@pytest.mark.parametrize(("quantization", "largest"), [("fp8", 448), ("int8", 127)])
+def test_weights_of_eight_bits_with_a_scale_a_row(directory, quantization, largest):
     checkpoint = SafetensorsCheckpoint(directory)
-    rounded = load_weights(checkpoint, dtype=torch.float32, device=CPU, quantization="fp8")
+    rounded = load_weights(checkpoint, dtype=torch.float32, device=CPU, quantization=quantization, rows=True)
     plain = load_weights(checkpoint, dtype=torch.float32, device=CPU)
     for name, module in rounded.named_modules():
         if not isinstance(module, Linear):
             continue
         weight = plain.get_submodule(name).matrix.data
-        assert module.matrix.is_e4m3 == (name != "unembed")
+        assert module.matrix.has_row_scales == (name != "unembed")
+        assert module.matrix.is_e4m3 == (name != "unembed" and quantization == "fp8")
         assert module.matrix.shape == tuple(weight.shape)
         if name != "unembed":
-            scale = weight.abs().amax(-1, keepdim=True) / 448
+            scale = weight.abs().amax(-1, keepdim=True) / largest
             assert torch.allclose(module.matrix.scales, scale)
-            # Half a step of three mantissa bits, or of the subnormals.
-            error = (module.matrix.dense() - weight).abs()
-            assert (error <= torch.maximum(weight.abs() / 16, scale * 2**-10) * 1.0001).all()
+            # Half a step: of three mantissa bits or of the subnormals; of integers.
+            step = torch.maximum(weight.abs() / 16, scale * 2**-10) if quantization == "fp8" else scale / 2
+            assert ((module.matrix.dense() - weight).abs() <= step * 1.0001).all()

@@ -76,7 +76,7 @@ def test_torch_is_not_second_best_where_it_was_asked_for(compiled):
         ({"backend": "cpu", "dtype": "float16"}, "backend 'cpu' does not work here: it has no float16"),
         (
             {"backend": "torch", "quantization": "int8"},
-            "quantization 'int8' needs the CPU's C\\+\\+ kernels: the backend is",
+            "quantization 'int8' needs the CPU's C\\+\\+ kernels or Triton's: the backend is",
         ),
         ({"quantization": "fp8"}, "quantization 'fp8' does not work here: it needs the Triton kernels"),
     ],
@@ -112,6 +112,17 @@ def test_auto_on_a_gpu_is_triton(gpu, dtype):
     assert (made.backend, made.note, made.quantization) == ("triton", "", "none")
     assert made.dtype is made.compute_dtype is {"auto": torch.bfloat16}.get(dtype, getattr(torch, dtype, None))
     assert choose("cuda", backend="torch").backend == "torch"
+
+
+def test_rows_of_eight_bits_on_a_gpu(gpu):
+    gpu((8, 0))
+    assert choose("cuda", quantization="int8").quantization == "int8"
+    with pytest.raises(InvalidRequestError, match="quantization 'fp8' does not work here: it needs compute capability"):
+        choose("cuda", quantization="fp8")
+    with pytest.raises(InvalidRequestError, match=r"quantization 'int4' needs the CPU's C\+\+ kernels: the backend is"):
+        choose("cuda", quantization="int4")
+    gpu((8, 9))
+    assert choose("cuda", quantization="fp8").quantization == "fp8"
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ def test_a_cpu_expands_and_says_so(saved, backend):
     loaded = load_model(str(saved("llama", "fp8-row")[0]), device="cpu", backend=backend)
     wide = str(loaded.choices.dtype).removeprefix("torch.")
     assert loaded.choices.quantization == "none"
-    assert f"the file's E4M3 weights are expanded to {wide}: it needs the Triton kernels" in loaded.choices.note
+    assert f"the file's E4M3 weights are expanded to {wide}: rows of it need the Triton kernels" in loaded.choices.note
     assert load_model(str(saved("llama", "fp8-row")[0]), device="cpu", quantization="none").choices.note == ""
 
 
@@ -100,6 +100,7 @@ def test_a_cpu_expands_and_says_so(saved, backend):
         ((8, 9), "fp8-row", False, "file", ""),
         ((9, 0), "fp8-row", True, "file", "E4M3 experts are expanded to bfloat16"),
         ((8, 0), "fp8-row", False, "none", "E4M3 weights are expanded to bfloat16: it needs compute capability 8.9"),
+        ((8, 0), "int8-row", False, "file", ""),
         ((9, 0), "fp8-block", False, "none", r"a scale for each block of \(128, 128\) is not one for each row"),
     ],
 )

@@ -45,6 +45,27 @@ def paged_batch(lengths, news, *, slots, heads=4, kv_heads=2, dim=64, dtype=torc
     return PagedBatch(*(part.to(device) for part in parts))
 
 
+def in_eight_bits(batch, kv_dtype, seed=0):
+    """The batch with keys and values in 8 bits, their scales, and the batch that both stand for.
+
+    Scales are anything, not what a store would choose. Slots of nobody keep a poisoned code and a poisoned scale.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    codes, scales, meant = [], [], []
+    for cache in (batch.k_cache, batch.v_cache):
+        scale = torch.rand(cache.shape[:3], generator=generator).to(cache.device) * 0.02 + 0.005
+        scale[cache[..., 0].isnan()] = torch.nan
+        code = (cache.float() / scale[..., None]).clamp(-448, 448).to(torch.float8_e4m3fn)
+        if kv_dtype is torch.int8:
+            code = (cache.float() / scale[..., None]).clamp(-127, 127).nan_to_num(nan=113).to(torch.int8)
+        codes.append(code)
+        scales.append(scale.transpose(1, 2).contiguous())
+        meant.append(code.double() * scale.double()[..., None])
+    k, v = codes
+    scaled = {"k_scale": scales[0], "v_scale": scales[1]}
+    return batch._replace(k_cache=k, v_cache=v), scaled, batch._replace(k_cache=meant[0], v_cache=meant[1])
+
+
 def relative_error(got, expected):
     """‖got − expected‖ / ‖expected‖; NaN anywhere gives NaN, which is below no tolerance."""
     return ((got.double() - expected.double()).norm() / expected.double().norm().clamp(min=1e-30)).item()

@@ -17,6 +17,7 @@ from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
     ThreadsOption,
@@ -41,6 +42,7 @@ def throughput(
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     threads: ThreadsOption = None,
     as_json: AsJson = False,
     out: Out = None,
@@ -49,7 +51,7 @@ def throughput(
     from miniserve.bench.throughput import bench_throughput
 
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    with open_llm(model, how, max_num_seqs=num_requests) as llm:
+    with open_llm(model, how, max_num_seqs=num_requests, kv_cache_dtype=kv_cache_dtype) as llm:
         data = _what_ran(llm.model)
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
     _give(data, as_json, out, tables.throughput)

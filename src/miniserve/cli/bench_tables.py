@@ -62,13 +62,13 @@ def scheduler(data: dict[str, Any]) -> Table:
 
 
 def accuracy(data: dict[str, Any]) -> Table:
-    """What each form of the weights costs."""
-    table = Table("form", "perplexity", "mean |Δ log p|", "same likeliest token", "weights MB",
+    """What each form of the weights, and of keys and values, costs."""
+    table = Table("form", "perplexity", "mean |Δ log p|", "same likeliest token", "weights MB", "KV bytes a token",
                   title=f"{data['model']}, {data['num_tokens']} predictions, windows of {data['window']}")  # fmt: skip
     for name, form in data["forms"].items():
         table.add_row(
             name, f"{form['perplexity']:.3f}", f"{form['mean_abs_logprob_difference']:.5f}",
-            f"{form['top_1_agreement']:.2%}", f"{form['weight_bytes'] / 1e6:.1f}",
+            f"{form['top_1_agreement']:.2%}", f"{form['weight_bytes'] / 1e6:.1f}", f"{form['kv_bytes_per_token']:,}",
         )  # fmt: skip
     return table
 

@@ -14,6 +14,7 @@ from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
     ThreadsOption,
@@ -41,6 +42,7 @@ def chat(
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Talk to a model."""
@@ -48,7 +50,7 @@ def chat(
         import readline  # noqa: F401, gives input() editing keys and a history
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    llm = open_llm(model, how)
+    llm = open_llm(model, how, kv_cache_dtype=kv_cache_dtype)
     typer.echo(f"{llm.settings}. {HELP}", err=True)
     opening = [{"role": "system", "content": system}] if system is not None else []
     messages = list(opening)

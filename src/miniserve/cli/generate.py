@@ -10,6 +10,7 @@ from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
     ThreadsOption,
@@ -44,6 +45,7 @@ def generate(
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
     threads: ThreadsOption = None,
 ) -> None:
     """Continue a text."""
@@ -67,7 +69,7 @@ def generate(
     if prompt == "-":
         prompt = sys.stdin.read()
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    with open_llm(model, how) as llm:
+    with open_llm(model, how, kv_cache_dtype=kv_cache_dtype) as llm:
         tokenizer = llm.tokenizer
         prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
         if stream:

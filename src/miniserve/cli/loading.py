@@ -15,8 +15,9 @@ DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BackendOption = Annotated[str, typer.Option(help="auto, torch, or cpu: C++ kernels, compiled at first use.")]
 QuantizationOption = Annotated[
-    str, typer.Option(help="auto, none; on a CPU int8, int4, or file: the GGUF's own; on a GPU fp8.")
+    str, typer.Option(help="auto, none; on a CPU int8, int4, or file: the GGUF's own; on a GPU int8, fp8.")
 ]
+KVCacheDtypeOption = Annotated[str, typer.Option(help="auto; with Triton or plain torch fp8 or int8: half the memory.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this may use.", min=1)]
 
 

@@ -31,7 +31,16 @@ class Operators(Protocol):
         ...
 
     def rope_store(
-        self, qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor
+        self,
+        qkv: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        k_cache: Tensor,
+        v_cache: Tensor,
+        slots: Tensor,
+        *,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
     ) -> Tensor:
         """See `reference.rope_store`."""
         ...
@@ -44,6 +53,9 @@ class Operators(Protocol):
         query_start: Tensor,
         context_lens: Tensor,
         block_table: Tensor,
+        *,
+        k_scale: Tensor | None = None,
+        v_scale: Tensor | None = None,
     ) -> Tensor:
         """See `reference.paged_attention`."""
         ...

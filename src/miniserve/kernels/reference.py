@@ -12,7 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miniserve.kernels.formats import E4M3, INT8
 from miniserve.kernels.linear_weight import LinearWeight
+
+LARGEST_CODE = {torch.float8_e4m3fn: E4M3.max, torch.int8: INT8.max}  # of keys and values in 8 bits
+LEAST_SCALE = 1e-30  # of a head of zeros
 
 
 def linear(x: Tensor, weight: LinearWeight) -> Tensor:
@@ -95,38 +99,76 @@ def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     return out.squeeze(0).transpose(0, 1)
 
 
-def store_kv(k: Tensor, v: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> None:
+def store_kv(
+    k: Tensor,
+    v: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> None:
     """Write each token's key and value into its slot of the paged cache, in place.
+
+    A cache of 8 bits has a scale for each head of each token, the largest magnitude over the format's largest code. It
+    hangs on nothing but the token's own key or value, and lies in the token's block: whoever has the block has both.
 
     Args:
         k, v: [T, G, D].
-        k_cache, v_cache: [P, S, G, D].
+        k_cache, v_cache: [P, S, G, D], of floats, or float8_e4m3fn or int8, then with scales.
         slots: [T] int64; slot s is block s // S, row s % S. A negative one is padding: nothing is written.
+        k_scale, v_scale: [P, G, S] float32; written too.
     """
     real = slots >= 0
-    k_cache.flatten(0, 1)[slots[real]] = k[real].to(k_cache.dtype)
-    v_cache.flatten(0, 1)[slots[real]] = v[real].to(v_cache.dtype)
+    slots = slots[real]
+    for x, cache, scales in ((k[real], k_cache, k_scale), (v[real], v_cache, v_scale)):
+        if scales is None:
+            cache.flatten(0, 1)[slots] = x.to(cache.dtype)
+            continue
+        scale = x.float().abs().amax(-1).div(LARGEST_CODE[cache.dtype]).clamp(min=LEAST_SCALE)
+        codes = x.float() / scale[..., None]
+        codes = codes.round() if cache.dtype is torch.int8 else codes.clamp(-E4M3.max, E4M3.max)
+        cache.flatten(0, 1)[slots] = codes.to(cache.dtype)
+        scales[slots // cache.shape[1], :, slots % cache.shape[1]] = scale
 
 
-def rope_store(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> Tensor:
+def rope_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> Tensor:
     """Rotate queries and keys, put keys and values into the paged cache, and give the queries back.
 
     Args:
         qkv: [T, N + 2·G, D], the heads of queries, keys and values.
         cos, sin: [T, D/2], float32.
-        k_cache, v_cache, slots: see `store_kv`.
+        k_cache, v_cache, slots, k_scale, v_scale: see `store_kv`.
 
     Returns:
         [T, N, D].
     """
     kv_heads = k_cache.shape[2]
     q, k, v = torch.split(qkv, [qkv.shape[1] - 2 * kv_heads, kv_heads, kv_heads], dim=1)
-    store_kv(apply_rope(k, cos, sin), v, k_cache, v_cache, slots)
+    store_kv(apply_rope(k, cos, sin), v, k_cache, v_cache, slots, k_scale, v_scale)
     return apply_rope(q, cos, sin)
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, query_start: Tensor, context_lens: Tensor, block_table: Tensor
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    block_table: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """`causal_attention` of every sequence of a batch, its past read through its block table.
 
@@ -136,6 +178,7 @@ def paged_attention(
         query_start: [B + 1]; sequence b's queries are rows query_start[b] to query_start[b + 1].
         context_lens: [B], tokens of each sequence in the cache, the new ones included; 0 for a padded row.
         block_table: [B, W] with W >= ceil(context / S) entries used in each row; the others are not read.
+        k_scale, v_scale: of a cache of 8 bits, see `store_kv`.
 
     Returns:
         [T, N, D]; zeros for rows that belong to no sequence or to one of length 0.
@@ -147,9 +190,18 @@ def paged_attention(
         if length == 0 or first == last:
             continue
         blocks = block_table[row, : -(-length // size)].long()
-        k, v = (cache[blocks].flatten(0, 1)[:length].to(q.dtype) for cache in (k_cache, v_cache))
+        k = _read(k_cache, k_scale, blocks, length).to(q.dtype)
+        v = _read(v_cache, v_scale, blocks, length).to(q.dtype)
         out[first:last] = causal_attention(q[first:last], k, v)
     return out
+
+
+def _read(cache: Tensor, scales: Tensor | None, blocks: Tensor, length: int) -> Tensor:
+    """What the first `length` slots of some blocks stand for: [length, G, D]."""
+    rows = cache[blocks].flatten(0, 1)[:length]
+    if scales is None:
+        return rows
+    return rows.float() * scales[blocks].transpose(1, 2).flatten(0, 1)[:length, :, None]
 
 
 def silu_mul(gate_up: Tensor) -> Tensor:

@@ -76,9 +76,9 @@ class Choices:
         """Why the file's codes are not computed with, if so."""
         if not stored.has_row_scales:
             return f"a scale for each block of {stored.shared_by} is not one for each row"
-        if stored.name == "INT8":
-            return "rows of INT8 have no kernels here"
-        return _without_fp8(self.device, self.backend)
+        if self.backend != "triton":
+            return f"rows of it need the Triton kernels, and the backend is {self.backend} on {self.device.type}"
+        return without_fp8(self.device, self.backend) if stored.name == "E4M3" else None
 
 
 def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", quantization: str = "auto") -> Choices:
@@ -92,7 +92,7 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", qua
             and up) or "auto": the fastest that the device has.
         quantization: with the CPU's C++ kernels: "int8" or "int4" for the weights of linear layers, "file" to keep the
             blocks that a GGUF file has, "none", or "auto": "file" if the dtype is "auto" too, else "none". With Triton
-            kernels on a GPU of capability 8.9 and up: "fp8" for E4M3 weights with a scale a row; "auto" is "none", if
+            kernels: weights with a scale a row, "int8", or from capability 8.9 on "fp8" (E4M3); "auto" is "none", if
             the file has no such rows itself (`Choices.for_file`).
 
     Raises:
@@ -106,14 +106,17 @@ def choose(device: str = "auto", dtype: str = "auto", backend: str = "auto", qua
     name, note = choose_backend(backend, place, dtype)
     kind = DTYPES[dtype] if dtype != "auto" else best_dtype(place, name)
     if quantization == "fp8":
-        reason = _without_fp8(place, name)
+        reason = without_fp8(place, name)
         if reason:
             raise InvalidRequestError(f"quantization 'fp8' does not work here: {reason}")
         return Choices(place, name, kind, kind, "fp8", note)
+    if name == "triton" and quantization == "int8":
+        return Choices(place, name, kind, kind, "int8", note)
     if name != "cpu":
         if quantization not in ("auto", "none"):
             reason = note or f"the backend is {name} on {place.type}"
-            raise InvalidRequestError(f"quantization {quantization!r} needs the CPU's C++ kernels: {reason}")
+            kernels = "the CPU's C++ kernels" + (" or Triton's" if quantization == "int8" else "")
+            raise InvalidRequestError(f"quantization {quantization!r} needs {kernels}: {reason}")
         return Choices(place, name, kind, kind, "none", note)
     if quantization == "auto":
         quantization = "file" if dtype == "auto" else "none"
@@ -176,7 +179,8 @@ def without_triton(device: torch.device) -> str | None:
     return None if find_spec("triton") else "the package triton is not installed"
 
 
-def _without_fp8(device: torch.device, backend: str) -> str | None:
+def without_fp8(device: torch.device, backend: str) -> str | None:
+    """Why the kernels do not take E4M3 on `device`, if so."""
     if backend != "triton":
         return f"it needs the Triton kernels, and the backend is {backend} on {device.type}"
     capability = torch.cuda.get_device_capability(device)

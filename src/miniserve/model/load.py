@@ -66,6 +66,7 @@ def load_model(
         ops=choices.ops,
         compute_dtype=choices.compute_dtype,
         quantization=choices.quantization,
+        rows=choices.backend == "triton",
         progress=progress,
     )
     if choices.backend == "cpu":

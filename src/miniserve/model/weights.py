@@ -16,7 +16,7 @@ from torch import Tensor
 from miniserve.errors import InvalidRequestError, TensorError
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.huge_pages import Arena, rounded_up
-from miniserve.kernels.formats import E4M3, Format
+from miniserve.kernels.formats import E4M3, INT8, Format
 from miniserve.kernels.groups import Bits, Groups
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
@@ -115,6 +115,7 @@ def load_weights(
     ops: Operators = reference,
     compute_dtype: torch.dtype | None = None,
     quantization: str = "none",
+    rows: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """A decoder with the checkpoint's weights, converted one tensor at a time.
@@ -124,6 +125,7 @@ def load_weights(
         dtype, device, ops, compute_dtype: of the decoder.
         quantization: of linear layers: "none", "int8", "int4", "fp8" or "file" (see `choices.choose`). Embedding,
             norms, routers and experts stay in `dtype`.
+        rows: whether "int8" means rows with a scale, as a GPU reads them, and not groups.
         progress: called with (tensors done, tensors in all) after each tensor.
 
     Raises:
@@ -133,16 +135,16 @@ def load_weights(
     plan = check_plan(checkpoint)
     decoder = Decoder(checkpoint.config, dtype=dtype, device=device, ops=ops, compute_dtype=compute_dtype)
     targets: dict[str, Tensor] = dict(decoder.named_parameters())
-    packed = packed_forms(checkpoint, decoder, plan, quantization)
+    packed = packed_forms(checkpoint, decoder, plan, quantization, rows=rows)
     awaited = Counter(part.parameter for part in plan)
-    rows: defaultdict[str, list[Groups | Rows]] = defaultdict(list)  # of matrices of which tensors are still to come
+    parts: defaultdict[str, list[Groups | Rows]] = defaultdict(list)  # of matrices of which tensors are still to come
     for done, part in enumerate(plan, start=1):
         form = packed.get(part.parameter)
         awaited[part.parameter] -= 1
         if form:
-            rows[part.parameter].append(_rounded(checkpoint, part.name, form, device, keep=quantization == "file"))
+            parts[part.parameter].append(_rounded(checkpoint, part.name, form, device, keep=quantization == "file"))
             if not awaited[part.parameter]:
-                _pack(decoder, part.parameter, rows.pop(part.parameter))
+                _pack(decoder, part.parameter, parts.pop(part.parameter))
         else:
             target = targets[part.parameter]
             if part.expert is not None:
@@ -153,10 +155,12 @@ def load_weights(
     return decoder.requires_grad_(False).eval()
 
 
-def packed_forms(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str) -> dict[str, Form]:
+def packed_forms(
+    checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str, *, rows: bool = False
+) -> dict[str, Form]:
     """Which linear layers' weights are to be of few bits, and in what form.
 
-    The unembedding, which tokens are told apart by, has 8 bits even with "int4" and stays as it is with "fp8". With
+    The unembedding, which tokens are told apart by, has 8 bits even with "int4" and stays as it is in rows. With
     "file", only what stays exactly what it is in the file: a matrix that is fused from tensors of several types,
     without whole blocks, or in rows of 8 bits that are also looked up as an embedding, is expanded.
     """
@@ -170,17 +174,17 @@ def packed_forms(checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], qua
         if not isinstance(module, Linear) or module_name.endswith(".router"):
             continue
         name = f"{module_name}.weight"
-        if quantization == "fp8":
+        if quantization == "fp8" or (quantization == "int8" and rows):
             if module_name != "unembed":
-                found[name] = E4M3
+                found[name] = E4M3 if quantization == "fp8" else INT8
             continue
         if quantization != "file":
             found[name] = 8 if quantization == "int8" or module_name == "unembed" else 4
             continue
         formats = {checkpoint.row_format(source) for source in sources[name]}
-        if (rows := formats.pop()) and not formats:
+        if (row_format := formats.pop()) and not formats:
             if module_name != "unembed" or decoder.embed is not None:
-                found[name] = rows
+                found[name] = row_format
             continue
         stored = {checkpoint.bits(source) for source in sources[name]}
         bits = stored.pop()

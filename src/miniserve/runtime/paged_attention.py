@@ -15,7 +15,9 @@ class PagedAttention:
 
     def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """qkv [T, N + 2·G, D]; cos and sin [T, D/2] -> [T, N, D]."""
-        keys, values = self._cache.layer(layer)
-        batch = self._batch
-        q = self._ops.rope_store(qkv, cos, sin, keys, values, batch.slot_mapping)
-        return self._ops.paged_attention(q, keys, values, batch.query_start, batch.context_lens, batch.block_table)
+        (keys, values), batch = self._cache.layer(layer), self._batch
+        k_scale, v_scale = self._cache.layer_scales(layer)
+        slots, ops = batch.slot_mapping, self._ops
+        q = ops.rope_store(qkv, cos, sin, keys, values, slots, k_scale=k_scale, v_scale=v_scale)
+        places = batch.query_start, batch.context_lens, batch.block_table
+        return ops.paged_attention(q, keys, values, *places, k_scale=k_scale, v_scale=v_scale)

@@ -77,36 +77,46 @@ def tensor_core_instruction(target, rows):
     return "wgmma.mma_async" if target.major == 9 else "tcgen05.mma"
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_prefill(target, tmp_path):
+@pytest.mark.parametrize(
+    ("target", "kv"),
+    [*((target, "bf16") for target in TARGETS), (Capability(8, 0), "i8"), (Capability(9, 0), "fp8e4nv")],
+    ids=str,
+)
+def test_prefill(target, kv, tmp_path):
     config = prefill_config(target, 256)
     constants = LLAMA | {"HEADS": 4, "BLOCK_Q": config.rows // 4, "TILE": config.tile, "LEAVE_ONES": True}
-    kernel = compiled(attention_kernels.prefill_kernel, target, constants, config.warps, config.stages)
+    constants |= {"SCALED": kv != "bf16"}
+    kernel = compiled(attention_kernels.prefill_kernel, target, constants, config.warps, config.stages, kv)
     check(kernel, target, tmp_path)
     assert tensor_core_instruction(target, config.rows) in kernel.asm["ptx"]
     if target.major == 9:
         check_asynchronous(kernel, tmp_path)
 
 
-@pytest.mark.parametrize("kv", ["bf16", "fp8e4nv"])
-@pytest.mark.parametrize("target", TARGETS, ids=str)
+@pytest.mark.parametrize(
+    ("target", "kv"),
+    [
+        *((target, "bf16") for target in TARGETS),
+        *((target, "fp8e4nv") for target in TARGETS if target >= (8, 9)),  # before, Triton has no E4M3
+        *((target, "i8") for target in TARGETS if target <= (9, 0)),
+    ],
+    ids=str,
+)
 def test_decode(target, kv, tmp_path):
-    if kv == "fp8e4nv" and target < (8, 9):
-        pytest.skip("Triton has no E4M3 before 8.9")
-    config = decode_config(target, 256, e4m3=kv != "bf16")
-    constants = LLAMA | {"HEADS": 16, "ONE_SLICE": False, "TILE": config.tile, "SCALED": kv == "fp8e4nv"}
+    config = decode_config(target, 256, eight_bits=kv != "bf16")
+    constants = LLAMA | {"HEADS": 16, "ONE_SLICE": False, "TILE": config.tile, "SCALED": kv != "bf16"}
     kernel = compiled(attention_kernels.decode_kernel, target, constants, config.warps, config.stages, kv)
     check(kernel, target, tmp_path)
     assert "mma.sync" in kernel.asm["ptx"]
 
 
-@pytest.mark.parametrize("form", ["bf16", "fp8e4nv"])
+@pytest.mark.parametrize("form", ["bf16", "fp8e4nv", "i8"])
 @pytest.mark.parametrize("rows", [1, 16])
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_few_rows(target, rows, form, tmp_path):
     if form == "fp8e4nv" and target < (8, 9):
         pytest.skip("Triton has no E4M3 before 8.9")
-    config = few_rows_config(target, single=rows == 1, e4m3=form != "bf16")
+    config = few_rows_config(target, single=rows == 1, eight_bits=form != "bf16")
     constants = {"SCALED": form != "bf16", "BIASED": False, "K": 4096, "ROWS": rows}
     constants |= {"COLUMNS": config.columns, "DEPTH": config.depth}
     kernel = compiled(few_rows.few_rows_kernel, target, constants, config.warps, config.stages, form)
@@ -159,3 +169,10 @@ def test_experts(target, assignments, gated, tmp_path):
 def test_the_others(kernel, constants, tmp_path):
     target = Capability(9, 0)
     check(compiled(kernel, target, constants, 4, 3), target, tmp_path)
+
+
+@pytest.mark.parametrize("kv", ["fp8e4nv", "i8"])
+def test_the_store_of_eight_bits(kv, tmp_path):
+    target = Capability(9, 0)
+    constants = {"SCALED": True, "N": 32, "G": 8, "SLOTS": 64, "D": 128, "HALF": 64, "HEADS": 8}
+    check(compiled(rowwise.rope_store_kernel, target, constants, 4, 3, kv), target, tmp_path)

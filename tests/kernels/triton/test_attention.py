@@ -5,7 +5,7 @@ import torch
 
 from miniserve.kernels.triton.attention import paged_attention
 from miniserve.kernels.triton.configs import AttentionConfig
-from support.paged import paged_batch, relative_error
+from support.paged import in_eight_bits, paged_batch, relative_error
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 # Tiles of a block, of two blocks, of half a block; None: the table's.
@@ -79,18 +79,30 @@ def test_a_row_has_the_same_bits_alone_and_in_company(device):
         assert torch.equal(paged_attention(*alone, splits=4)[0], together[row])
 
 
-@pytest.mark.parametrize(("lengths", "news"), [([40, 1, 17], [1, 1, 1]), ([40, 20], [30, 20])])
-def test_fp8_cache_with_scales(lengths, news, device):
-    """Keys and values in E4M3: as close as bfloat16 to attention over what the cache stands for."""
-    batch = paged_batch(
-        lengths, news, slots=16, heads=8, dtype=torch.bfloat16, kv_dtype=torch.float8_e4m3fn, device=device
-    )
-    k_scale, v_scale = (torch.tensor(pair, device=device) for pair in ([0.5, 1.5], [2.0, 0.25]))
-    got = paged_attention(*batch, k_scale=k_scale, v_scale=v_scale)
-    scaled = batch._replace(
-        k_cache=batch.k_cache.double() * k_scale[:, None], v_cache=batch.v_cache.double() * v_scale[:, None]
-    )
-    assert relative_error(got, scaled.expected()) < 1e-2
+@pytest.mark.parametrize("batch", BATCHES)
+@pytest.mark.parametrize(
+    ("kv_dtype", "dtype", "slots", "config"),
+    [
+        (torch.float8_e4m3fn, torch.bfloat16, 16, SMALL[1]),
+        (torch.int8, torch.bfloat16, 32, SMALL[0]),
+        (torch.int8, torch.float16, 16, None),
+    ],
+)
+def test_a_cache_of_eight_bits(batch, kv_dtype, dtype, slots, config, device):
+    """As close to attention over what codes and scales stand for as over a cache of the queries' type."""
+    wide = paged_batch(*BATCHES[batch], slots=slots, heads=8, dtype=dtype, device=device)
+    narrow, scales, meant = in_eight_bits(wide, kv_dtype)
+    got = paged_attention(*narrow, **scales, prefill=config, decode=config, splits=3 if config else None)
+    assert relative_error(got, meant.expected()) < TOLERANCE[torch.bfloat16]
+
+
+def test_small_values_do_not_vanish_from_float16(device):
+    """Scales of 1e-6 would, multiplied with a weight of softmax."""
+    wide = paged_batch([130], [1], slots=16, heads=8, dtype=torch.bfloat16, device=device)
+    narrow, scales, meant = in_eight_bits(wide, torch.float8_e4m3fn)
+    got = paged_attention(*narrow, k_scale=scales["k_scale"], v_scale=scales["v_scale"] * 1e-4)
+    expected = meant._replace(v_cache=meant.v_cache * 1e-4).expected()
+    assert relative_error(got, expected) < TOLERANCE[torch.bfloat16]
 
 
 def test_large_scores_stay_finite(device):

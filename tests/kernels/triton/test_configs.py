@@ -12,7 +12,7 @@ from miniserve.kernels.triton.configs import ADA, AMPERE, BLACKWELL, HOPPER, INT
      ((10, 3), BLACKWELL), ((12, 0), ADA), ((12, 1), ADA)],
 )  # fmt: skip
 def test_a_gpu_has_the_newest_row_that_is_not_newer(capability, known):
-    for table in (configs.PREFILL, configs.DECODE, configs.DECODE_E4M3, configs.FEW_ROWS, configs.MANY_ROWS):
+    for table in (configs.PREFILL, configs.DECODE, configs.DECODE_EIGHT_BITS, configs.FEW_ROWS, configs.MANY_ROWS):
         assert configs.row(table, Capability(*capability)) is table[known]
 
 

@@ -6,7 +6,7 @@ import torch
 from miniserve.kernels import reference
 from miniserve.kernels.triton.attention import paged_attention
 from miniserve.kernels.triton.moe import moe
-from support.paged import paged_batch, relative_error
+from support.paged import in_eight_bits, paged_batch, relative_error
 
 LENGTHS = {
     "decode": ([3000, 1, 777, 64, 65, 2049], [1] * 6),
@@ -44,10 +44,9 @@ def test_fp8_cache(batch, device):
     if torch.cuda.get_device_capability() < (8, 9):
         pytest.skip("Triton has no E4M3 before 8.9")
     lengths, news = LENGTHS[batch]
-    kinds = {"dtype": torch.bfloat16, "kv_dtype": torch.float8_e4m3fn, "device": device}
-    arguments = paged_batch(lengths, news, slots=64, heads=32, kv_heads=8, dim=128, **kinds)
-    ones = torch.ones(8, device=device)
-    assert relative_error(paged_attention(*arguments, k_scale=ones, v_scale=ones), arguments.expected()) < 1e-2
+    wide = paged_batch(lengths, news, slots=64, heads=32, kv_heads=8, dim=128, dtype=torch.bfloat16, device=device)
+    narrow, scales, meant = in_eight_bits(wide, torch.float8_e4m3fn)
+    assert relative_error(paged_attention(*narrow, **scales), meant.expected()) < 1e-2
 
 
 def test_the_same_bits_every_time(device):

@@ -79,18 +79,42 @@ def test_rope_store(dtype, heads, kv_heads, dim, device):
     assert torch.equal(qkv, before)
 
 
-def test_rope_store_into_fp8_divides_by_the_scales_and_saturates(device):
-    qkv, cos, sin, k, v, slots = rope_case(torch.bfloat16, device, kv_dtype=torch.float8_e4m3fn)
+@pytest.mark.parametrize("kv_dtype", [torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(6, 2, 80), (9, 3, 64), (2, 2, 96)])
+def test_rope_store_into_eight_bits(heads, kv_heads, dim, kv_dtype, device):
+    """Codes and scales within rounding of the reference's; what is not written, codes and scales, stays as it was."""
+    qkv, cos, sin, k, v, slots = rope_case(torch.bfloat16, device, heads, kv_heads, dim, kv_dtype)
     qkv[0] *= 1000
-    wide_k, wide_v = k.float(), v.float()
-    expected = reference.rope_store(qkv, cos, sin, wide_k, wide_v, slots)
-    k_scale, v_scale = (torch.tensor(pair, device=device) for pair in ([0.5, 1.5], [2.0, 0.25]))
-    close(rowwise.rope_store(qkv, cos, sin, k, v, slots, k_scale=k_scale, v_scale=v_scale), expected)
-    written = slots[slots >= 0]
-    for cache, wide, scale in ((k, wide_k, k_scale), (v, wide_v, v_scale)):
-        got, want = (x.flatten(0, 1)[written].float() for x in (cache, wide))
-        want = (want / scale[:, None]).clamp(-448, 448)
-        assert (
-            (got - want).abs() <= want.abs() * 2**-4 + 2**-10
-        ).all()  # half a step of three bits, or of the smallest
-        assert (cache.flatten(0, 1).float() == 7).all(-1).all(-1).sum() == 64 - len(written)
+    qkv[2, heads:] = 0  # a scale has to be above zero
+    scales = torch.full((2, 4, kv_heads, 16), 3.0, device=device)
+    others = [x.clone() for x in (k, v)], scales.clone()
+    (k_expected, v_expected), scales_expected = others
+    names = "k_scale", "v_scale"
+    expected = reference.rope_store(
+        qkv, cos, sin, k_expected, v_expected, slots, **dict(zip(names, scales_expected, strict=True))
+    )
+    close(rowwise.rope_store(qkv, cos, sin, k, v, slots, **dict(zip(names, scales, strict=True))), expected)
+    torch.testing.assert_close(
+        scales, scales_expected, rtol=1e-2, atol=0
+    )  # the reference rounds keys to bfloat16 first
+    step = 1.0 if kv_dtype is torch.int8 else 32.0  # between neighbouring codes, at the most
+    for got, want in ((k, k_expected), (v, v_expected)):
+        assert (got.float() - want.float()).abs().max() <= step
+        assert (got.float() != want.float()).float().mean() < 0.05
+        untouched = torch.ones(64, dtype=torch.bool, device=device)
+        untouched[slots[slots >= 0]] = False
+        assert (got.flatten(0, 1).float()[untouched] == 7).all()
+    assert (scales.transpose(2, 3).flatten(1, 2)[:, untouched] == 3).all()
+    assert (scales.transpose(2, 3).flatten(1, 2)[:, ~untouched] != 3).all()
+
+
+def test_int8_codes_are_rounded_to_nearest_even(device):
+    """Values that need no rounding of their scale: 127 is the largest, and halves lie between the codes."""
+    qkv, cos, sin, k, v, _ = rope_case(torch.float32, device, 1, 1, 32, torch.int8)
+    qkv[:, 2] = torch.arange(32, device=device) - 7.5
+    qkv[:, 2, 0] = 127
+    scales = torch.zeros(2, 4, 1, 16, device=device)
+    slots = torch.arange(6, device=device)
+    rowwise.rope_store(qkv, cos, sin, k, v, slots, k_scale=scales[0], v_scale=scales[1])
+    assert (scales[1].flatten()[:6] == 1).all()
+    assert torch.equal(v.flatten(0, 1)[:6, 0].float(), qkv[:, 2].round())

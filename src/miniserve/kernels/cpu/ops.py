@@ -53,7 +53,17 @@ def _norm(cpp: Functions, residual: int | None, x: Tensor, weight: Tensor, out: 
     cpp.norm(types, *pointers, x.numel() // size, size, eps, torch.get_num_threads())
 
 
-def rope_store(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: Tensor, slots: Tensor) -> Tensor:
+def rope_store(
+    qkv: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    slots: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
+) -> Tensor:
     """`reference.rope_store`, with its arguments.
 
     Raises:
@@ -63,7 +73,7 @@ def rope_store(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: 
     tokens, heads = qkv.shape[0], qkv.shape[1] - 2 * kv_heads
     caches_fit = k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.dtype is v_cache.dtype
     if cpp is None or not _fit(0, qkv, k_cache) or not caches_fit:
-        return reference.rope_store(qkv, cos, sin, k_cache, v_cache, slots)
+        return reference.rope_store(qkv, cos, sin, k_cache, v_cache, slots, k_scale=k_scale, v_scale=v_scale)
     qkv, cos, sin, slots = qkv.contiguous(), cos.contiguous(), sin.contiguous(), slots.contiguous()
     q = qkv.new_empty(tokens, heads, dim)
     inputs = [x.data_ptr() for x in (qkv, cos, sin)]
@@ -76,7 +86,15 @@ def rope_store(qkv: Tensor, cos: Tensor, sin: Tensor, k_cache: Tensor, v_cache: 
 
 
 def paged_attention(
-    q: Tensor, k_cache: Tensor, v_cache: Tensor, query_start: Tensor, context_lens: Tensor, block_table: Tensor
+    q: Tensor,
+    k_cache: Tensor,
+    v_cache: Tensor,
+    query_start: Tensor,
+    context_lens: Tensor,
+    block_table: Tensor,
+    *,
+    k_scale: Tensor | None = None,
+    v_scale: Tensor | None = None,
 ) -> Tensor:
     """`reference.paged_attention`, with its arguments.
 
@@ -87,7 +105,8 @@ def paged_attention(
     blocks, block_size, kv_heads, _ = k_cache.shape
     caches_fit = k_cache.is_contiguous() and v_cache.is_contiguous() and k_cache.dtype is v_cache.dtype
     if cpp is None or not _fit(dim, q, k_cache) or not caches_fit or heads > MAX_GROUP * kv_heads:
-        return reference.paged_attention(q, k_cache, v_cache, query_start, context_lens, block_table)
+        places = query_start, context_lens, block_table
+        return reference.paged_attention(q, k_cache, v_cache, *places, k_scale=k_scale, v_scale=v_scale)
     q, lists = q.contiguous(), [x.int().contiguous() for x in (query_start, context_lens, block_table)]
     out, (batch, width) = torch.empty_like(q), block_table.shape
     pointers = [x.data_ptr() for x in (q, k_cache, v_cache, *lists, out)]

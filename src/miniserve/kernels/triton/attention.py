@@ -1,8 +1,8 @@
 """`paged_attention`: which attention kernels a batch needs, in what tiles, launched without waiting for the device.
 
 A batch of as many tokens as sequences is a step of decodes. Any other may hold both kinds of sequences: both kernels
-are launched, and each leaves the other's alone. Keys and values may be E4M3 with a scale for each key/value head; then
-queries are multiplied as float16, whose largest number is 65504.
+are launched, and each leaves the other's alone. Keys and values may be E4M3 or INT8 with a scale for each head of each
+token; over E4M3 the products are float16's, whose largest number is 65504.
 """
 
 import math
@@ -46,7 +46,7 @@ def paged_attention(
     Args:
         q, k_cache, v_cache, query_start, context_lens, block_table: the reference's; the last three int32, a cache's
             block size a multiple of 16 unless the tile is smaller.
-        k_scale, v_scale: [G] float32, what a stored key or value is multiplied with; both or none.
+        k_scale, v_scale: the reference's, contiguous; both or none.
         prefill, decode, splits: tiles and slices other than those of `configs`.
     """
     tokens, heads, dim = q.shape
@@ -61,6 +61,7 @@ def paged_attention(
     caches = k_cache, v_cache
     strides = block_table.stride(0), k_cache.stride(0), k_cache.stride(1), k_cache.stride(2)
     scales = (q, q) if k_scale is None or v_scale is None else (k_scale, v_scale)
+    stride_scale = 0 if k_scale is None else k_scale.stride(0)
     shape = {"GROUP": group, "SLOTS": slots, "D": dim, "DIM": padded_dim}
     shape |= {"SCALED": k_scale is not None}
     scale = LOG2_E / math.sqrt(dim)
@@ -70,18 +71,18 @@ def paged_attention(
         block_q = max(1, max(config.rows, SHORTEST) // padded)
         prefill_kernel[(tokens // block_q + batch + 1, kv_heads)](
             q, *caches, out, query_start, context_lens, block_table, *scales,
-            batch, tokens, q.stride(0), out.stride(0), *strides, scale,
+            batch, tokens, q.stride(0), out.stride(0), *strides, stride_scale, scale,
             LEAVE_ONES=batch > 1, HEADS=padded, BLOCK_Q=block_q, TILE=config.tile, **shape,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip
     if only_ones or batch > 1:
-        config = decode or decode_config(of, row_bytes, e4m3=k_cache.dtype is torch.float8_e4m3fn)
+        config = decode or decode_config(of, row_bytes, eight_bits=k_cache.itemsize == 1)
         splits = splits or num_splits(batch * kv_heads, width * slots, config.tile, multiprocessors(q.device))
         part = torch.empty(batch, heads, splits, dim if splits > 1 else 0, dtype=torch.float32, device=q.device)
         maxima, sums = torch.empty(2, batch, heads, splits, dtype=torch.float32, device=q.device)
         decode_kernel[(kv_heads, splits, batch)](
             q, *caches, out, part, maxima, sums, query_start, context_lens, block_table, *scales,
-            q.stride(0), out.stride(0), *strides, scale,
+            q.stride(0), out.stride(0), *strides, stride_scale, scale,
             HEADS=max(SHORTEST, triton.next_power_of_2(group)), ONE_SLICE=splits == 1, TILE=config.tile, **shape,
             num_warps=config.warps, num_stages=config.stages,
         )  # fmt: skip

@@ -4,8 +4,11 @@
 and goes over the cache up to the last key that its tokens see. `decode_kernel`: a program has one sequence's only new
 token, the heads that share one key/value head, and one slice of the cache; `combine_kernel` joins the slices. The
 softmax is taken piece by piece (Milakov and Gimelshein 2018, "Online normalizer calculation for softmax"; Dao 2023,
-"FlashAttention-2"), in float32 and base 2. Slots that a sequence does not own are never read. Over a cache in E4M3 the
-products are float16's, which a GPU makes of E4M3 in one step, and exactly.
+"FlashAttention-2"), in float32 and base 2. Slots that a sequence does not own are never read.
+
+SCALED: the cache has 8 bits, and scales [P, G, S] beside. A key's stands outside its product with a query, and is
+multiplied with the score; a value's goes to its weight. Over E4M3 the products are float16's, which a GPU makes of E4M3
+in one step, and exactly; over INT8 they are the queries' own.
 
 Rows of a tile are tokens times heads: row m is token m // HEADS and head m % HEADS of the group, padded to powers of 2.
 """
@@ -37,22 +40,32 @@ def _for_products(q, k_ptr):
 
 
 @triton.jit
+def _largest_code(k_ptr):
+    """Of the cache's type: with it a value's scale is as large as the value, and no weight too small for float16."""
+    if k_ptr.dtype.element_ty == tl.int8:
+        return 127.0
+    return 448.0
+
+
+@triton.jit
 def _attend(
-    q, q_pos, acc, m, l, lo, hi, length, k_ptr, v_ptr, table_ptr, stride_block, stride_slot, scale,
-    MASKED: tl.constexpr, CAUSAL: tl.constexpr, STAGES: tl.constexpr, SLOTS: tl.constexpr, TILE: tl.constexpr,
-    D: tl.constexpr, DIM: tl.constexpr,
+    q, q_pos, acc, m, l, lo, hi, length, k_ptr, v_ptr, k_scale_ptr, v_scale_ptr, table_ptr,
+    stride_block, stride_slot, stride_scale, scale,
+    SCALED: tl.constexpr, MASKED: tl.constexpr, CAUSAL: tl.constexpr, STAGES: tl.constexpr, SLOTS: tl.constexpr,
+    TILE: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
     """Take the cache's positions from lo to hi into (acc, m, l): sums [M, DIM], maximum and normaliser [M], log2.
 
     Not MASKED: hi - lo is whole tiles, and every row sees all of them. Else keys from `length` on, and with CAUSAL
     those behind a row's own position, are left out; each row must have seen a key by the end of its first tile.
-    STAGES: tiles in flight; None: the launch's.
+    STAGES: tiles in flight; None: the launch's. SCALED: sums are to be divided by `_largest_code`.
     """
     dims = tl.arange(0, DIM)
     block = _blocks(table_ptr, lo, hi, length, SLOTS, TILE)
     for start in tl.range(lo, hi, TILE, num_stages=STAGES):
         positions = start + tl.arange(0, TILE)
         rows = block * stride_block + (positions % SLOTS) * stride_slot
+        scales_at = block * stride_scale + positions % SLOTS
         # The next tile's, a tile ahead: loads that wait for another load of their own pass are not pipelined deeply.
         block = _blocks(table_ptr, start + TILE, hi, length, SLOTS, TILE)
         at = rows[:, None] + dims[None, :]
@@ -65,6 +78,9 @@ def _attend(
             there = (dims < D)[None, :]
             k, v = tl.load(k_ptr + at, mask=there, other=0.0), tl.load(v_ptr + at, mask=there, other=0.0)
         scores = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision="ieee")
+        if SCALED:
+            owned = positions < length
+            scores *= tl.load(k_scale_ptr + scales_at, mask=owned, other=0.0)[None, :]
         if MASKED:
             seen = (positions < length)[None, :]
             if CAUSAL:
@@ -74,6 +90,9 @@ def _attend(
         weights = tl.exp2(scores * scale - highest[:, None])
         shrink = tl.exp2(m - highest)
         l = l * shrink + tl.sum(weights, 1)
+        if SCALED:
+            v_scale = tl.load(v_scale_ptr + scales_at, mask=owned, other=0.0)
+            weights *= (v_scale * _largest_code(k_ptr))[None, :]
         acc = tl.dot(weights.to(q.dtype), v.to(q.dtype), acc * shrink[:, None], input_precision="ieee")
         m = highest
     return acc, m, l
@@ -82,7 +101,8 @@ def _attend(
 @triton.jit(do_not_specialize=["num_sequences", "num_tokens", "stride_table"])
 def prefill_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, start_ptr, length_ptr, table_ptr, k_scale_ptr, v_scale_ptr,
-    num_sequences, num_tokens, stride_token, stride_out, stride_table, stride_block, stride_slot, stride_head, scale,
+    num_sequences, num_tokens, stride_token, stride_out, stride_table, stride_block, stride_slot, stride_head,
+    stride_scale, scale,
     LEAVE_ONES: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCK_Q: tl.constexpr,
     SLOTS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -125,30 +145,29 @@ def prefill_kernel(
     m = tl.full([M], float("-inf"), tl.float32)
     l = tl.zeros([M], tl.float32)
     k_head, v_head = k_ptr + kv_head * stride_head, v_ptr + kv_head * stride_head
+    k_scales, v_scales = k_scale_ptr + kv_head * SLOTS, v_scale_ptr + kv_head * SLOTS
     table = table_ptr + low.to(tl.int64) * stride_table
-    if SCALED:
-        scale *= tl.load(k_scale_ptr + kv_head)
     end = tl.where(length > 0, tl.minimum(length, past + begin + BLOCK_Q), 0)
     seen_by_all = tl.maximum(tl.minimum(past + begin + 1, end), 0) // TILE * TILE
     acc, m, l = _attend(
-        q, q_pos, acc, m, l, 0, seen_by_all, length, k_head, v_head, table, stride_block, stride_slot, scale,
-        False, True, None, SLOTS, TILE, D, DIM,
+        q, q_pos, acc, m, l, 0, seen_by_all, length, k_head, v_head, k_scales, v_scales, table,
+        stride_block, stride_slot, stride_scale, scale, SCALED, False, True, None, SLOTS, TILE, D, DIM,
     )  # fmt: skip
     # The few tiles with a mask one by one: in flight, they would make ptxas serialise the products of those without.
     acc, m, l = _attend(
-        q, q_pos, acc, m, l, seen_by_all, end, length, k_head, v_head, table, stride_block, stride_slot, scale,
-        True, True, 1, SLOTS, TILE, D, DIM,
+        q, q_pos, acc, m, l, seen_by_all, end, length, k_head, v_head, k_scales, v_scales, table,
+        stride_block, stride_slot, stride_scale, scale, SCALED, True, True, 1, SLOTS, TILE, D, DIM,
     )  # fmt: skip
     weight = 1.0 / tl.where(l > 0, l, 1.0)
     if SCALED:
-        weight *= tl.load(v_scale_ptr + kv_head)
+        weight /= _largest_code(k_ptr)
     tl.store(out_ptr + at * stride_out + heads, (acc * weight[:, None]).to(out_ptr.dtype.element_ty), mask=there)
 
 
 @triton.jit(do_not_specialize=["stride_table"])
 def decode_kernel(
     q_ptr, k_ptr, v_ptr, out_ptr, part_ptr, m_ptr, l_ptr, start_ptr, length_ptr, table_ptr, k_scale_ptr, v_scale_ptr,
-    stride_token, stride_out, stride_table, stride_block, stride_slot, stride_head, scale,
+    stride_token, stride_out, stride_table, stride_block, stride_slot, stride_head, stride_scale, scale,
     ONE_SLICE: tl.constexpr, SCALED: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
     SLOTS: tl.constexpr, TILE: tl.constexpr, D: tl.constexpr, DIM: tl.constexpr,
 ):  # fmt: skip
@@ -174,16 +193,15 @@ def decode_kernel(
     acc = tl.zeros([HEADS, DIM], tl.float32)
     m = tl.full([HEADS], float("-inf"), tl.float32)
     l = tl.zeros([HEADS], tl.float32)
-    if SCALED:
-        scale *= tl.load(k_scale_ptr + kv_head)
     k_head, v_head = k_ptr + kv_head * stride_head, v_ptr + kv_head * stride_head
+    k_scales, v_scales = k_scale_ptr + kv_head * SLOTS, v_scale_ptr + kv_head * SLOTS
     table = table_ptr + row.to(tl.int64) * stride_table
     acc, m, l = _attend(
-        q, heads, acc, m, l, lo, hi, length, k_head, v_head, table, stride_block, stride_slot, scale,
-        True, False, None, SLOTS, TILE, D, DIM,
+        q, heads, acc, m, l, lo, hi, length, k_head, v_head, k_scales, v_scales, table,
+        stride_block, stride_slot, stride_scale, scale, SCALED, True, False, None, SLOTS, TILE, D, DIM,
     )  # fmt: skip
     if SCALED:
-        acc *= tl.load(v_scale_ptr + kv_head)
+        acc /= _largest_code(k_ptr)
     if ONE_SLICE:
         acc = acc / tl.where(l > 0, l, 1.0)[:, None]
         tl.store(out_ptr + first.to(tl.int64) * stride_out + at, acc.to(out_ptr.dtype.element_ty), mask=there)

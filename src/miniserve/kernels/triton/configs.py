@@ -88,7 +88,7 @@ DECODE: dict[Capability, AttentionConfig] = {
     HOPPER: AttentionConfig(rows=16, tile=32, warps=1, stages=3),
     BLACKWELL: AttentionConfig(rows=16, tile=64, warps=4, stages=3),
 }
-DECODE_E4M3: Mapping[Capability, AttentionConfig] = DECODE | {
+DECODE_EIGHT_BITS: Mapping[Capability, AttentionConfig] = DECODE | {
     HOPPER: AttentionConfig(rows=16, tile=64, warps=2, stages=3),
 }
 # Few rows an expert, as in decode: the weights' bytes are what counts. Many: the tensor cores.
@@ -106,12 +106,12 @@ MANY_ROWS: Mapping[Capability, GemmConfig] = {
     HOPPER: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
     BLACKWELL: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
 }
-# One row of x, and a few; W of 16 bits, and of 8. Found by search on an H100, and only there.
+# One row of x, and a few; W of 16 bits, and of 8. Found by search on an H100, and only there; for 8 bits with E4M3.
 SINGLE_ROW: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
     AMPERE: FewRowsConfig(columns=1, depth=2048, warps=4, stages=3),
 }
-SINGLE_ROW_E4M3: Mapping[Capability, FewRowsConfig] = {
+SINGLE_ROW_EIGHT_BITS: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
     AMPERE: FewRowsConfig(columns=2, depth=2048, warps=4, stages=2),
 }
@@ -151,9 +151,9 @@ def prefill_config(of: Capability, row_bytes: int) -> AttentionConfig:
     return _fitting(row(PREFILL, of), row_bytes)
 
 
-def decode_config(of: Capability, row_bytes: int, *, e4m3: bool = False) -> AttentionConfig:
-    """As `prefill_config`; e4m3: for a cache of it."""
-    return _fitting(row(DECODE_E4M3 if e4m3 else DECODE, of), row_bytes)
+def decode_config(of: Capability, row_bytes: int, *, eight_bits: bool = False) -> AttentionConfig:
+    """As `prefill_config`; eight_bits: for a cache of these."""
+    return _fitting(row(DECODE_EIGHT_BITS if eight_bits else DECODE, of), row_bytes)
 
 
 def _fitting(config: AttentionConfig, row_bytes: int) -> AttentionConfig:
@@ -185,8 +185,8 @@ def gemm_config(of: Capability, assignments: int, experts: int, element_size: in
     return many if assignments >= experts * many.rows // 2 else few
 
 
-def few_rows_config(of: Capability, *, single: bool, e4m3: bool) -> FewRowsConfig:
-    """For one row of x or for several, and W of 16 bits or E4M3."""
+def few_rows_config(of: Capability, *, single: bool, eight_bits: bool) -> FewRowsConfig:
+    """For one row of x or for several, and W of 16 bits or 8."""
     if single:
-        return row(SINGLE_ROW_E4M3 if e4m3 else SINGLE_ROW, of)
+        return row(SINGLE_ROW_EIGHT_BITS if eight_bits else SINGLE_ROW, of)
     return row(SEVERAL_ROWS, of)

@@ -69,7 +69,7 @@ def few_rows_linear(
 
     Args:
         x: [T, K] bfloat16 or float16, T at most 16, rows side by side or apart, each contiguous.
-        weight: [N, K], contiguous, of x's dtype; or float8_e4m3fn, then with scales.
+        weight: [N, K], contiguous, of x's dtype; or float8_e4m3fn or int8, then with scales.
         scales: [N] or [N, 1] float32.
         bias: [N].
         config: tiles; None: those of the table.
@@ -78,7 +78,7 @@ def few_rows_linear(
         [T, N] in x's dtype.
     """
     (count, depth), outputs = x.shape, len(weight)
-    config = config or few_rows_config(capability(x.device), single=count == 1, e4m3=scales is not None)
+    config = config or few_rows_config(capability(x.device), single=count == 1, eight_bits=scales is not None)
     out = torch.empty(count, outputs, dtype=x.dtype, device=x.device)
     few_rows_kernel[(triton.cdiv(outputs, config.columns),)](
         x, weight, scales, bias, out, count, outputs, x.stride(0),

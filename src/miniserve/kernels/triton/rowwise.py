@@ -16,6 +16,10 @@ from miniserve.kernels.scaled_gemm import Rows
 
 ELEMENTS = 2048  # that a program of four warps takes at a time
 E4M3_MAX = tl.constexpr(448.0)
+INT8_MAX = tl.constexpr(127.0)
+LEAST_SCALE = tl.constexpr(1e-30)
+# A float32 has no bits for fractions beyond 2^23: added and taken off again, this rounds to the nearest, ties to even.
+ROUNDING = tl.constexpr(1.5 * 2.0**23)
 
 
 @triton.jit(do_not_specialize=["num_rows", "inner"])
@@ -62,7 +66,10 @@ def rope_store_kernel(
     SCALED: tl.constexpr, N: tl.constexpr, G: tl.constexpr, SLOTS: tl.constexpr, D: tl.constexpr, HALF: tl.constexpr,
     HEADS: tl.constexpr,
 ):  # fmt: skip
-    """HEADS of a token's N + 2 G heads, whichever of queries, keys and values they are. Grid: (T, heads / HEADS)."""
+    """HEADS of a token's N + 2 G heads, whichever of queries, keys and values they are. Grid: (T, heads / HEADS).
+
+    SCALED: keys and values are stored in 8 bits, and their scales to k_scale and v_scale [P, G, S].
+    """
     token = tl.program_id(0).to(tl.int64)
     heads = tl.program_id(1) * HEADS + tl.arange(0, HEADS)
     pairs = tl.arange(0, HALF)
@@ -86,14 +93,19 @@ def rope_store_kernel(
     is_value = there & is_value & (slot >= 0)
     kv_head = tl.where(heads < N + G, heads - N, heads - N - G)
     if SCALED:
-        known = (heads >= N) & (heads < N + 2 * G)
-        k_scale = tl.load(k_scale_ptr + kv_head, mask=known & (heads < N + G), other=1.0)
-        v_scale = tl.load(v_scale_ptr + kv_head, mask=known & (heads >= N + G), other=1.0)
-        turned_first /= (k_scale * v_scale)[:, None]  # one of the two is 1
-        turned_second /= (k_scale * v_scale)[:, None]
-    if k_ptr.dtype.element_ty == tl.float8e4nv:
-        turned_first = tl.clamp(turned_first, -E4M3_MAX, E4M3_MAX)
-        turned_second = tl.clamp(turned_second, -E4M3_MAX, E4M3_MAX)
+        is_int8: tl.constexpr = k_ptr.dtype.element_ty == tl.int8
+        most: tl.constexpr = INT8_MAX if is_int8 else E4M3_MAX
+        largest = tl.max(tl.maximum(tl.abs(turned_first), tl.abs(turned_second)), 1)
+        scale = tl.maximum(largest / most, LEAST_SCALE)
+        scale_at = (slot // SLOTS * G + kv_head) * SLOTS + slot % SLOTS
+        is_stored = (heads >= N) & (heads < N + 2 * G) & (slot >= 0)
+        tl.store(k_scale_ptr + scale_at, scale, mask=is_stored & (heads < N + G))
+        tl.store(v_scale_ptr + scale_at, scale, mask=is_stored & (heads >= N + G))
+        turned_first = tl.clamp(turned_first / scale[:, None], -most, most)
+        turned_second = tl.clamp(turned_second / scale[:, None], -most, most)
+        if is_int8:
+            turned_first = turned_first + ROUNDING - ROUNDING
+            turned_second = turned_second + ROUNDING - ROUNDING
     stored_first, stored_second = (
         turned_first.to(k_ptr.dtype.element_ty),
         turned_second.to(k_ptr.dtype.element_ty),
@@ -163,12 +175,7 @@ def rope_store(
     k_scale: Tensor | None = None,
     v_scale: Tensor | None = None,
 ) -> Tensor:
-    """`reference.rope_store`, with its arguments and scales.
-
-    Args:
-        qkv, cos, sin, k_cache, v_cache, slots: the reference's. A slot behind the cache's end is not noticed.
-        k_scale, v_scale: [G] float32, what keys and values are divided by before they are stored; both or none.
-    """
+    """`reference.rope_store`, with its arguments. A slot behind the cache's end is not noticed."""
     (_, block_size, kv_heads, dim), tokens = k_cache.shape, qkv.shape[0]
     heads = qkv.shape[1] - 2 * kv_heads
     qkv, cos, sin = qkv.contiguous(), cos.contiguous(), sin.contiguous()
