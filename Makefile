@@ -35,7 +35,7 @@ lint: $(VENV)/dev.stamp  ## style, types, floors, spelling
 
 test: lint  ## everything CI runs
 	$(BIN)/miniserve models pull $(MODEL)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 book-html: $(VENV)/dev.stamp  ## build the web book, warnings as errors
 	$(BIN)/miniserve models pull $(MODEL)

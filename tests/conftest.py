@@ -12,6 +12,13 @@ import pytest
 from support import tiny_models
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in several processes, a file's stay together, as they share fixtures; so do all of the site's."""
+    for item in items:
+        group = "site" if "site" in getattr(item, "fixturenames", ()) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def smollm2_gguf() -> Path:
     """The default model's file, which `make test` has fetched. Elsewhere the test is skipped, saying how to get it."""
