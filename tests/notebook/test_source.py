@@ -50,7 +50,7 @@ def test_a_fence_inside_the_code_does_not_end_the_block():
     assert markdown.count("`````") == 2
 
 
-@pytest.mark.parametrize("thing", [math.sqrt, 3, "text", int])
+@pytest.mark.parametrize("thing", [math.sqrt, 3, int])
 def test_no_source_is_an_error_that_names_it(thing):
     with pytest.raises(InvalidRequestError, match="has no Python source"):
         show_source(thing)
@@ -62,3 +62,29 @@ def test_the_repository_is_read_from_the_nearest_config(tmp_path):
     )
     (tmp_path / "deep" / "er").mkdir(parents=True)
     assert repository(tmp_path / "deep" / "er") == (tmp_path, "https://example.org/a/b", "dev")
+
+
+@pytest.mark.parametrize(
+    ("place", "first", "last", "language"),
+    [
+        ("miniserve/kernels/triton/rowwise.py:silu_mul_kernel", "@triton.jit", "    tl.store(", "python"),
+        ("miniserve/kernels/cpu/dense.cpp:ms_dense_layers", "EXPORTED int ms_dense_layers(", "}", "cpp"),
+    ],
+)
+def test_a_name_in_a_file_that_is_not_imported(place, first, last, language):
+    source = show_source(place)
+    lines = str(source).splitlines()
+    assert lines[0].startswith(first)
+    assert lines[-1].startswith(last)
+    path = Path(miniserve.errors.__file__).parents[1] / place.partition(":")[0]
+    assert path.read_text(encoding="utf-8").splitlines()[source.first - 1 : source.last] == lines
+    assert f"```{language}\n" in source._repr_mimebundle_()["text/markdown"]
+
+
+@pytest.mark.parametrize(
+    "place",
+    ["text", "miniserve/nothing.py:f", "miniserve/errors.py:nothing", "miniserve/kernels/cpu/dense.cpp:ms_norm"],
+)
+def test_what_is_not_in_the_file_is_refused(place):
+    with pytest.raises(InvalidRequestError, match="show_source"):
+        show_source(place)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from miniserve.notebook.explorer import Axis, Explorer, grid_error
+    from miniserve.notebook.ledger import Entry, Ledger
     from miniserve.notebook.results import Measurement, load_results, status_box
     from miniserve.notebook.source import show_source
     from miniserve.notebook.style import COLORS, label_lines, show_figure, use_book_style
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
 _LAZY = {
     "COLORS": "style",
     "Axis": "explorer",
+    "Entry": "ledger",
     "Explorer": "explorer",
+    "Ledger": "ledger",
     "Measurement": "results",
     "format_value": "units",
     "grid_error": "explorer",
@@ -32,7 +35,9 @@ _LAZY = {
 __all__ = [
     "COLORS",
     "Axis",
+    "Entry",
     "Explorer",
+    "Ledger",
     "Measurement",
     "format_value",
     "grid_error",

@@ -2,9 +2,11 @@
 
 Chapters never retype code: they show what runs. The output is Markdown, which the book, JupyterLab and Colab each
 highlight in their own light or dark colours. The repository's address comes from the nearest `_config.yml`; where there
-is none (an installed package) the path stands alone. It reads files and imports nothing but what it is given.
+is none (an installed package) the path stands alone. It reads files and imports nothing but what it is given: kernels
+for another machine, or in C++, are found by their file and name.
 """
 
+import ast
 import inspect
 import re
 from pathlib import Path
@@ -13,6 +15,8 @@ from typing import Any
 
 from miniserve.errors import InvalidRequestError
 
+_PACKAGES = Path(__file__).resolve().parents[2]
+_LANGUAGES = {".py": "python", ".cpp": "cpp", ".h": "cpp"}
 _REPOSITORY = re.compile(r"^repository:[ \t]*\n((?:[ \t]+.*\n|[ \t]*#.*\n|\n)+)", re.MULTILINE)
 
 
@@ -46,17 +50,22 @@ class Source:
         fence = "`" * max(3, longest + 1)
         place = f"[`{self.path}`]({self.url})" if self.url else f"`{self.path}`"
         where = f"{place}, lines {self.first}–{self.last}"
-        return {"text/markdown": f"{where}\n\n{fence}python\n{self.text.rstrip()}\n{fence}\n", "text/plain": repr(self)}
+        code = f"{fence}{_LANGUAGES[Path(self.path).suffix]}\n{self.text.rstrip()}\n{fence}\n"
+        return {"text/markdown": f"{where}\n\n{code}", "text/plain": repr(self)}
 
 
 def show_source(obj: Any, *, link: bool = True) -> Source:
-    """The source of `obj`: a module (its whole file), class, function or method.
+    """The source of `obj`: a module (its whole file), class, function or method; or what "file:name" names, unimported.
 
         show_source(miniserve.model.generate)      # the file
         show_source(BlockPool.allocate)            # one method, with its decorators
+        show_source("miniserve/kernels/cpu/dense.cpp:ms_dense_layers")
 
-    Raises `InvalidRequestError` for what has no Python source (a value, a built-in, a compiled extension).
+    Raises `InvalidRequestError` for what has no source (a value, a built-in, a compiled extension, a name not there).
     """
+    if isinstance(obj, str):
+        path, first, lines = _named(obj)
+        return _placed(path, lines, first, whole=False, link=link)
     target = inspect.unwrap(obj.fget if isinstance(obj, property) and obj.fget else obj)
     try:
         file = inspect.getsourcefile(target)
@@ -67,7 +76,10 @@ def show_source(obj: Any, *, link: bool = True) -> Source:
         name = getattr(obj, "__qualname__", getattr(obj, "__name__", repr(obj)))
         raise InvalidRequestError(f"show_source: {name} has no Python source; give it a module, class or function")
     whole = isinstance(target, ModuleType)
-    path, first = Path(file).resolve(), 1 if whole else start
+    return _placed(Path(file).resolve(), lines, 1 if whole else start, whole=whole, link=link)
+
+
+def _placed(path: Path, lines: list[str], first: int, *, whole: bool, link: bool) -> Source:
     last = first + len(lines) - 1
     text = "".join(lines) if whole else inspect.cleandoc("\n" + "".join(lines))
     found = repository(path.parent)
@@ -79,3 +91,31 @@ def show_source(obj: Any, *, link: bool = True) -> Source:
     shown = path.relative_to(root).as_posix()
     anchor = "" if whole else f"#L{first}-L{last}"
     return Source(text, shown, first, last, f"{url}/blob/{branch}/{shown}{anchor}" if link else None)
+
+
+def _named(place: str) -> tuple[Path, int, list[str]]:
+    """The file, the first line's number and the lines of "path:name"; a path begins with the package's name."""
+    file, _, name = place.partition(":")
+    path = _PACKAGES / file
+    if path.suffix not in _LANGUAGES or not path.is_file():
+        raise InvalidRequestError(f"show_source: there is no source file {file!r}")
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    span = (_in_python if path.suffix == ".py" else _in_cpp)("".join(lines), name)
+    if span is None:
+        raise InvalidRequestError(f"show_source: {file} has no {name!r}")
+    return path, span[0], lines[span[0] - 1 : span[1]]
+
+
+def _in_python(text: str, name: str) -> tuple[int, int] | None:
+    """First and last line of a function or class, with its decorators."""
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name == name:
+            first = min([node.lineno, *(decorator.lineno for decorator in node.decorator_list)])
+            return first, node.end_lineno or first
+    return None
+
+
+def _in_cpp(text: str, name: str) -> tuple[int, int] | None:
+    """First and last line of a function: from the line at the margin that names it to the next brace at the margin."""
+    found = re.search(rf"^\S[^\n;]*\b{re.escape(name)}\((?:[^;{{]*)\{{\n.*?^\}}", text, re.MULTILINE | re.DOTALL)
+    return (text.count("\n", 0, found.start()) + 1, text.count("\n", 0, found.end()) + 1) if found else None
