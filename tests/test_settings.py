@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from miniserve import settings
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import load_model
+from miniserve.runtime import trial
 from miniserve.settings import EngineSettings
 
 OPTIONS = {"max_model_len": 64, "max_num_batched_tokens": None, "max_num_seqs": 4, "kv_cache_memory": 2**22}
@@ -17,8 +17,8 @@ OPTIONS |= {"memory_fraction": None, "prefix_caching": True}
 def with_memory(model, free, step, monkeypatch, device="cuda", **options):
     """Settings on a machine that says how much is free, and what the largest step takes."""
     asked = []
-    monkeypatch.setattr(settings, "free_memory", lambda device: free)
-    monkeypatch.setattr(settings, "step_bytes", lambda decoder, *sizes: asked.append(sizes[:3]) or step)
+    monkeypatch.setattr(trial, "free_memory", lambda device: free)
+    monkeypatch.setattr(trial, "step_bytes", lambda decoder, *sizes: asked.append(sizes[:3]) or step)
     model.decoder.device = torch.device(device)
     given = OPTIONS | {"kv_cache_memory": None, "max_num_seqs": 1000, "cuda_graphs": True, "block_size": 16} | options
     return EngineSettings.decide(model, **given), asked

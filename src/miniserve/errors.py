@@ -48,3 +48,7 @@ class InvalidRequestError(MiniserveError):
     """A prompt or a parameter is out of range. The message names it and the limit."""
 
     exit_code = 2
+
+
+class RankError(MiniserveError):
+    """A process that computes a slice of the model failed or ended. The message has its traceback, or how it ended."""

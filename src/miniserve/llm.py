@@ -11,6 +11,7 @@ step, `llm.engine` is the core's engine, `llm.blocks()` says who holds which KV 
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
@@ -24,12 +25,15 @@ from miniserve.core.request import FinishReason
 from miniserve.core.sampling_params import GREEDY, SamplingParams
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
+from miniserve.model.communicator import ALONE
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.outputs import RequestOutput, snapshot
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.interrupts import delayed_interrupt
 from miniserve.runtime.kv_cache import KVCache, choose_kv_dtype
 from miniserve.runtime.model_runner import ModelRunner
+from miniserve.runtime.ranks import Ranks
+from miniserve.runtime.sharded_runner import ShardedModelRunner
 from miniserve.runtime.text_engine import Delta, Generation, TextEngine
 from miniserve.settings import EngineSettings
 
@@ -63,6 +67,8 @@ class LLM:
         memory_fraction: share of the free memory; None: 0.25 on a CPU, 0.85 on a GPU.
         enable_prefix_caching: share full blocks between requests that begin alike.
         cuda_graphs: with Triton kernels, capture decode steps as CUDA graphs, which takes seconds at the start.
+        tensor_parallel_size: how many processes hold the model, each a slice of it: on a CPU they share its threads, of
+            GPUs each takes one. KV memory is then meant for each. Not with a loaded model.
         progress: called with (tensors done, tensors in all) while the weights load.
         on_step: called with a record of each step.
 
@@ -87,31 +93,58 @@ class LLM:
         memory_fraction: float | None = None,
         enable_prefix_caching: bool = True,
         cuda_graphs: bool = True,
+        tensor_parallel_size: int = 1,
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
-        if isinstance(model, LoadedModel):
-            if {dtype, device, backend, quantization} != {"auto"}:
-                raise InvalidRequestError(
-                    "dtype, device, backend and quantization belong to load_model: this model is loaded already"
-                )
-        else:
-            model = load_model(
-                model, dtype=dtype, device=device, backend=backend, quantization=quantization, progress=progress
+        with ExitStack() as stack:
+            ranks, communicator = None, ALONE
+            if isinstance(model, LoadedModel):
+                if {dtype, device, backend, quantization} != {"auto"} or tensor_parallel_size != 1:
+                    raise InvalidRequestError(
+                        "dtype, device, backend, quantization and tensor_parallel_size decide how a model is loaded: "
+                        "this model is loaded already"
+                    )
+            else:
+                how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization}
+                if tensor_parallel_size != 1:
+                    ranks = stack.enter_context(Ranks(model, tensor_parallel_size, **how))
+                    how["device"], communicator = ranks.device, ranks.communicator
+                model = load_model(model, **how, communicator=communicator, progress=progress)
+            self.settings = settings = EngineSettings.decide(
+                model,
+                max_model_len=max_model_len,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_seqs=max_num_seqs,
+                block_size=block_size,
+                kv_cache_memory=kv_cache_memory,
+                kv_cache_dtype=kv_cache_dtype,
+                memory_fraction=memory_fraction,
+                prefix_caching=enable_prefix_caching,
+                cuda_graphs=cuda_graphs,
+                free=ranks.free_beside_steps if ranks else None,
             )
-        self.settings = settings = EngineSettings.decide(
-            model,
-            max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
-            block_size=block_size,
-            kv_cache_memory=kv_cache_memory,
-            kv_cache_dtype=kv_cache_dtype,
-            memory_fraction=memory_fraction,
-            prefix_caching=enable_prefix_caching,
-            cuda_graphs=cuda_graphs,
-        )
-        decoder = model.decoder
+            decoder = model.decoder
+            kv_dtype = choose_kv_dtype(kv_cache_dtype, model.choices)
+            cache = KVCache(
+                decoder.config, settings.num_blocks, settings.block_size, dtype=kv_dtype, device=decoder.device
+            )
+            graphs = None
+            if settings.cuda_graphs:
+                longest = -(-settings.max_model_len // settings.block_size)
+                graphs = DecodeGraphs(
+                    decoder, cache, max_batch=settings.max_num_seqs, max_blocks=longest, block_size=settings.block_size
+                )
+            if ranks:
+                ranks.make_caches(settings.num_blocks, settings.block_size, kv_dtype)
+                runner: ModelRunner = ShardedModelRunner(decoder, cache, settings.block_size, ranks)
+            else:
+                runner = ModelRunner(decoder, cache, settings.block_size, graphs)
+            if settings.backend == "triton":
+                runner.warm_up()
+            self._ranks = stack.pop_all()  # had anything failed, they would have ended here
+        self.model = model
+        self.tokenizer = model.tokenizer
         scheduler = Scheduler(
             BlockPool(settings.num_blocks, settings.block_size),
             max_num_seqs=settings.max_num_seqs,
@@ -119,19 +152,6 @@ class LLM:
             max_model_len=settings.max_model_len,
             prefix_caching=settings.prefix_caching,
         )
-        kv_dtype = choose_kv_dtype(kv_cache_dtype, model.choices)
-        cache = KVCache(model.config, settings.num_blocks, settings.block_size, dtype=kv_dtype, device=decoder.device)
-        self.model = model
-        self.tokenizer = model.tokenizer
-        graphs = None
-        if settings.cuda_graphs:
-            longest = -(-settings.max_model_len // settings.block_size)
-            graphs = DecodeGraphs(
-                decoder, cache, max_batch=settings.max_num_seqs, max_blocks=longest, block_size=settings.block_size
-            )
-        runner = ModelRunner(decoder, cache, settings.block_size, graphs)
-        if settings.backend == "triton":
-            runner.warm_up()
         self.engine = Engine(scheduler, runner, on_step=on_step)
         identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds
         self._text = TextEngine(self.engine, model.tokenizer, identity)
@@ -152,6 +172,7 @@ class LLM:
             self._text.abort_all()
             del self.engine, self._text, self.model
             self._generations.clear()
+            self._ranks.close()
             torch.cuda.empty_cache()  # of a GPU's memory: to the system, not only to PyTorch
 
     def __getattr__(self, name: str) -> Any:

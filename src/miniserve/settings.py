@@ -1,13 +1,15 @@
 """`EngineSettings`: what an engine is built with, every "as you see fit" decided for the device it runs on."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from miniserve.errors import InvalidRequestError
+from miniserve.model.decoder import Decoder
 from miniserve.model.load import LoadedModel
-from miniserve.runtime.kv_cache import KV_DTYPES, block_bytes, choose_kv_dtype, choose_size, free_memory
-from miniserve.runtime.trial import cuda_peak, step_bytes
+from miniserve.runtime.kv_cache import KV_DTYPES, block_bytes, choose_kv_dtype, choose_size
+from miniserve.runtime.trial import free_beside_steps
 
 BLOCK_SIZE = {"cpu": 16, "cuda": 64}
 TRITON_BLOCK_MULTIPLE = 16
@@ -30,10 +32,11 @@ class EngineSettings:
         max_num_seqs: most requests computed at once.
         block_size: tokens of a KV block.
         num_blocks: KV blocks in the pool.
-        kv_cache_bytes: what they take, scales included.
+        kv_cache_bytes: what they take, scales included; on each rank, if there are several.
         kv_cache_dtype: of keys and values: "float32", "bfloat16", "float16", "fp8" or "int8".
         prefix_caching: whether full blocks are shared by content.
-        cuda_graphs: whether decode steps are launched as CUDA graphs: with Triton kernels, which never wait.
+        cuda_graphs: whether decode steps are launched as CUDA graphs: on one GPU with Triton kernels, which never wait.
+        tensor_parallel_size: how many processes hold the model, each a slice of it.
     """
 
     model: str
@@ -51,6 +54,7 @@ class EngineSettings:
     kv_cache_dtype: str
     prefix_caching: bool
     cuda_graphs: bool
+    tensor_parallel_size: int
 
     @classmethod
     def decide(
@@ -66,8 +70,11 @@ class EngineSettings:
         prefix_caching: bool,
         cuda_graphs: bool,
         kv_cache_dtype: str = "auto",
+        free: Callable[[Decoder, int, int, int], int] | None = None,
     ) -> "EngineSettings":
         """Settings for a model whose weights are in memory already. Arguments are those of `LLM`.
+
+        `free` says how many bytes a KV cache could take, as `trial.free_beside_steps` does for one rank, its default.
 
         Raises:
             InvalidRequestError: an argument is out of its range, or memory does not suffice. Names it and the limit.
@@ -94,13 +101,11 @@ class EngineSettings:
             raise InvalidRequestError("kv_cache_memory and memory_fraction exclude each other: both size the KV cache")
         if kv_cache_memory is None:
             fraction = memory_fraction if memory_fraction is not None else MEMORY_FRACTION[device.type]
-            free = free_memory(device)
-            if device.type == "cuda":
-                step = step_bytes(model.decoder, block_size, max_num_batched_tokens, max_num_seqs, cuda_peak(device))
-                free = max(0, free - step)
-            kv_cache_memory = int(free * fraction)
+            free = free_beside_steps if free is None else free
+            kv_cache_memory = int(free(model.decoder, block_size, max_num_batched_tokens, max_num_seqs) * fraction)
+        config, ranks = model.decoder.config, model.decoder.communicator.size
         num_blocks, max_model_len = choose_size(
-            model.config,
+            config,
             block_size=block_size,
             dtype=kv_dtype,
             memory_bytes=kv_cache_memory,
@@ -119,10 +124,11 @@ class EngineSettings:
             max_num_seqs=max_num_seqs,
             block_size=block_size,
             num_blocks=num_blocks,
-            kv_cache_bytes=num_blocks * block_bytes(model.config, block_size, kv_dtype),
+            kv_cache_bytes=num_blocks * block_bytes(config, block_size, kv_dtype),
             kv_cache_dtype=str(kv_dtype).removeprefix("torch.") if kv_cache_dtype == "auto" else kv_cache_dtype,
             prefix_caching=prefix_caching,
-            cuda_graphs=cuda_graphs and model.choices.backend == "triton",
+            cuda_graphs=cuda_graphs and model.choices.backend == "triton" and ranks == 1,
+            tensor_parallel_size=ranks,
         )
 
     def __str__(self) -> str:
@@ -132,5 +138,6 @@ class EngineSettings:
         weights = {"none": "", "file": ", weights as in the file"}.get(
             self.quantization, f", {self.quantization} weights"
         )
+        ranks = f", {self.tensor_parallel_size} ranks" if self.tensor_parallel_size > 1 else ""
         kv = f", {self.kv_cache_dtype} KV" if self.kv_cache_dtype in KV_DTYPES else ""
-        return f"{self.model} on {self.device} ({kernels}), {self.dtype}{weights}{kv}"
+        return f"{self.model} on {self.device} ({kernels}{ranks}), {self.dtype}{weights}{kv}"

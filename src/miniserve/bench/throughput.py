@@ -16,7 +16,10 @@ from miniserve.llm import LLM
 
 
 def bench_throughput(llm: LLM, num_requests: int = 64, *, progress: bool = False) -> dict[str, Any]:
-    """Run both workloads, prefix caching or not as the engine was built. Returns plain numbers, units in the names."""
+    """Run both workloads, prefix caching or not as the engine was built. Returns plain numbers, units in the names.
+
+    Where several ranks share the model, shares are of rank 0's slice and of what it reaches while the others are idle.
+    """
     decoder = llm.model.decoder
     ceilings = measure_ceilings(decoder.device, decoder.compute_dtype)
     jobs = mixed(num_requests, llm.model.config.vocab_size)

@@ -20,6 +20,7 @@ from miniserve.cli.loading import (
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
+    TensorParallelOption,
     ThreadsOption,
     open_llm,
     open_model,
@@ -44,6 +45,7 @@ def throughput(
     quantization: QuantizationOption = "auto",
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
@@ -51,8 +53,9 @@ def throughput(
     from miniserve.bench.throughput import bench_throughput
 
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    with open_llm(model, how, max_num_seqs=num_requests, kv_cache_dtype=kv_cache_dtype) as llm:
-        data = _what_ran(llm.model)
+    options = {"kv_cache_dtype": kv_cache_dtype, "tensor_parallel_size": tensor_parallel_size}
+    with open_llm(model, how, max_num_seqs=num_requests, **options) as llm:
+        data = _what_ran(llm.model) | {"tensor_parallel_size": tensor_parallel_size}
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
     _give(data, as_json, out, tables.throughput)
 

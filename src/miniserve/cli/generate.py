@@ -13,6 +13,7 @@ from miniserve.cli.loading import (
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
+    TensorParallelOption,
     ThreadsOption,
     open_llm,
 )
@@ -47,6 +48,7 @@ def generate(
     quantization: QuantizationOption = "auto",
     kv_cache_dtype: KVCacheDtypeOption = "auto",
     threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
 ) -> None:
     """Continue a text."""
     if stream and (as_json or n > 1):
@@ -69,7 +71,8 @@ def generate(
     if prompt == "-":
         prompt = sys.stdin.read()
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    with open_llm(model, how, kv_cache_dtype=kv_cache_dtype) as llm:
+    options = {"kv_cache_dtype": kv_cache_dtype, "tensor_parallel_size": tensor_parallel_size}
+    with open_llm(model, how, **options) as llm:
         tokenizer = llm.tokenizer
         prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
         if stream:

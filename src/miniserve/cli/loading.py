@@ -1,5 +1,7 @@
 """What the commands share: how a model is asked for, and loading it with a progress bar on stderr."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,10 +21,35 @@ QuantizationOption = Annotated[
 ]
 KVCacheDtypeOption = Annotated[str, typer.Option(help="auto; with Triton or plain torch fp8 or int8: half the memory.")]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this may use.", min=1)]
+TensorParallelOption = Annotated[
+    int,
+    typer.Option("--tensor-parallel-size", help="Processes that hold a slice of the model each, on a GPU each."),
+]
 
 
 def open_model(model: str, how: dict[str, Any]) -> "LoadedModel":
     """Load, showing progress on stderr if that is a terminal. `how`: `threads`, and what `load_model` takes."""
+    with _preparing(model, how) as rest:
+        from miniserve.model.load import load_model
+
+        loaded = load_model(model, **rest)
+    _note(loaded)
+    return loaded
+
+
+def open_llm(model: str, how: dict[str, Any], **options: Any) -> "LLM":
+    """An engine, shown and asked for as in `open_model`. `options` go to `LLM`."""
+    with _preparing(model, how) as rest:
+        from miniserve.llm import LLM
+
+        llm = LLM(model, **rest, **options)
+    _note(llm.model)
+    return llm
+
+
+@contextmanager
+def _preparing(model: str, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Start torch with `threads`; gives the rest of `how`, with a `progress` that moves a bar within the block."""
     console = Console(stderr=True)
     with console.status("starting torch"):
         import torch
@@ -30,7 +57,6 @@ def open_model(model: str, how: dict[str, Any]) -> "LoadedModel":
         from miniserve.hardware.this_machine import num_cores
         from miniserve.kernels.cpu.binding import unavailable
         from miniserve.model.choices import choose_device
-        from miniserve.model.load import load_model
     how = dict(how)
     torch.set_num_threads(how.pop("threads") or num_cores())
     if how["backend"] != "torch" and choose_device(how["device"]).type == "cpu":
@@ -41,15 +67,10 @@ def open_model(model: str, how: dict[str, Any]) -> "LoadedModel":
         *columns, TimeElapsedColumn(), console=console, transient=True, disable=not console.is_terminal
     ) as bar:
         task = bar.add_task(f"loading {model}", total=None, visible=True)
-        loaded = load_model(model, **how, progress=lambda done, total: bar.update(task, completed=done, total=total))
+        yield how | {"progress": lambda done, total: bar.update(task, completed=done, total=total)}
+
+
+def _note(loaded: "LoadedModel") -> None:
     if loaded.choices.note:
+        console = Console(stderr=True)
         console.print(f"note: {loaded.choices.note}", style="yellow", highlight=False, soft_wrap=True)
-    return loaded
-
-
-def open_llm(model: str, how: dict[str, Any], **options: Any) -> "LLM":
-    """An engine around `open_model(model, how)`. `options` go to `LLM`."""
-    loaded = open_model(model, how)
-    from miniserve.llm import LLM
-
-    return LLM(loaded, **options)

@@ -3,8 +3,9 @@
 It works on flat tensors: T tokens in one row, whatever sequences they belong to. Only attention knows about sequences
 and caches, so it is passed in: `attend` rotates queries and keys, stores the new keys and values where it likes and
 returns what the queries see. Everything else here treats each token alone. The decoder keeps no state between calls and
-reads no global one; its operators come from the backend it was made with. Weights are left uninitialised;
-`weights.load_weights` fills them.
+reads no global one; its operators come from the backend it was made with. It may be one rank's slice of a model: then
+its `communicator` adds the ranks' parts up, twice a layer. Weights are left uninitialised; `weights.load_weights` fills
+them.
 
 Each layer leaves what its feed-forward part adds to the residual stream for the next norm to add, because adding and
 normalising belong together (`reference.add_rms_norm`).
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from miniserve.kernels import reference
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
+from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig, MoE
 
 
@@ -39,6 +41,7 @@ class Placement(NamedTuple):
     dtype: torch.dtype
     device: torch.device
     ops: Operators
+    communicator: Communicator
 
     def parameter(self, *shape: int) -> nn.Parameter:
         """An uninitialised weight."""
@@ -86,6 +89,14 @@ class RMSNorm(nn.Module):
         """Add x, if any, to the stream [..., size], in place; the stream normalised."""
         return self(stream) if x is None else self.ops.add_rms_norm(stream, x, self.weight, self.eps)
 
+    def of_slice(self, x: Tensor, communicator: Communicator) -> Tensor:
+        """[..., size], each rank's slice of wider rows and of their weight -> [..., size]: by whole rows' mean."""
+        if communicator.size == 1:
+            return self(x)
+        wide = x.float()
+        mean = communicator.all_reduce(wide.square().mean(-1, keepdim=True)) / communicator.size
+        return self.weight * (wide * torch.rsqrt(mean + self.eps)).to(x.dtype)
+
 
 class Attention(nn.Module):
     """Grouped-query attention: one fused projection to queries, keys and values, `attend`, output projection."""
@@ -93,7 +104,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig, layer: int, place: Placement) -> None:
         super().__init__()
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        self.layer, self.qk_norm, self.head_dim = layer, config.qk_norm, dim
+        self.layer, self.qk_norm, self.head_dim, self.communicator = layer, config.qk_norm, dim, place.communicator
         self.sizes = [heads * dim, kv_heads * dim, kv_heads * dim]
         self.qkv = Linear(config.hidden_size, sum(self.sizes), place, bias=config.qkv_bias)
         self.out = Linear(heads * dim, config.hidden_size, place)
@@ -109,11 +120,12 @@ class Attention(nn.Module):
             q, k, v = qkv.split(self.sizes, dim=-1)
             qkv = torch.cat((self._normalise(self.q_norm, q), self._normalise(self.k_norm, k), v), dim=-1)
         seen = attend(self.layer, qkv.view(len(x), -1, self.head_dim), cos, sin)
-        return self.out(seen.flatten(-2))
+        return self.communicator.all_reduce(self.out(seen.flatten(-2)))
 
     def _normalise(self, norm: RMSNorm, x: Tensor) -> Tensor:
-        per_head = x.reshape(len(x), -1, self.head_dim)
-        return norm(x) if self.qk_norm == "row" else norm(per_head).flatten(-2)
+        if self.qk_norm == "row":
+            return norm.of_slice(x, self.communicator)
+        return norm(x.reshape(len(x), -1, self.head_dim)).flatten(-2)
 
 
 class DenseMLP(nn.Module):
@@ -123,11 +135,11 @@ class DenseMLP(nn.Module):
         super().__init__()
         self.gate_up = Linear(config.hidden_size, 2 * config.intermediate_size, place)
         self.down = Linear(config.intermediate_size, config.hidden_size, place)
-        self.ops = place.ops
+        self.ops, self.communicator = place.ops, place.communicator
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # noqa: ARG002
         """x [T, H] -> [T, H]. A row of padding is a row like any other."""
-        return self.down(self.ops.silu_mul(self.gate_up(x)))
+        return self.communicator.all_reduce(self.down(self.ops.silu_mul(self.gate_up(x))))
 
 
 class SparseMLP(nn.Module):
@@ -136,7 +148,7 @@ class SparseMLP(nn.Module):
     def __init__(self, config: ModelConfig, moe: MoE, place: Placement) -> None:
         super().__init__()
         experts, hidden, inner = moe.num_experts, config.hidden_size, moe.intermediate_size
-        self.moe, self.ops = moe, place.ops
+        self.moe, self.ops, self.communicator = moe, place.ops, place.communicator
         self.router = Linear(hidden, experts, place)
         self.gate_up = place.parameter(experts, 2 * inner, hidden)
         self.down = place.parameter(experts, hidden, inner)
@@ -145,7 +157,7 @@ class SparseMLP(nn.Module):
         """x [T, H]; padding [T, 1] bool -> [T, H]. Padding goes to no expert, and what comes of it is 0."""
         weights, expert_ids = reference.route(self.router(x), self.moe.experts_per_token, self.moe.normalize_weights)
         expert_ids = expert_ids.masked_fill(padding, -1)
-        return self.ops.moe(x, weights, expert_ids, self.gate_up, self.down)
+        return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, self.gate_up, self.down))
 
 
 class DecoderLayer(nn.Module):
@@ -176,6 +188,7 @@ class Decoder(nn.Module):
         device: where the weights live.
         ops: the backend.
         compute_dtype: of the activations; None: that of the weights.
+        communicator: to the other ranks, if this is one's slice of a model; then `config` is the slice's.
     """
 
     def __init__(
@@ -186,11 +199,13 @@ class Decoder(nn.Module):
         device: torch.device,
         ops: Operators = reference,
         compute_dtype: torch.dtype | None = None,
+        communicator: Communicator = ALONE,
     ) -> None:
         super().__init__()
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
+        self.communicator = communicator
         self.compute_dtype = compute_dtype or dtype
-        place = Placement(dtype, device, ops)
+        place = Placement(dtype, device, ops, communicator)
         self.embed = None if config.tie_embeddings else place.parameter(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, layer, place) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 
 from miniserve.model.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
 from miniserve.model.choices import Choices, choose
+from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder
+from miniserve.model.sharding import ShardedCheckpoint
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.resolve import resolve
 from miniserve.model.tokenizer.tokenizer import Tokenizer
@@ -18,7 +20,10 @@ from miniserve.model.weights import load_weights, move_to_huge_pages
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A decoder with its weights, its tokenizer, where both came from, and what was decided on the way."""
+    """A decoder with its weights, its tokenizer, where both came from, and what was decided on the way.
+
+    `config` is the whole model's; where the decoder is one rank's slice, its own `config` is the slice's.
+    """
 
     files: ModelFiles
     config: ModelConfig
@@ -41,13 +46,15 @@ def load_model(
     device: str = "auto",
     backend: str = "auto",
     quantization: str = "auto",
+    communicator: Communicator = ALONE,
     progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
-    """Load a model by alias, path or Hugging Face name (`org/name`).
+    """Load a model by alias, path or Hugging Face name (`org/name`), or one rank's slice of it.
 
     Args:
         name: what to load; see `miniserve models list`.
         dtype, device, backend, quantization: see `choices.choose`.
+        communicator: says which slice, and joins it to the others; without one, all of it is loaded.
         progress: called with (tensors done, tensors in all).
 
     Raises:
@@ -59,6 +66,19 @@ def load_model(
     has_experts = checkpoint.config.moe is not None
     choices = choices.for_file(checkpoint.stored, has_experts=has_experts, asked=quantization)
     tokenizer = checkpoint.tokenizer()
+    decoder = load_decoder(checkpoint, choices, communicator, progress)
+    return LoadedModel(files, checkpoint.config, decoder, tokenizer, choices)
+
+
+def load_decoder(
+    checkpoint: Checkpoint,
+    choices: Choices,
+    communicator: Communicator = ALONE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Decoder:
+    """A checkpoint's decoder, or one rank's slice of it, by choices made for that file. See `load_model`."""
+    if communicator.size > 1:
+        checkpoint = ShardedCheckpoint(checkpoint, communicator.rank, communicator.size)
     decoder = load_weights(
         checkpoint,
         dtype=choices.dtype,
@@ -67,8 +87,9 @@ def load_model(
         compute_dtype=choices.compute_dtype,
         quantization=choices.quantization,
         rows=choices.backend == "triton",
+        communicator=communicator,
         progress=progress,
     )
     if choices.backend == "cpu":
         move_to_huge_pages(decoder)
-    return LoadedModel(files, checkpoint.config, decoder, tokenizer, choices)
+    return decoder

@@ -28,8 +28,13 @@ class OneCall:
 
     @classmethod
     def of(cls, decoder: Decoder) -> "OneCall | None":
-        """None where the decoder is of another backend or of a shape that the call does not take (mixtures, OLMoE)."""
+        """None where the decoder is of another backend, or of a shape that the call does not take (mixtures, OLMoE).
+
+        Nor for one rank's slice: what the ranks add up lies between the operators.
+        """
         config = decoder.config
+        if decoder.communicator.size > 1:
+            return None
         if decoder.ops is not cpu_ops or unavailable() or config.moe is not None or config.qk_norm == "row":
             return None
         sizes = {"num_heads": config.num_heads, "kv_heads": config.num_kv_heads, "head_dim": config.head_dim}

@@ -22,6 +22,7 @@ from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
 from miniserve.kernels.scaled_gemm import Rows, quantise_rows
 from miniserve.model.checkpoint import Checkpoint
+from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder, Linear
 
@@ -116,6 +117,7 @@ def load_weights(
     compute_dtype: torch.dtype | None = None,
     quantization: str = "none",
     rows: bool = False,
+    communicator: Communicator = ALONE,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """A decoder with the checkpoint's weights, converted one tensor at a time.
@@ -126,6 +128,7 @@ def load_weights(
         quantization: of linear layers: "none", "int8", "int4", "fp8" or "file" (see `choices.choose`). Embedding,
             norms, routers and experts stay in `dtype`.
         rows: whether "int8" means rows with a scale, as a GPU reads them, and not groups.
+        communicator: of the decoder, if the checkpoint is one rank's slice.
         progress: called with (tensors done, tensors in all) after each tensor.
 
     Raises:
@@ -133,7 +136,14 @@ def load_weights(
         InvalidRequestError: a layer cannot be packed. Names it.
     """
     plan = check_plan(checkpoint)
-    decoder = Decoder(checkpoint.config, dtype=dtype, device=device, ops=ops, compute_dtype=compute_dtype)
+    decoder = Decoder(
+        checkpoint.config,
+        dtype=dtype,
+        device=device,
+        ops=ops,
+        compute_dtype=compute_dtype,
+        communicator=communicator,
+    )
     targets: dict[str, Tensor] = dict(decoder.named_parameters())
     packed = packed_forms(checkpoint, decoder, plan, quantization, rows=rows)
     awaited = Counter(part.parameter for part in plan)

@@ -17,7 +17,7 @@ from miniserve.core.request import Request
 from miniserve.core.sampling_params import Limits, SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.model.decoder import Decoder
-from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.kv_cache import KVCache, free_memory
 from miniserve.runtime.model_runner import ModelRunner
 
 HUNGRY = SamplingParams(temperature=1.0, top_p=0.9, repetition_penalty=1.1, logprobs=1, prompt_logprobs=1)
@@ -65,6 +65,18 @@ def step_bytes(decoder: Decoder, block_size: int, max_num_batched_tokens: int, m
             f"max_num_batched_tokens is {max_num_batched_tokens} and max_num_seqs {max_num_seqs}: "
             "beside the weights there is no memory for such a step. Lower them"
         ) from error
+
+
+def free_beside_steps(decoder: Decoder, block_size: int, max_num_batched_tokens: int, max_num_seqs: int) -> int:
+    """Bytes that can still be allocated on the decoder's device; on a GPU, beside its largest step.
+
+    Args and errors: see `step_bytes`.
+    """
+    device = decoder.device
+    free = free_memory(device)
+    if device.type == "cuda":
+        free -= step_bytes(decoder, block_size, max_num_batched_tokens, max_num_seqs, cuda_peak(device))
+    return max(0, free)
 
 
 def _largest_step(tokens: int, requests: int, block_size: int) -> Step:

@@ -1,0 +1,115 @@
+"""The process of a rank other than 0: it loads its slice of the model and computes what rank 0 computes, until told.
+
+It knows nothing of requests: each step comes as a `Batch` through a pipe, and ranks that run the same batches in the
+same order meet at the same sums. Its tokens are nobody's business, so it stops before the logits. The pipe is also its
+lifeline: when rank 0 is gone, however it went, reading from the pipe ends, and with it the process.
+
+It is started by `ranks` and says over the pipe that it is up, how much memory is free if asked, that its KV cache is
+made, and, should it fail, its traceback.
+"""
+
+import os
+import sys
+import traceback
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from miniserve.model.choices import choose_device
+from miniserve.model.load import load_model
+from miniserve.runtime.batch import Batch
+from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.paged_attention import PagedAttention
+from miniserve.runtime.process_group import connect
+from miniserve.runtime.trial import free_beside_steps
+
+
+class Job(NamedTuple):
+    """What a rank has to do.
+
+    Attributes:
+        rank, size: which of how many.
+        model: a path on this machine.
+        device, dtype, backend, quantization: as `load_model` takes them.
+        threads: of the CPU.
+        meeting_file: see `process_group`.
+    """
+
+    rank: int
+    size: int
+    model: str
+    device: str
+    dtype: str
+    backend: str
+    quantization: str
+    threads: int
+    meeting_file: Path
+
+
+class StepLimits(NamedTuple):
+    """Asks how much memory is free beside a step of these, which all ranks then try: see `trial.free_beside_steps`."""
+
+    block_size: int
+    max_num_batched_tokens: int
+    max_num_seqs: int
+
+
+class CacheShape(NamedTuple):
+    """The KV cache that all ranks are to have."""
+
+    num_blocks: int
+    block_size: int
+    dtype: torch.dtype
+
+
+class Failed(NamedTuple):
+    """A rank's last words."""
+
+    traceback: str
+
+
+@torch.inference_mode()
+def serve(pipe: Connection) -> None:
+    """Do a job that comes through `pipe`, up to the None that ends it."""
+    job: Job = pipe.recv()
+    torch.set_num_threads(job.threads)
+    device = choose_device(job.device)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    pipe.send(None)
+    communicator = connect(job.rank, job.size, job.meeting_file, device)
+    decoder = load_model(
+        job.model,
+        dtype=job.dtype,
+        device=job.device,
+        backend=job.backend,
+        quantization=job.quantization,
+        communicator=communicator,
+    ).decoder
+    while isinstance(asked := pipe.recv(), StepLimits):
+        pipe.send(free_beside_steps(decoder, *asked))
+    if asked is None:
+        return
+    num_blocks, block_size, dtype = asked
+    cache = KVCache(decoder.config, num_blocks, block_size, dtype=dtype, device=decoder.device)
+    pipe.send(None)
+    while (arrays := pipe.recv()) is not None:
+        batch = Batch(*(torch.from_numpy(array).to(decoder.device) for array in arrays))
+        decoder(batch.token_ids, batch.positions, PagedAttention(decoder.ops, cache, batch))
+
+
+def main() -> None:
+    """The program: its argument is the pipe's file descriptor."""
+    pipe = Connection(int(sys.argv[1]))
+    try:
+        serve(pipe)
+    except EOFError:
+        pass  # rank 0 is gone
+    except Exception:
+        with suppress(OSError):
+            pipe.send(Failed(traceback.format_exc()))
+        sys.stderr.flush()
+        os._exit(1)  # at once: a wait for other ranks, which may never end, must not hold it
