@@ -181,6 +181,7 @@ def edits():
     yield (*weights, "dynamic"), True, "dynamic"
     yield (*weights, "strategy"), "group", "strategy = 'group'"
     yield (*weights, "group_size"), 128, "group_size = 128"
+    yield (*weights, "block_structure"), [128, 128], "block_structure"
     yield (*weights, "actorder"), "group", "actorder"
 
 

@@ -44,6 +44,9 @@ SCHEMES = {
     "int8-row": compressed("int-quantized", INT8 | {"strategy": "channel", "group_size": None}, INT8 | DYNAMIC),
     "int8-tensor": compressed("naive-quantized", INT8 | {"strategy": "tensor"}, None, sparsity_config={}),
     "fp8-block": blocks(128, 128),
+    "compressed-block": compressed(
+        "float-quantized", FP8 | {"strategy": "block", "block_structure": [128, 128]}, FP8 | DYNAMIC
+    ),
     "fp8-small-block": blocks(48, 20),
     "fp8-plain": {"quant_method": "fp8", "activation_scheme": "static"},
 }
@@ -59,7 +62,7 @@ def save(family: str, directory: Path, scheme: str, scale_dtype=torch.bfloat16) 
             continue
         codes, scale, meant[name] = quantise(tensor.double().numpy(), scheme, scale_dtype)
         stored[name] = codes
-        suffix = "weight_scale_inv" if "block" in scheme else "weight_scale"
+        suffix = "weight_scale_inv" if "weight_block_size" in config else "weight_scale"
         stored[name.replace("weight", suffix)] = scale
         if "tensor" in scheme or "plain" in scheme:
             stored[name.replace("weight", "input_scale")] = torch.tensor(0.02)
@@ -79,7 +82,7 @@ def quantise(weight: np.ndarray, scheme: str, scale_dtype: torch.dtype):
     largest = 127 if "int8" in scheme else 448
     rows, columns = weight.shape
     if "block" in scheme:
-        high, wide = SCHEMES[scheme]["weight_block_size"]
+        high, wide = SCHEMES[scheme].get("weight_block_size", [128, 128])
         scale = np.array([
             [np.abs(weight[r : r + high, c : c + wide]).max() for c in range(0, columns, wide)]
             for r in range(0, rows, high)

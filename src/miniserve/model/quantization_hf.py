@@ -121,12 +121,13 @@ def _weights(values: Any, where: str, kinds: tuple[str, ...]) -> tuple[StoredFor
         raise UnsupportedModelError(
             f"{where}: strategy = {strategy!r} is not supported, only tensor, channel and block"
         )
-    block = fields.get("block_structure")
     fields.inert(("observer", "observer_kwargs", "scale_dtype", "zp_dtype"))
-    fields.finish()
     if strategy == "block":
-        return StoredFormat(TYPES[kind], _block(block, f"{where}: block_structure")), kind
-    return StoredFormat(TYPES[kind], "tensor" if strategy == "tensor" else "row"), kind
+        stored = StoredFormat(TYPES[kind], _block(fields.get("block_structure"), f"{where}: block_structure"))
+    else:
+        stored = StoredFormat(TYPES[kind], "tensor" if strategy == "tensor" else "row")
+    fields.finish()
+    return stored, kind
 
 
 def _fp8(fields: Fields, where: str) -> StoredFormat:
