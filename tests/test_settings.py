@@ -8,10 +8,10 @@ import torch
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import load_model
 from miniserve.runtime import trial
-from miniserve.settings import EngineSettings
+from miniserve.settings import EngineSettings, Speculation
 
 OPTIONS = {"max_model_len": 64, "max_num_batched_tokens": None, "max_num_seqs": 4, "kv_cache_memory": 2**22}
-OPTIONS |= {"memory_fraction": None, "prefix_caching": True}
+OPTIONS |= {"memory_fraction": None, "prefix_caching": True, "speculation": None, "draft": None}
 
 
 def with_memory(model, free, step, monkeypatch, device="cuda", **options):
@@ -59,3 +59,44 @@ def test_a_block_size_that_the_kernels_do_not_take(on_triton):
         InvalidRequestError, match="block_size is 24: with the Triton kernels it must be a multiple of 16"
     ):
         EngineSettings.decide(on_triton, block_size=24, cuda_graphs=True, **OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("ngram", Speculation(4, None)),
+        ("ngram:7", Speculation(7, None)),
+        ("org/small", Speculation(4, "org/small")),
+        ("/a:b/model.gguf:2", Speculation(2, "/a:b/model.gguf")),
+        ("/a:b", Speculation(4, "/a:b")),
+    ],
+)
+def test_speculation_by_name(text, expected):
+    assert Speculation.parse(text) == expected
+
+
+@pytest.mark.parametrize("text", ["ngram:0", "ngram:33", "", ":3"])
+def test_speculation_that_is_refused(text):
+    with pytest.raises(InvalidRequestError, match=f"speculation is '{text}'"):
+        Speculation.parse(text)
+
+
+def test_the_memory_holds_as_many_blocks_of_the_draft_model(on_triton):
+    block = 16 * on_triton.config.kv_bytes_per_token(on_triton.decoder.dtype.itemsize)
+    given = OPTIONS | {"kv_cache_memory": 9 * block, "draft": on_triton, "speculation": Speculation(4, "itself")}
+    decided = EngineSettings.decide(on_triton, block_size=16, cuda_graphs=False, **given)
+    assert (decided.num_blocks, decided.kv_cache_bytes) == (4, 8 * block)
+
+
+def test_a_draft_model_of_another_vocabulary_or_a_shorter_context_is_refused(on_triton):
+    def decide(**changed):
+        draft = replace(on_triton, config=replace(on_triton.config, **changed))
+        given = OPTIONS | {"draft": draft, "speculation": Speculation(4, "draft")}
+        EngineSettings.decide(on_triton, block_size=16, cuda_graphs=False, **given)
+
+    with pytest.raises(
+        InvalidRequestError, match=r"draft model .*llama0 has a vocabulary of 7 tokens; .*llama0 has one of 128"
+    ):
+        decide(vocab_size=7)
+    with pytest.raises(InvalidRequestError, match="has a context of 32 tokens; max_model_len is 64"):
+        decide(max_position_embeddings=32)

@@ -21,6 +21,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
 from miniserve.core.metrics import StepRecord
+from miniserve.core.ngram import NGramProposer
+from miniserve.core.proposer import Proposer
 from miniserve.core.request import FinishReason
 from miniserve.core.sampling_params import GREEDY, SamplingParams
 from miniserve.core.scheduler import Scheduler
@@ -28,6 +30,7 @@ from miniserve.errors import InvalidRequestError
 from miniserve.model.communicator import ALONE
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.outputs import RequestOutput, snapshot
+from miniserve.runtime.draft_model import DraftModel
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.interrupts import delayed_interrupt
 from miniserve.runtime.kv_cache import KVCache, choose_kv_dtype
@@ -35,7 +38,7 @@ from miniserve.runtime.model_runner import ModelRunner
 from miniserve.runtime.ranks import Ranks
 from miniserve.runtime.sharded_runner import ShardedModelRunner
 from miniserve.runtime.text_engine import Delta, Generation, TextEngine
-from miniserve.settings import EngineSettings
+from miniserve.settings import EngineSettings, Speculation
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -67,6 +70,9 @@ class LLM:
         memory_fraction: share of the free memory; None: 0.25 on a CPU, 0.85 on a GPU.
         enable_prefix_caching: share full blocks between requests that begin alike.
         cuda_graphs: with Triton kernels, capture decode steps as CUDA graphs, which takes seconds at the start.
+        speculation: guess tokens ahead and verify several at once, which changes no output: "ngram" takes the guesses
+            from the request's own text, the name of a smaller model with the same vocabulary from that; ":N" behind
+            it, as in "ngram:4", says how many tokens at most. None: one token at a time.
         tensor_parallel_size: how many processes hold the model, each a slice of it: on a CPU they share its threads, of
             GPUs each takes one. KV memory is then meant for each. Not with a loaded model.
         progress: called with (tensors done, tensors in all) while the weights load.
@@ -93,10 +99,12 @@ class LLM:
         memory_fraction: float | None = None,
         enable_prefix_caching: bool = True,
         cuda_graphs: bool = True,
+        speculation: str | None = None,
         tensor_parallel_size: int = 1,
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
+        guesses = Speculation.parse(speculation) if speculation is not None else None
         with ExitStack() as stack:
             ranks, communicator = None, ALONE
             if isinstance(model, LoadedModel):
@@ -111,6 +119,10 @@ class LLM:
                     ranks = stack.enter_context(Ranks(model, tensor_parallel_size, **how))
                     how["device"], communicator = ranks.device, ranks.communicator
                 model = load_model(model, **how, communicator=communicator, progress=progress)
+            draft = None
+            if guesses and guesses.model:
+                chosen = model.choices
+                draft = load_model(guesses.model, device=str(chosen.device), backend=chosen.backend, progress=progress)
             self.settings = settings = EngineSettings.decide(
                 model,
                 max_model_len=max_model_len,
@@ -122,6 +134,8 @@ class LLM:
                 memory_fraction=memory_fraction,
                 prefix_caching=enable_prefix_caching,
                 cuda_graphs=cuda_graphs,
+                speculation=guesses,
+                draft=draft,
                 free=ranks.free_beside_steps if ranks else None,
             )
             decoder = model.decoder
@@ -142,6 +156,7 @@ class LLM:
                 runner = ModelRunner(decoder, cache, settings.block_size, graphs)
             if settings.backend == "triton":
                 runner.warm_up()
+            proposer = _proposer(settings, draft)
             self._ranks = stack.pop_all()  # had anything failed, they would have ended here
         self.model = model
         self.tokenizer = model.tokenizer
@@ -151,6 +166,7 @@ class LLM:
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=settings.max_model_len,
             prefix_caching=settings.prefix_caching,
+            proposer=proposer,
         )
         self.engine = Engine(scheduler, runner, on_step=on_step)
         identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds
@@ -379,6 +395,21 @@ class TextIterator:
         finally:
             del llm._streams[generation.request_id]
             llm.abort(generation.request_id)
+
+
+def _proposer(settings: EngineSettings, draft: LoadedModel | None) -> Proposer | None:
+    """Who guesses: a draft model with KV memory of its own, the request's text, or nobody."""
+    if settings.speculation is None:
+        return None
+    longest = settings.speculation.num_tokens
+    if draft is None:
+        return NGramProposer(longest)
+    decoder, blocks, size = draft.decoder, settings.num_blocks, settings.block_size
+    cache = KVCache(draft.config, blocks, size, dtype=decoder.dtype, device=decoder.device)
+    runner = ModelRunner(decoder, cache, size)
+    if draft.choices.backend == "triton":
+        runner.warm_up()
+    return DraftModel(runner, BlockPool(blocks, size), longest, settings.max_num_batched_tokens)
 
 
 def _with_bar(done: Iterable[Generation], total: int, show: bool) -> Iterator[Generation]:

@@ -20,6 +20,40 @@ BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 # but CUDA graphs need some still; a laptop's memory is not.
 MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
 
+DRAFT_TOKENS = 4  # of a draft, where no number is given
+MOST_DRAFT_TOKENS = 32
+
+
+@dataclass(frozen=True)
+class Speculation:
+    """Guess tokens ahead and verify several at once.
+
+    Attributes:
+        num_tokens: the most tokens of a draft.
+        model: alias, path or Hugging Face name of the draft model; None: from the request's own text.
+    """
+
+    num_tokens: int
+    model: str | None
+
+    @classmethod
+    def parse(cls, text: str) -> "Speculation":
+        """From "ngram" or a draft model's name, and ":N" behind it for drafts of up to N tokens.
+
+        Raises:
+            InvalidRequestError: no name, or a number out of range.
+        """
+        name, colon, number = text.rpartition(":")
+        if not colon or not number.isdecimal():
+            name, number = text, str(DRAFT_TOKENS)
+        if not name:
+            raise InvalidRequestError(f"speculation is {text!r}: it must be ngram or a draft model, and may end in :N")
+        if not 1 <= int(number) <= MOST_DRAFT_TOKENS:
+            raise InvalidRequestError(
+                f"speculation is {text!r}: a draft must have between 1 and {MOST_DRAFT_TOKENS} tokens"
+            )
+        return cls(int(number), None if name == "ngram" else name)
+
 
 @dataclass(frozen=True)
 class EngineSettings:
@@ -32,10 +66,12 @@ class EngineSettings:
         max_num_seqs: most requests computed at once.
         block_size: tokens of a KV block.
         num_blocks: KV blocks in the pool.
-        kv_cache_bytes: what they take, scales included; on each rank, if there are several.
+        kv_cache_bytes: what they take, scales included; on each rank, if there are several. As many of a draft model are
+            in it.
         kv_cache_dtype: of keys and values: "float32", "bfloat16", "float16", "fp8" or "int8".
         prefix_caching: whether full blocks are shared by content.
         cuda_graphs: whether decode steps are launched as CUDA graphs: on one GPU with Triton kernels, which never wait.
+        speculation: who guesses tokens ahead, if anyone.
         tensor_parallel_size: how many processes hold the model, each a slice of it.
     """
 
@@ -54,6 +90,7 @@ class EngineSettings:
     kv_cache_dtype: str
     prefix_caching: bool
     cuda_graphs: bool
+    speculation: Speculation | None
     tensor_parallel_size: int
 
     @classmethod
@@ -69,10 +106,14 @@ class EngineSettings:
         memory_fraction: float | None,
         prefix_caching: bool,
         cuda_graphs: bool,
+        speculation: Speculation | None,
+        draft: LoadedModel | None,
         kv_cache_dtype: str = "auto",
         free: Callable[[Decoder, int, int, int], int] | None = None,
     ) -> "EngineSettings":
-        """Settings for a model whose weights are in memory already. Arguments are those of `LLM`.
+        """Settings for a model whose weights are in memory already, and those of its `draft` model if it has one.
+
+        The other arguments are those of `LLM`.
 
         `free` says how many bytes a KV cache could take, as `trial.free_beside_steps` does for one rank, its default.
 
@@ -102,16 +143,21 @@ class EngineSettings:
         if kv_cache_memory is None:
             fraction = memory_fraction if memory_fraction is not None else MEMORY_FRACTION[device.type]
             free = free_beside_steps if free is None else free
-            kv_cache_memory = int(free(model.decoder, block_size, max_num_batched_tokens, max_num_seqs) * fraction)
+            choosing = max_num_seqs * (1 + speculation.num_tokens if speculation else 1)  # places of a step
+            kv_cache_memory = int(free(model.decoder, block_size, max_num_batched_tokens, choosing) * fraction)
         config, ranks = model.decoder.config, model.decoder.communicator.size
+        block = block_bytes(config, block_size, kv_dtype)
+        draft_block = block_bytes(draft.config, block_size, draft.decoder.dtype) if draft else 0
         num_blocks, max_model_len = choose_size(
             config,
             block_size=block_size,
             dtype=kv_dtype,
-            memory_bytes=kv_cache_memory,
+            memory_bytes=kv_cache_memory * block // (block + draft_block),  # the draft model has as many blocks
             max_num_seqs=max_num_seqs,
             max_model_len=max_model_len,
         )
+        if draft:
+            _check_draft(model, draft, max_model_len)
         return cls(
             model=model.files.name,
             device=str(model.choices.device),
@@ -124,10 +170,11 @@ class EngineSettings:
             max_num_seqs=max_num_seqs,
             block_size=block_size,
             num_blocks=num_blocks,
-            kv_cache_bytes=num_blocks * block_bytes(config, block_size, kv_dtype),
+            kv_cache_bytes=num_blocks * (block + draft_block),
             kv_cache_dtype=str(kv_dtype).removeprefix("torch.") if kv_cache_dtype == "auto" else kv_cache_dtype,
             prefix_caching=prefix_caching,
             cuda_graphs=cuda_graphs and model.choices.backend == "triton" and ranks == 1,
+            speculation=speculation,
             tensor_parallel_size=ranks,
         )
 
@@ -141,3 +188,17 @@ class EngineSettings:
         ranks = f", {self.tensor_parallel_size} ranks" if self.tensor_parallel_size > 1 else ""
         kv = f", {self.kv_cache_dtype} KV" if self.kv_cache_dtype in KV_DTYPES else ""
         return f"{self.model} on {self.device} ({kernels}{ranks}), {self.dtype}{weights}{kv}"
+
+
+def _check_draft(model: LoadedModel, draft: LoadedModel, max_model_len: int) -> None:
+    """Guesses must be tokens of the model, for any sequence it takes. That they mean the same only makes them good."""
+    name = f"draft model {draft.files.name}"
+    if draft.config.vocab_size != model.config.vocab_size:
+        raise InvalidRequestError(
+            f"{name} has a vocabulary of {draft.config.vocab_size} tokens; {model.files.name} has one of "
+            f"{model.config.vocab_size}: they must be the same"
+        )
+    if draft.config.max_position_embeddings < max_model_len:
+        raise InvalidRequestError(
+            f"{name} has a context of {draft.config.max_position_embeddings} tokens; max_model_len is {max_model_len}"
+        )

@@ -46,6 +46,8 @@ def test_bytes_of_a_decode_step(tiny_directory):
 
 def test_a_chunk_that_samples_nothing_skips_the_unembedding(tiny_directory):
     config = load_model(str(tiny_directory("smollm2")[0]), dtype="float32", device="cpu").config
+    verified, once = (step_work(config, [PartRecord("a", 0, 4, True, drafted, 0)], FLOAT32).flops for drafted in (3, 0))
+    assert verified - once == 3 * 2 * config.vocab_size * config.hidden_size
     with_sample, without = (step_work(config, [PartRecord("a", 0, 8, sampled)], FLOAT32) for sampled in (True, False))
     assert with_sample.flops - without.flops == 2 * config.vocab_size * config.hidden_size
     assert with_sample.bytes - without.bytes == 4 * config.vocab_size * config.hidden_size

@@ -45,9 +45,8 @@ def precision_of(decoder: Decoder) -> Precision:
 
 def step_work(config: ModelConfig, parts: Iterable[PartRecord], precision: Precision) -> Work:
     """The least that a step with these parts must move and compute."""
-    operators = step_operators(
-        shape_of(config), (Part(part.start, part.num_tokens, part.sampled) for part in parts), precision
-    )
+    computed = (Part(part.start, part.num_tokens, part.sampled + part.num_drafted) for part in parts)
+    operators = step_operators(shape_of(config), computed, precision)
     return Work(
         sum(op.times * (op.weight_bytes + op.kv_bytes) for op in operators),
         sum(op.times * op.flops for op in operators),

@@ -20,6 +20,7 @@ from miniserve.cli.loading import (
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
+    SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
     open_llm,
@@ -44,6 +45,7 @@ def throughput(
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
     kv_cache_dtype: KVCacheDtypeOption = "auto",
+    speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
     as_json: AsJson = False,
@@ -53,9 +55,10 @@ def throughput(
     from miniserve.bench.throughput import bench_throughput
 
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    options = {"kv_cache_dtype": kv_cache_dtype, "tensor_parallel_size": tensor_parallel_size}
+    options: dict[str, Any] = {"kv_cache_dtype": kv_cache_dtype, "speculation": speculation}
+    options["tensor_parallel_size"] = tensor_parallel_size
     with open_llm(model, how, max_num_seqs=num_requests, **options) as llm:
-        data = _what_ran(llm.model) | {"tensor_parallel_size": tensor_parallel_size}
+        data = _what_ran(llm.model) | {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
     _give(data, as_json, out, tables.throughput)
 
@@ -113,6 +116,28 @@ def prefix(
     loaded = open_model(model, how)
     data = bench_prefix(loaded, num_chats, turns=turns)
     _give(_what_ran(loaded) | {"num_chats": num_chats, "turns": turns} | data, as_json, out, tables.flat)
+
+
+@app.command()
+def speculation(
+    proposer: Annotated[
+        str, typer.Argument(help="ngram, or a draft model; :N behind it for up to N tokens.")
+    ] = "ngram",
+    model: ModelOption = "smollm2",
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """With and without guesses, greedily: text that quotes its prompt and text that does not, batch 1 and 8."""
+    from miniserve.bench.speculation import bench_speculation
+
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    loaded = open_model(model, how)
+    _give(_what_ran(loaded) | bench_speculation(loaded, proposer), as_json, out, tables.speculation)
 
 
 @app.command()

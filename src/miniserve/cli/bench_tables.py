@@ -53,6 +53,24 @@ def throughput(data: dict[str, Any]) -> Table:
     return table
 
 
+def speculation(data: dict[str, Any]) -> Table:
+    """Tokens a second with and without guesses, and how many were right."""
+    title = f"{data['model']} on {data['device']} ({data['backend']}, {data['threads']} threads), {data['speculation']}"
+    table = Table(title=title)
+    for name in ("text", "tokens/s without", "with", "speedup", "accepted", "tokens a step", "same tokens"):
+        table.add_column(name, justify="right")
+    for key, run in data.items():
+        if "_batch_" in key:
+            without, guessing = run["without"], run["with"]
+            table.add_row(
+                key.replace("_", " "),
+                f"{without['output_tokens_per_s']:.1f}", f"{guessing['output_tokens_per_s']:.1f}",
+                f"{run['speedup']:.2f}", f"{guessing['acceptance']:.0%}", f"{guessing['tokens_per_step']:.2f}",
+                "yes" if run["same_tokens"] else "no",
+            )  # fmt: skip
+    return table
+
+
 def scheduler(data: dict[str, Any]) -> Table:
     """The core's time a step."""
     table = Table("step", "mean µs", "median µs", title="CPU time of schedule and update, decode steps")

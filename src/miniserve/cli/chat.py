@@ -17,6 +17,7 @@ from miniserve.cli.loading import (
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
+    SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
     open_llm,
@@ -44,6 +45,7 @@ def chat(
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
     kv_cache_dtype: KVCacheDtypeOption = "auto",
+    speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
 ) -> None:
@@ -52,7 +54,8 @@ def chat(
         import readline  # noqa: F401, gives input() editing keys and a history
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    llm = open_llm(model, how, kv_cache_dtype=kv_cache_dtype, tensor_parallel_size=tensor_parallel_size)
+    options = {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
+    llm = open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options)
     typer.echo(f"{llm.settings}. {HELP}", err=True)
     opening = [{"role": "system", "content": system}] if system is not None else []
     messages = list(opening)

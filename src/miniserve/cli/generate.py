@@ -13,6 +13,7 @@ from miniserve.cli.loading import (
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
+    SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
     open_llm,
@@ -47,6 +48,7 @@ def generate(
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
     kv_cache_dtype: KVCacheDtypeOption = "auto",
+    speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
 ) -> None:
@@ -71,8 +73,8 @@ def generate(
     if prompt == "-":
         prompt = sys.stdin.read()
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    options = {"kv_cache_dtype": kv_cache_dtype, "tensor_parallel_size": tensor_parallel_size}
-    with open_llm(model, how, **options) as llm:
+    options = {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
+    with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options) as llm:
         tokenizer = llm.tokenizer
         prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
         if stream:

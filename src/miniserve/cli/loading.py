@@ -20,6 +20,9 @@ QuantizationOption = Annotated[
     str, typer.Option(help="auto, none; on a CPU int8, int4, or file: the GGUF's own; on a GPU int8, fp8.")
 ]
 KVCacheDtypeOption = Annotated[str, typer.Option(help="auto; with Triton or plain torch fp8 or int8: half the memory.")]
+SpeculationOption = Annotated[
+    str | None, typer.Option(help="Guess tokens ahead: ngram, or a draft model; :N behind it for up to N tokens.")
+]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this may use.", min=1)]
 TensorParallelOption = Annotated[
     int,

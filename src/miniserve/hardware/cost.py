@@ -14,11 +14,14 @@ from miniserve.hardware.shape import Experts, Parallel, Precision, Shape, number
 
 
 class Part(NamedTuple):
-    """One request's part of a step: `num_tokens` new tokens after `start` that are in the KV cache already."""
+    """One request's part of a step: `num_tokens` new tokens after `start` that are in the KV cache already.
+
+    A token is chosen behind `sampled` of them: one, none in the middle of a prompt, or each where guesses are verified.
+    """
 
     start: int
     num_tokens: int
-    sampled: bool = True
+    sampled: int = 1
 
 
 class Parts(NamedTuple):
