@@ -13,6 +13,7 @@ from miniserve.bench.accuracy import bench_accuracy
 from miniserve.bench.prefix import bench_prefix
 from miniserve.bench.scheduler import bench_scheduler
 from miniserve.bench.soak import soak
+from miniserve.bench.speculation import compare
 from miniserve.bench.throughput import bench_throughput
 from miniserve.bench.workloads import chats, mixed
 from miniserve.core.executor import StepResult
@@ -75,6 +76,22 @@ def test_accuracy_is_the_models_own(tiny_directory):
     assert (truth["mean_abs_logprob_difference"], truth["top_1_agreement"]) == (0, 1)
     assert 0 < eight["mean_abs_logprob_difference"] < four["mean_abs_logprob_difference"] < 1
     assert four["weight_bytes"] < eight["weight_bytes"] < truth["weight_bytes"] / 3
+
+
+def test_guesses_change_the_number_of_steps_and_no_token(model):
+    prompts = {"quoting": [[5, 6, 7] * 5, [8, 9] * 6], "new": [[1, 2, 3, 4]]}
+    data = compare(model, "ngram:3", prompts, batches=(1, 2), max_tokens=20, repeats=1)
+    for name in ("quoting_batch_1", "quoting_batch_2", "new_batch_1", "new_batch_2"):
+        run = data[name]
+        without, guessing = run["without"], run["with"]
+        assert run["same_tokens"]
+        assert without["output_tokens"] == guessing["output_tokens"]
+        assert without["tokens_per_step"] == 1
+        assert guessing["tokens_per_step"] >= 1
+        assert all(right <= made for right, made in zip(guessing["accepted"], guessing["drafted"], strict=True))
+        # A part of a step that samples gives one token, and one more for each right guess that the end does not cut.
+        parts = guessing["output_tokens"] / guessing["tokens_per_step"]
+        assert parts + sum(guessing["accepted"]) >= guessing["output_tokens"]
 
 
 def test_the_hit_rate_is_the_exact_one(model):

@@ -6,6 +6,7 @@ and what a step of several tokens of a request costs beside a step of one: both 
 
 import statistics
 import time
+from collections.abc import Mapping
 from typing import Any
 
 from miniserve.core.metrics import StepRecord
@@ -46,31 +47,43 @@ TEXTS = {
 }
 
 
-def bench_speculation(
-    model: LoadedModel, speculation: str = "ngram", *, batches: tuple[int, ...] = (1, 8), max_tokens: int = 128,
-    repeats: int = 3,
-) -> dict[str, Any]:  # fmt: skip
-    """Run both kinds of text at each batch size, `repeats` times each way in turn; the median run counts.
+def bench_speculation(model: LoadedModel, speculation: str = "ngram") -> dict[str, Any]:
+    """Both kinds of text, as a user's messages, at batch sizes 1 and 8."""
+    prompts = {
+        kind: [model.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
+        for kind, texts in TEXTS.items()
+    }
+    return compare(model, speculation, prompts, batches=(1, 8), max_tokens=128, repeats=3)
 
-    A batch is made of the first prompts of its kind; a batch of one runs each of them alone, one after the other.
+
+def compare(
+    model: LoadedModel,
+    speculation: str,
+    prompts: Mapping[str, list[list[int]]],
+    *,
+    batches: tuple[int, ...],
+    max_tokens: int,
+    repeats: int,
+) -> dict[str, Any]:
+    """Run each kind of prompts at each batch size, `repeats` times each way in turn; the median run counts.
+
+    All prompts of a kind run at each size, so many at a time: the tokens are the same, and only the batch differs.
     """
-    found: dict[str, Any] = {"speculation": speculation, "max_tokens": max_tokens}
-    options: dict[str, Any] = {"max_num_seqs": max(batches), "max_model_len": 1024, "enable_prefix_caching": False}
+    found: dict[str, Any] = {"speculation": speculation, "max_tokens": max_tokens, "repeats": repeats}
+    options: dict[str, Any] = {"max_num_seqs": max(batches), "enable_prefix_caching": False}
+    options["max_model_len"] = max_tokens + max(len(prompt) for each in prompts.values() for prompt in each)
     with LLM(model, **options) as plain, LLM(model, **options, speculation=speculation) as guessing:
         for llm in (plain, guessing):
-            llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))
-        for kind, texts in TEXTS.items():
-            messages = [[{"role": "user", "content": text}] for text in texts]
-            prompts = [model.tokenizer.encode_chat(each) for each in messages]
+            llm.generate([[1, 2, 3]], SamplingParams(max_tokens=4, ignore_eos=True))  # warm up
+        for kind, theirs in prompts.items():
             for batch in batches:
-                runs = [[_run(llm, prompts, batch, max_tokens) for llm in (plain, guessing)] for _ in range(repeats)]
-                without, with_ = (
-                    sorted(way, key=lambda run: run["wall_s"])[repeats // 2] for way in zip(*runs, strict=True)
-                )
-                same = without.pop("tokens") == with_.pop("tokens")
+                runs = [[_run(llm, theirs, batch, max_tokens) for llm in (plain, guessing)] for _ in range(repeats)]
+                ways = [sorted(way, key=lambda run: run["wall_s"])[repeats // 2] for way in zip(*runs, strict=True)]
+                without, with_guesses = ways
+                same = without.pop("tokens") == with_guesses.pop("tokens")
+                speedup = without["wall_s"] / with_guesses["wall_s"]
                 found[f"{kind}_batch_{batch}"] = {
-                    "without": without, "with": with_, "same_tokens": same,
-                    "speedup": without["wall_s"] / with_["wall_s"],
+                    "without": without, "with": with_guesses, "same_tokens": same, "speedup": speedup,
                 }  # fmt: skip
     return found
 
@@ -97,7 +110,7 @@ def _run(llm: LLM, prompts: list[list[int]], batch: int, max_tokens: int) -> dic
         "tokens_per_step": count / (metrics.num_samplings - samplings),
         "execute_s_by_tokens": _by_tokens(records),
     }
-    if metrics.drafted:
+    if llm.settings.speculation:
         drafted, accepted = _gained(metrics.drafted, drafted), _gained(metrics.accepted, accepted)
         run |= {"drafted": drafted, "accepted": accepted, "acceptance": sum(accepted) / max(sum(drafted), 1)}
     return run
