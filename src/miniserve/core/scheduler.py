@@ -156,19 +156,18 @@ class Scheduler:
         self._in_flight = None
         outputs = []
         for part, tokens in zip(step.scheduled, new_tokens, strict=True):
-            request = part.request
-            kept = []
+            request, start, num_tokens, draft = part
+            end, kept = start + num_tokens - len(draft), []
             if request.finish_reason is None:  # not aborted while the step was computed
-                assert part.samples == bool(tokens), "tokens for each part that samples, and only there"
-                assert list(part.draft[: len(tokens) - 1]) == list(tokens[:-1]), "the draft's, and one more"
+                assert bool(tokens) == (end == len(request.token_ids)), "tokens for each part that samples, only there"
+                assert len(tokens) < 2 or list(draft[: len(tokens) - 1]) == list(tokens[:-1]), "the draft's, and one"
                 for token in tokens:
                     kept.append(token)
                     if request.append(token):
                         break
-            # All but the last of the new tokens were computed, as part of the draft.
-            end = part.start + part.num_known + max(len(kept) - 1, 0)
-            # Of what has ended meanwhile, and was cut, only the tokens that are left count.
-            request.num_computed = end = min(end, len(request.token_ids))
+            # All but the last of the new tokens were computed, as part of the draft. Of what has ended meanwhile, and
+            # was cut, only the tokens that are left count.
+            request.num_computed = end = end + len(kept) - 1 if kept else min(end, len(request.token_ids))
             if self.prefix_caching and end >= (request.num_registered + 1) * self.pool.block_size:
                 self._register(request, end // self.pool.block_size)
             if request.finish_reason is not None:
