@@ -66,8 +66,7 @@ class EngineSettings:
         max_num_seqs: most requests computed at once.
         block_size: tokens of a KV block.
         num_blocks: KV blocks in the pool.
-        kv_cache_bytes: what they take, scales included; on each rank, if there are several. As many of a draft model are
-            in it.
+        kv_cache_bytes: what they take on each rank, scales and as many blocks of a draft model included.
         kv_cache_dtype: of keys and values: "float32", "bfloat16", "float16", "fp8" or "int8".
         prefix_caching: whether full blocks are shared by content.
         cuda_graphs: whether decode steps are launched as CUDA graphs: on one GPU with Triton kernels, which never wait.

@@ -53,7 +53,7 @@ def bench_speculation(model: LoadedModel, speculation: str = "ngram") -> dict[st
         kind: [model.tokenizer.encode_chat([{"role": "user", "content": text}]) for text in texts]
         for kind, texts in TEXTS.items()
     }
-    return compare(model, speculation, prompts, batches=(1, 8), max_tokens=128, repeats=3)
+    return compare(model, speculation, prompts, batches=(1, 8), max_tokens=64, repeats=3)
 
 
 def compare(
