@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from miniserve import LLM, SamplingParams, load_model
-from miniserve.core.executor import StepResult
+from miniserve.core.executor import InFlight
 from miniserve.errors import ChatTemplateError, InvalidRequestError
 
 PROMPT = [5, 9, 30, 7]
@@ -227,7 +227,7 @@ def test_a_failing_step_ends_its_requests_and_the_engine_goes_on(llm):
     params = SamplingParams(max_tokens=4, ignore_eos=True)
     (expected,) = llm.generate([PROMPT], params)
     good = llm.engine.executor
-    llm.engine.executor = type("Broken", (), {"execute": lambda self, step: 1 / 0})()
+    llm.engine.executor = type("Broken", (), {"launch": lambda self, step: 1 / 0})()
     with pytest.raises(ZeroDivisionError):
         llm.generate([PROMPT, [4, 4]], params)
     assert not llm.has_work
@@ -242,12 +242,12 @@ def test_interrupt_in_the_middle_of_a_step(llm):
     class Slow:
         interrupted = False
 
-        def execute(self, step) -> StepResult:
+        def launch(self, step) -> InFlight:
             if not self.interrupted:
                 self.interrupted = True
                 os.kill(os.getpid(), signal.SIGINT)
                 time.sleep(0.01)
-            return good.execute(step)
+            return good.launch(step)
 
     llm.engine.executor = Slow()
     with pytest.raises(KeyboardInterrupt):

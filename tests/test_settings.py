@@ -54,6 +54,17 @@ def test_graphs_where_kernels_never_wait(on_triton, asked):
     assert not EngineSettings.decide(plain, block_size=16, cuda_graphs=asked, **OPTIONS).cuda_graphs
 
 
+@pytest.mark.parametrize(("graphs", "asked", "given"), [(True, None, True), (True, False, False), (False, None, False)])
+def test_steps_overlap_with_graphs(on_triton, graphs, asked, given):
+    decided = EngineSettings.decide(on_triton, block_size=16, cuda_graphs=graphs, overlap=asked, **OPTIONS)
+    assert decided.overlap is given
+
+
+def test_overlap_without_graphs_is_refused(on_triton):
+    with pytest.raises(InvalidRequestError, match="overlap is True: it needs CUDA graphs"):
+        EngineSettings.decide(on_triton, block_size=16, cuda_graphs=False, overlap=True, **OPTIONS)
+
+
 def test_a_block_size_that_the_kernels_do_not_take(on_triton):
     with pytest.raises(
         InvalidRequestError, match="block_size is 24: with the Triton kernels it must be a multiple of 16"

@@ -25,6 +25,7 @@ from miniserve.model.decoder import Decoder, Linear
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.model_runner import ModelRunner
+from miniserve.runtime.newest import Newest
 
 Row = dict[str, Any]
 BLOCK = 64
@@ -108,7 +109,7 @@ class Setting:
             torch.cuda.synchronize()
 
 
-def make_engine(decoder: Decoder, *, max_batch: int, longest: int, graphs: bool) -> Engine:
+def make_engine(decoder: Decoder, *, max_batch: int, longest: int, graphs: bool, overlap: bool) -> Engine:
     """An engine with as many KV blocks as that many of the longest requests need."""
     blocks = -(-longest // BLOCK)
     scheduler = Scheduler(
@@ -116,10 +117,10 @@ def make_engine(decoder: Decoder, *, max_batch: int, longest: int, graphs: bool)
         max_model_len=longest, prefix_caching=False,
     )  # fmt: skip
     cache = KVCache(decoder.config, max_batch * blocks, BLOCK, dtype=decoder.dtype, device=decoder.device)
-    made = None
+    made, newest = None, Newest(max_batch, decoder.device) if overlap else None
     if graphs:
-        made = DecodeGraphs(decoder, cache, max_batch=max_batch, max_blocks=blocks, block_size=BLOCK)
-    return Engine(scheduler, ModelRunner(decoder, cache, BLOCK, made))
+        made = DecodeGraphs(decoder, cache, max_batch=max_batch, max_blocks=blocks, block_size=BLOCK, newest=newest)
+    return Engine(scheduler, ModelRunner(decoder, cache, BLOCK, made, newest))
 
 
 def drain(engine: Engine, prompts: list[list[int]], outputs: list[int]) -> int:
@@ -128,7 +129,7 @@ def drain(engine: Engine, prompts: list[list[int]], outputs: list[int]) -> int:
         engine.add_request(Request(f"r{index}", prompt, Limits(output)))
     made = 0
     while engine.has_work:
-        made += sum(output.token is not None for output in engine.step())
+        made += sum(len(output.tokens) for output in engine.step())
     return made
 
 

@@ -40,12 +40,12 @@ def steps(setting: Setting, quantization: str = "none") -> list[Row]:
             row["graph_s"] = seconds_per_call([captured.replay], setting.device, graph=False)
             row["mbu"] = moved / row["graph_s"] / setting.read_bytes_per_s
         for name, runner in ways.items():
-            row[f"{name}: step_s"] = setting.wall_seconds(lambda r=runner, s=step: r.execute(s))
+            row[f"{name}: step_s"] = setting.wall_seconds(lambda r=runner, s=step: r.launch(s).result())
         if quantization == "none" and batch <= 8:
             decoder_ops = decoder.ops
             set_ops(decoder, reference)
             plain = ModelRunner(decoder, with_cache, BLOCK)
-            row["torch eager: step_s"] = setting.wall_seconds(lambda r=plain, s=step: r.execute(s), 3)
+            row["torch eager: step_s"] = setting.wall_seconds(lambda r=plain, s=step: r.launch(s).result(), 3)
             set_ops(decoder, decoder_ops)
         best = min(value for key, value in row.items() if key.endswith("step_s"))
         row |= {"tokens_per_s": batch / best, "mbu_wall": moved / best / setting.read_bytes_per_s}
@@ -69,7 +69,7 @@ def prefill(setting: Setting) -> list[Row]:
         request = Request("r", random_tokens(length, setting.large.vocab_size), Limits(4))
         request.block_table.extend(range(1, length // BLOCK + 2))
         step = Step([Scheduled(request, 0, length)])
-        seconds = setting.wall_seconds(lambda r=runner, s=step: r.execute(s), 7)
+        seconds = setting.wall_seconds(lambda r=runner, s=step: r.launch(s).result(), 7)
         config = setting.large
         layers = config.num_active_parameters() - 2 * config.vocab_size * config.hidden_size
         attention = 2 * config.num_layers * config.num_heads * config.head_dim * length * (length + 1)

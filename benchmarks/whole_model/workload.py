@@ -22,10 +22,11 @@ def workload(setting: Setting) -> Row:
     total = sum(outputs)
     found: Row = {"requests": count, "prompt_tokens": sum(map(len, prompts)), "output_tokens": total}
     decoder = setting.decoder(setting.small)
-    for name, graphed in (("ours", True), ("ours, eager", False)):
+    ways = (("ours", True, True), ("ours, no overlap", True, False), ("ours, eager", False, False))
+    for name, graphed, overlapped in ways:
         if graphed and setting.tiny:
             continue
-        engine = make_engine(decoder, max_batch=count, longest=2 * high, graphs=graphed)
+        engine = make_engine(decoder, max_batch=count, longest=2 * high, graphs=graphed, overlap=overlapped)
         drain(engine, prompts[:2], [4, 4])  # compiles what is left to compile
         steps, engine.metrics.seconds = engine.metrics.num_steps, {}
         started = time.perf_counter()
@@ -87,7 +88,7 @@ def generate(setting: Setting) -> Row:
     tokens, prompt = (8, 10) if setting.tiny else (128, 128)
     ids = random_tokens(prompt, setting.large.vocab_size)
     decoder = setting.decoder(setting.large)
-    engine = make_engine(decoder, max_batch=1, longest=1024, graphs=not setting.tiny)
+    engine = make_engine(decoder, max_batch=1, longest=1024, graphs=not setting.tiny, overlap=not setting.tiny)
     drain(engine, [ids], [4])
     started = time.perf_counter()
     drain(engine, [ids[::-1]], [tokens])

@@ -35,6 +35,7 @@ from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.interrupts import delayed_interrupt
 from miniserve.runtime.kv_cache import KVCache, choose_kv_dtype
 from miniserve.runtime.model_runner import ModelRunner
+from miniserve.runtime.newest import Newest
 from miniserve.runtime.ranks import Ranks
 from miniserve.runtime.sharded_runner import ShardedModelRunner
 from miniserve.runtime.text_engine import Delta, Generation, TextEngine
@@ -73,6 +74,7 @@ class LLM:
         speculation: guess tokens ahead and verify several at once, which changes no output: "ngram" takes the guesses
             from the request's own text, the name of a smaller model with the same vocabulary from that; ":N" behind
             it, as in "ngram:4", says how many tokens at most. None: one token at a time.
+        overlap: schedule and launch a step before the result of the last is known; None: with CUDA graphs.
         tensor_parallel_size: how many processes hold the model, each a slice of it: on a CPU they share its threads, of
             GPUs each takes one. KV memory is then meant for each. Not with a loaded model.
         progress: called with (tensors done, tensors in all) while the weights load.
@@ -100,6 +102,7 @@ class LLM:
         enable_prefix_caching: bool = True,
         cuda_graphs: bool = True,
         speculation: str | None = None,
+        overlap: bool | None = None,
         tensor_parallel_size: int = 1,
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
@@ -136,6 +139,7 @@ class LLM:
                 cuda_graphs=cuda_graphs,
                 speculation=guesses,
                 draft=draft,
+                overlap=overlap,
                 free=ranks.free_beside_steps if ranks else None,
             )
             decoder = model.decoder
@@ -143,17 +147,23 @@ class LLM:
             cache = KVCache(
                 decoder.config, settings.num_blocks, settings.block_size, dtype=kv_dtype, device=decoder.device
             )
+            newest = Newest(settings.max_num_seqs, decoder.device) if settings.overlap else None
             graphs = None
             if settings.cuda_graphs:
                 longest = -(-settings.max_model_len // settings.block_size)
                 graphs = DecodeGraphs(
-                    decoder, cache, max_batch=settings.max_num_seqs, max_blocks=longest, block_size=settings.block_size
+                    decoder,
+                    cache,
+                    max_batch=settings.max_num_seqs,
+                    max_blocks=longest,
+                    block_size=settings.block_size,
+                    newest=newest,
                 )
             if ranks:
                 ranks.make_caches(settings.num_blocks, settings.block_size, kv_dtype)
                 runner: ModelRunner = ShardedModelRunner(decoder, cache, settings.block_size, ranks)
             else:
-                runner = ModelRunner(decoder, cache, settings.block_size, graphs)
+                runner = ModelRunner(decoder, cache, settings.block_size, graphs, newest)
             if settings.backend == "triton":
                 runner.warm_up()
             proposer = _proposer(settings, draft)

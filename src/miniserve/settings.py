@@ -72,6 +72,7 @@ class EngineSettings:
         cuda_graphs: whether decode steps are launched as CUDA graphs: on one GPU with Triton kernels, which never wait.
         speculation: who guesses tokens ahead, if anyone.
         tensor_parallel_size: how many processes hold the model, each a slice of it.
+        overlap: whether a step is launched before the last one's result is known. A CPU is the device itself.
     """
 
     model: str
@@ -91,6 +92,7 @@ class EngineSettings:
     cuda_graphs: bool
     speculation: Speculation | None
     tensor_parallel_size: int
+    overlap: bool
 
     @classmethod
     def decide(
@@ -107,6 +109,7 @@ class EngineSettings:
         cuda_graphs: bool,
         speculation: Speculation | None,
         draft: LoadedModel | None,
+        overlap: bool | None = None,
         kv_cache_dtype: str = "auto",
         free: Callable[[Decoder, int, int, int], int] | None = None,
     ) -> "EngineSettings":
@@ -157,6 +160,11 @@ class EngineSettings:
         )
         if draft:
             _check_draft(model, draft, max_model_len)
+        cuda_graphs = cuda_graphs and model.choices.backend == "triton" and ranks == 1
+        if overlap and not cuda_graphs:
+            raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
+        if overlap and speculation:
+            raise InvalidRequestError("overlap and speculation exclude each other: a draft follows the newest token")
         return cls(
             model=model.files.name,
             device=str(model.choices.device),
@@ -172,9 +180,10 @@ class EngineSettings:
             kv_cache_bytes=num_blocks * (block + draft_block),
             kv_cache_dtype=str(kv_dtype).removeprefix("torch.") if kv_cache_dtype == "auto" else kv_cache_dtype,
             prefix_caching=prefix_caching,
-            cuda_graphs=cuda_graphs and model.choices.backend == "triton" and ranks == 1,
+            cuda_graphs=cuda_graphs,
             speculation=speculation,
             tensor_parallel_size=ranks,
+            overlap=cuda_graphs and not speculation if overlap is None else overlap,
         )
 
     def __str__(self) -> str:

@@ -16,7 +16,7 @@ from miniserve.bench.soak import soak
 from miniserve.bench.speculation import compare
 from miniserve.bench.throughput import bench_throughput
 from miniserve.bench.workloads import chats, mixed
-from miniserve.core.executor import StepResult
+from miniserve.core.executor import Computed, StepResult
 from miniserve.model.cache import NoCache
 from miniserve.notebook import load_results
 from miniserve.runtime.model_runner import ModelRunner
@@ -116,15 +116,16 @@ def test_soak_passes_on_a_sound_engine(model):
 
 
 def test_soak_notices_a_changed_answer(model, monkeypatch):
-    honest = ModelRunner.execute
+    honest = ModelRunner.launch
 
     def liar(self, step):
-        result = honest(self, step)
+        in_flight = honest(self, step)
         if len(step.scheduled) > 1:  # right alone, wrong in company
-            return StepResult([[(token + 1) % 128 for token in tokens] for tokens in result.tokens])
-        return result
+            tokens = in_flight.result().tokens
+            return Computed(StepResult([[(token + 1) % 128 for token in each] for each in tokens]))
+        return in_flight
 
-    monkeypatch.setattr(ModelRunner, "execute", liar)
+    monkeypatch.setattr(ModelRunner, "launch", liar)
     with pytest.raises(AssertionError, match="changed its answer"):
         soak(model, 20)
 

@@ -28,7 +28,8 @@ class Engine:
     def step(self):
         step = self.scheduler.schedule()
         self.scheduler.check()
-        self.scheduler.update(step, self.device.execute(step).tokens)
+        if step.scheduled:
+            self.scheduler.update(step, self.device.launch(step).result().tokens)
         self.scheduler.check()
         return step
 

@@ -50,7 +50,7 @@ class Engine:
     def step(self):
         step = self.scheduler.schedule()
         self.steps.append([(part.request.request_id, part.start, part.num_tokens) for part in step.scheduled])
-        outputs = self.scheduler.update(step, self.device.execute(step).tokens)
+        outputs = self.scheduler.update(step, self.device.launch(step).result().tokens)
         self.scheduler.check()
         return outputs
 
@@ -162,7 +162,7 @@ def test_drafts_cost_nobody_anything(requests, num_blocks, block_size, budget, l
             assert step.num_tokens <= budget
             parts = [(part.request.request_id, part.start, part.num_known) for part in step.scheduled]
             steps.append((parts, [request.request_id for request in step.preempted]))
-            engine.scheduler.update(step, engine.device.execute(step).tokens)
+            engine.scheduler.update(step, engine.device.launch(step).result().tokens)
             engine.scheduler.check()
         return steps
 
@@ -200,8 +200,7 @@ def test_an_abort_drops_the_draft_that_is_being_computed():
     step = engine.scheduler.schedule()
     assert len(step.scheduled[0].draft) == 3
     engine.scheduler.finish(request, FinishReason.ABORT)
-    (output,) = engine.scheduler.update(step, engine.device.execute(step).tokens)
-    assert (output.tokens, output.finish_reason) == ([], FinishReason.ABORT)
+    assert engine.scheduler.update(step, engine.device.launch(step).result().tokens) == []
     assert request.output_token_ids == alone([1, 2, 3], 1)
     engine.scheduler.check()
     assert engine.pool.num_free == engine.pool.num_blocks

@@ -28,11 +28,11 @@ class TimedDevice(FakeDevice):
         super().__init__(*size)
         self.clock, self.fails = clock, False
 
-    def execute(self, step):
+    def launch(self, step):
         self.clock.now += 1.0
         if self.fails:
             raise RuntimeError("the device is gone")
-        return super().execute(step)
+        return super().launch(step)
 
 
 @pytest.fixture

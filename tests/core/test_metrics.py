@@ -16,11 +16,11 @@ class Timed(FakeDevice):
         super().__init__(*size)
         self.now = 0.0
 
-    def execute(self, step):
+    def launch(self, step):
         self.now += 1.0
-        result = super().execute(step)
-        result.seconds = {"forward": 0.75, "sample": 0.25}
-        return result
+        computed = super().launch(step)
+        computed.outcome.seconds = {"forward": 0.75, "sample": 0.25}
+        return computed
 
 
 @pytest.fixture

@@ -56,6 +56,18 @@ def test_sampled_requests_share_a_graph_with_greedy_ones(tiny_directory):
     assert found[0] == found[1]
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_steps_launched_ahead_give_the_tokens_of_steps_waited_for(tiny_directory, temperature):
+    model = load_model(str(tiny_directory("llama")[0]), device="cuda", dtype="float32")
+    params = [SamplingParams(max_tokens=5 + 3 * i, temperature=temperature * (i % 2), seed=i) for i in range(7)]
+    found = []
+    for overlap in (True, False):
+        with LLM(model, kv_cache_memory=2**24, max_num_seqs=5, overlap=overlap) as llm:
+            found.append([output.token_ids for output in llm.generate(PROMPTS, params)])
+            assert not llm.has_work
+    assert found[0] == found[1]
+
+
 def test_memory_is_given_back(tiny_directory):
     directory = str(tiny_directory("llama")[0])
     with LLM(directory, device="cuda", kv_cache_memory=2**24) as llm:

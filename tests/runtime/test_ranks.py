@@ -201,5 +201,5 @@ def test_a_rank_that_fails_sends_its_traceback(llm):
     request = Request("bad", [1000], Limits(1))  # beyond the vocabulary, which the engine would not let in
     request.block_table.append(0)
     with pytest.raises(RankError, match=r"(?s)rank 1 .* failed:\nTraceback .*IndexError: index out of range"):
-        llm.engine.executor.execute(Step([Scheduled(request, 0, 1)]))
+        llm.engine.executor.launch(Step([Scheduled(request, 0, 1)]))
     assert gone(children())

@@ -1,5 +1,7 @@
 """A decode step at fixed addresses: the same step as `Batch.from_step` lays it out, and padding that touches nothing."""
 
+from collections import deque
+
 import pytest
 import torch
 
@@ -48,6 +50,36 @@ def test_equals_a_batch_laid_out_afresh(lengths, size):
         assert static.block_table[row, : len(blocks)].tolist() == blocks
     assert static.slot_mapping[count:].tolist() == [-1] * (size - count)
     assert static.context_lens[count:].tolist() == [0] * (size - count)
+
+
+class LateEvent:
+    """The device copies a twin when somebody waits for it, and not before."""
+
+    def __init__(self, copy, host):
+        self.copy, self.host, self.due = copy, host, False
+
+    def record(self):
+        self.due = True
+
+    def synchronize(self):
+        if self.due:
+            self.copy(self.host)
+        self.due = False
+
+
+def test_a_twin_is_not_written_while_the_device_still_reads_it():
+    """With a device that is as late as it may be, each step is read as it was written."""
+    inputs, seen = StaticInputs(8, 4, BLOCK, CPU), []
+    inputs._twins = deque(
+        twin._replace(was_read=LateEvent(lambda host: seen.append(host.clone()), twin.host)) for twin in inputs._twins
+    )
+    for length in (3, 7, 11, 15):
+        inputs.fill(decoding([length]), 1)
+        assert sum(twin.was_read.due for twin in inputs._twins) == min(2, 1 + (length > 3)), "no waiting for the last"
+    for twin in reversed(inputs._twins):
+        twin.was_read.synchronize()
+    start, end, kind = inputs._spans[1]
+    assert [host[start:end].view(kind)[0].item() for host in seen] == [2, 6, 10, 14]
 
 
 def test_views_stay_where_they_are():

@@ -21,9 +21,9 @@ def decoder(tiny_directory):
     [(10, 4, [3, 3, 2, 2]), (3, 8, [1, 1, 1]), (8192, 2, [512, 512])],  # the model's context holds 512
 )
 def test_the_largest_step_is_computed_between_two_looks_at_memory(decoder, monkeypatch, tokens, seqs, lengths):
-    seen, execute = [], ModelRunner.execute
+    seen, launch = [], ModelRunner.launch
     monkeypatch.setattr(
-        ModelRunner, "execute", lambda self, step: seen.append((step, result := execute(self, step))) or result
+        ModelRunner, "launch", lambda self, step: seen.append((step, computed := launch(self, step))) or computed
     )
 
     def probe(run):
@@ -32,7 +32,8 @@ def test_the_largest_step_is_computed_between_two_looks_at_memory(decoder, monke
         return 1234
 
     assert trial.step_bytes(decoder, 16, tokens, seqs, probe) == 1234
-    ((step, result),) = seen
+    ((step, computed),) = seen
+    result = computed.result()
     assert [part.num_tokens for part in step.scheduled] == lengths
     assert [len(each) for each in result.tokens] == [1] * len(lengths)
     assert result.prompt_logprobs.keys() == result.logprobs.keys() == set(range(len(lengths)))

@@ -6,7 +6,7 @@ wrongly, reused too early, registered too soon or left unwritten therefore chang
 
 import zlib
 
-from miniserve.core.executor import Step, StepResult
+from miniserve.core.executor import Computed, Step, StepResult
 
 VOCABULARY = 50
 
@@ -18,7 +18,7 @@ class FakeDevice:
         self.block_size = block_size
         self.memory = [[None] * block_size for _ in range(num_blocks)]
 
-    def execute(self, step: Step):
+    def launch(self, step: Step):
         """Write each scheduled token's KV, then answer for those that sample."""
         writes = set()
         for part in step.scheduled:
@@ -29,7 +29,7 @@ class FakeDevice:
                 assert (block, slot) not in writes, "two requests write one slot in one step"
                 writes.add((block, slot))
                 self.memory[block][slot] = (position, token)
-        return StepResult([self.answers(part) if part.samples else [] for part in step.scheduled])
+        return Computed(StepResult([self.answers(part) if part.samples else [] for part in step.scheduled]))
 
     def answers(self, part):
         """The next tokens, from memory. What is read must be this request's own tokens at their positions."""

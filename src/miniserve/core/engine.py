@@ -1,20 +1,36 @@
 """`Engine`: the loop. Requests go in, `step` is called while there is work, tokens come out.
 
-One step is: the scheduler says what to compute, the executor computes it, the scheduler takes note. The engine adds
-names (a request is addressed by its id), times, metrics, and the promise that nothing leaks: whatever ends a request,
-its blocks are back in the pool, and if the executor fails, the step's requests end with an error and the others go on.
+One step is: the scheduler says what to compute, the executor computes it, the scheduler takes note. Where the executor
+allows it, the next step is scheduled and launched before the result of the last is waited for, so that the device has
+work while the host thinks: `step` then returns what came of the one before. A step in flight whose every request has
+ended meanwhile is waited for at once: nothing of it stays behind.
+
+The engine adds names (a request is addressed by its id), times, metrics, and the promise that nothing leaks: whatever
+ends a request, its blocks are back in the pool, and if the executor fails, the step's requests end with an error and
+the others go on.
 
 Single-threaded; the clock is passed in, so that simulated hardware runs the same loop in virtual time.
 """
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
-from miniserve.core.executor import Executor, Step, StepResult
+from miniserve.core.executor import Executor, InFlight, Step, StepResult
 from miniserve.core.metrics import Metrics, PartRecord, StepRecord
 from miniserve.core.request import FinishReason, Request, Times
 from miniserve.core.scheduler import Output, Scheduler
 from miniserve.errors import InvalidRequestError
+
+
+class _Launched(NamedTuple):
+    """A step on its way: when the scheduler began, how long it took, and how long the launch did."""
+
+    step: Step
+    in_flight: InFlight
+    start_s: float
+    schedule_s: float
+    launch_s: float
 
 
 class Engine:
@@ -39,6 +55,7 @@ class Engine:
         self.on_step = on_step
         self._clock = clock
         self._live: dict[str, Request] = {}
+        self._launched: _Launched | None = None
 
     @property
     def has_work(self) -> bool:
@@ -61,29 +78,20 @@ class Engine:
         """Compute one step and say what came of it. Without work it does nothing.
 
         Raises:
-            Exception: whatever the executor raised. The requests of that step have ended with an error by then.
+            Exception: whatever the executor raised. The requests of that step have ended with an error by then; what
+                came of another one that was in flight is said by the next call.
         """
         if not self.has_work:
             return []
-        started = self._clock()
-        step = self.scheduler.schedule()
-        scheduled = self._clock()
-        self._note_first_steps(step, scheduled)
-        if not step.scheduled:
-            return self.scheduler.update(step, ())
+        launched = self._launched = self._launched or self._launch()
+        if launched is None:
+            return []
         try:
-            result = self.executor.execute(step)
-        except BaseException as error:  # KeyboardInterrupt too: a half-computed step is worth nothing
-            reason = FinishReason.ERROR if isinstance(error, Exception) else FinishReason.ABORT
-            self._note_ends(self.scheduler.give_up(step, reason), self._clock())
-            raise
-        computed = self._clock()
-        outputs = self.scheduler.update(step, result.tokens)
-        self._attach_logprobs(step, result)
-        self._note_tokens(outputs, computed)
-        self._note_ends(outputs, computed)
-        self._record(step, result, started, scheduled - started, computed - scheduled, self._clock() - computed)
-        return outputs
+            ahead = launched.in_flight.may_be_followed and self.scheduler.may_run_ahead
+            self._launched = self._launch() if ahead else None
+            return self._take_note(launched, self._wait(launched))
+        finally:
+            self._settle()
 
     def finish(self, request_id: str, reason: FinishReason = FinishReason.ABORT) -> bool:
         """End a request from outside: an abort, or a stop string in its text.
@@ -95,12 +103,65 @@ class Engine:
             return False
         self.scheduler.finish(request, reason)
         self._note_ends([Output(request, (), reason)], self._clock())
+        self._settle()
         return True
 
     def finish_all(self, reason: FinishReason = FinishReason.ABORT) -> None:
         """End every live request."""
         for request_id in list(self._live):
             self.finish(request_id, reason)
+
+    def _launch(self) -> _Launched | None:
+        """The next step; None if there is nothing to compute now."""
+        started = self._clock()
+        step = self.scheduler.schedule()
+        scheduled = self._clock()
+        self._note_first_steps(step, scheduled)
+        if not step.scheduled:
+            return None
+        try:
+            in_flight = self.executor.launch(step)
+        except BaseException as error:
+            self._give_up(step, error)
+            raise
+        return _Launched(step, in_flight, started, scheduled - started, self._clock() - scheduled)
+
+    def _wait(self, launched: _Launched) -> tuple[StepResult, float]:
+        """The result, and how long it was waited for."""
+        started = self._clock()
+        try:
+            result = launched.in_flight.result()
+        except BaseException as error:
+            self._give_up(launched.step, error)
+            raise
+        return result, self._clock() - started
+
+    def _give_up(self, step: Step, error: BaseException) -> None:
+        """KeyboardInterrupt is an error too: a half-computed step is worth nothing."""
+        reason = FinishReason.ERROR if isinstance(error, Exception) else FinishReason.ABORT
+        self._note_ends(self.scheduler.give_up(step, reason), self._clock())
+
+    def _take_note(self, launched: _Launched, waited: tuple[StepResult, float]) -> list[Output]:
+        step, (result, wait_s), computed = launched.step, waited, self._clock()
+        outputs = self.scheduler.update(step, result.tokens)
+        self._attach_logprobs(step, result)
+        self._note_tokens(outputs, computed)
+        self._note_ends(outputs, computed)
+        self._record(launched, result, wait_s, self._clock() - computed)
+        return outputs
+
+    def _settle(self) -> None:
+        """Wait for a step in flight that nobody lives to see the end of.
+
+        What it computed is nobody's, and so is its failure: a device that is lost says so at the next launch.
+        """
+        if self._launched and not self._live:
+            launched, self._launched = self._launched, None
+            try:
+                waited = self._wait(launched)
+            except Exception:
+                return
+            self._take_note(launched, waited)
 
     def _note_first_steps(self, step: Step, now: float) -> None:
         for request in (part.request for part in step.scheduled):
@@ -128,18 +189,17 @@ class Engine:
 
     def _note_ends(self, outputs: list[Output], now: float) -> None:
         for request, _, reason in outputs:
-            if reason is not None and request.request_id in self._live:
+            if reason is not None:
                 del self._live[request.request_id]
                 request.times.finished_s = now
                 self.metrics.ended(request, reason)
 
-    def _record(
-        self, step: Step, result: StepResult, start_s: float, before_s: float, execute_s: float, after_s: float
-    ) -> None:
-        metrics, scheduler = self.metrics, self.scheduler
+    def _record(self, launched: _Launched, result: StepResult, wait_s: float, after_s: float) -> None:
+        metrics, scheduler, step = self.metrics, self.scheduler, launched.step
+        schedule_s, execute_s = launched.schedule_s + after_s, launched.launch_s + wait_s
         metrics.num_steps += 1
         metrics.num_computed_tokens += step.num_tokens
-        metrics.schedule_s += before_s + after_s
+        metrics.schedule_s += schedule_s
         metrics.execute_s += execute_s
         metrics.batch_size.observe(len(step.scheduled))
         for name, seconds in result.seconds.items():
@@ -157,8 +217,8 @@ class Engine:
             self.on_step(
                 StepRecord(
                     index=metrics.num_steps - 1,
-                    start_s=start_s,
-                    schedule_s=before_s + after_s,
+                    start_s=launched.start_s,
+                    schedule_s=schedule_s,
                     execute_s=execute_s,
                     seconds=dict(result.seconds),
                     parts=tuple(parts),

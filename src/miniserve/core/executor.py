@@ -29,12 +29,20 @@ class Scheduled(NamedTuple):
 
     @property
     def samples(self) -> bool:
-        """Whether all known tokens are computed afterwards, so that the last one's logits give a new token."""
-        return self.start + self.num_known == len(self.request.token_ids)
+        """Whether all known tokens are computed afterwards, so that the last one's logits give a new token.
+
+        True until the new token is taken; so is `is_pending` until the token is known.
+        """
+        return self.start + self.num_known >= len(self.request.token_ids)
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its last token is what the step in flight chooses for the request: known on the device alone."""
+        return self.start + self.num_known > len(self.request.token_ids)
 
     @property
     def token_ids(self) -> list[int]:
-        """The tokens that are computed."""
+        """The tokens that are computed, but for the one that is pending."""
         known = self.request.token_ids[self.start : self.start + self.num_known]
         return [*known, *self.draft] if self.draft else known
 
@@ -70,9 +78,41 @@ class StepResult:
     seconds: Mapping[str, float] = field(default_factory=dict)
 
 
+class InFlight(Protocol):
+    """A step that was launched."""
+
+    @property
+    def may_be_followed(self) -> bool:
+        """Whether the next step may be launched before the result is known, the same for good.
+
+        Then the next step's parts may be pending, and the executor finds their tokens itself. Where choosing the next
+        token needs the newest one on the host, as penalties do, the answer is no.
+        """
+        ...
+
+    def result(self) -> StepResult:
+        """Wait for the step. Called once; results are asked for in the order of the launches."""
+        ...
+
+
+@dataclass(frozen=True)
+class Computed:
+    """A step that was computed when it was launched."""
+
+    outcome: StepResult
+    may_be_followed: bool = field(default=False, init=False)
+
+    def result(self) -> StepResult:
+        """What came of it."""
+        return self.outcome
+
+
 class Executor(Protocol):
     """Computes steps, in the order given."""
 
-    def execute(self, step: Step) -> StepResult:
-        """Compute the scheduled tokens, write their KV into the requests' blocks, and sample."""
+    def launch(self, step: Step) -> InFlight:
+        """Begin to compute the scheduled tokens, write their KV into the requests' blocks, and sample.
+
+        What it needs of step and requests it reads now: they change before the result is asked for.
+        """
         ...

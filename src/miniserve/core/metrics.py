@@ -61,8 +61,9 @@ class StepRecord:
         index: a running number.
         start_s: when the scheduler began.
         schedule_s: the scheduler's own time, before and after the execution.
-        execute_s: the executor's time.
-        seconds: the executor's own split of `execute_s`, by name.
+        execute_s: the host's time in the executor: launching the step, and waiting for it. Where steps overlap, the
+            device takes longer: it computed while the host scheduled.
+        seconds: the executor's own times, by name; a split of `execute_s` where steps do not overlap.
         parts: who computed what.
         preempted: who lost its blocks.
         num_running, num_waiting: after the step.

@@ -88,7 +88,9 @@ class Request:
     Attributes:
         token_ids: prompt and output.
         max_length: the length at which it ends, prompt and output.
-        num_computed: how many of them have their KV in `block_table`.
+        num_pending: how many tokens steps in flight choose: they count, but what they are is known only on the device.
+        num_in_flight: how many steps in flight it has a part in. They write into its blocks, which it keeps till then.
+        num_computed: how many tokens have their KV in `block_table`, or will have when the steps in flight have ended.
         num_registered: how many of its blocks the pool has been told the content of.
         num_cached: how many tokens the first admission found in the pool. A recomputation after preemption finds the
             request's own blocks again, which says nothing about the cache: it is not counted.
@@ -113,6 +115,8 @@ class Request:
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
+    num_pending: int = field(default=0, init=False)
+    num_in_flight: int = field(default=0, init=False)
     num_computed: int = field(default=0, init=False)
     num_registered: int = field(default=0, init=False)
     num_cached: int | None = field(default=None, init=False)
@@ -144,8 +148,13 @@ class Request:
 
     @property
     def num_remaining(self) -> int:
-        """Known tokens that are still to be computed; at least one while the request runs."""
-        return len(self.token_ids) - self.num_computed
+        """Tokens that are still to be computed, pending ones included; at least one while the request runs."""
+        return len(self.token_ids) + self.num_pending - self.num_computed
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether it has ended, or will by its length with the tokens that are pending: there is nothing to compute."""
+        return self.finish_reason is not None or len(self.token_ids) + self.num_pending >= self.max_length
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -17,6 +17,11 @@ A draft costs nobody anything: it takes no budget that another could use and no 
 turned out wrong stay with the request, which needs them next, until somebody finds no free block: then they are given
 back before anyone is preempted or kept waiting.
 
+A step may be scheduled while the one before is computed. What that one chooses is then pending: a token that counts,
+and gets a slot, before anyone here knows it. Who ends by its length is known ahead; who ends otherwise is found out
+when it has a part in the next step already, which is wasted: its blocks stay taken until that step has ended. Nobody is
+preempted ahead, and nothing is drafted: `may_run_ahead` says when the step in flight is to be updated first.
+
 Invariants: an admitted request has blocks for all tokens it knew then, so that only a decode ever asks for one more; no
 request has more than its tokens and the longest draft need; at least one token is computed even of a prompt that is
 wholly cached, since the last token's logits are not cached; a block is registered only after the step that filled it,
@@ -87,7 +92,7 @@ class Scheduler:
         self._pending = PendingBlocks()
         self._held: list[int] = []  # blocks the connector still reads
         self._arrivals = count()
-        self._in_flight: Step | None = None
+        self._in_flight: list[Step] = []  # at most two, the older first
         self._idle = False  # the last step was empty
 
     @property
@@ -124,12 +129,26 @@ class Scheduler:
         request.arrival = next(self._arrivals)
         self._waiting.push(request)
 
-    def schedule(self) -> Step:
-        """Put the next step together. Call `update` with its outcome before the next `schedule`.
+    @property
+    def may_run_ahead(self) -> bool:
+        """Whether the next step can be scheduled before the one in flight is updated.
 
-        The step is empty if all there is to do is to wait for the connector.
+        Not if somebody has to give up blocks for it, nor with a proposer: a draft follows the newest token.
         """
-        assert self._in_flight is None, "the last step was not updated"
+        if self.proposer.longest:
+            return False
+        if self.pool.num_free >= len(self.running):
+            return True
+        return self.pool.num_free >= sum(self._lacks_block(request) for request in self.running)
+
+    def schedule(self) -> Step:
+        """Put the next step together. `update` it with its outcome: before the next `schedule`, or if `may_run_ahead`,
+        after it.
+
+        The step is empty, and not to be updated, if all there is to do is to wait: for the connector, or for the step
+        in flight.
+        """
+        assert len(self._in_flight) < 2, "no more than one step ahead"
         self._take_note()
         step = Step()
         budget = self._continue_running(step, self.max_num_batched_tokens)
@@ -137,7 +156,14 @@ class Scheduler:
             budget = self._admit_waiting(step, budget)
             if self.proposer.longest and budget:
                 add_drafts(step, budget, self.proposer, self.pool)
-        self._in_flight, self._idle = step, not step.scheduled
+        for part in step.scheduled:
+            request = part.request
+            request.num_pending += part.samples
+            request.num_in_flight += 1
+            request.num_computed += part.num_tokens
+        if step.scheduled:
+            self._in_flight.append(step)
+        self._idle = not self._in_flight
         return step
 
     def update(self, step: Step, new_tokens: Sequence[Sequence[int]]) -> list[Output]:
@@ -149,14 +175,17 @@ class Scheduler:
                 `samples`, else none.
 
         Returns:
-            What changed, in the step's order. Requests that ended have released their blocks; of their tokens, those
+            What changed, in the step's order: nothing for requests that had ended already. Requests that ended have
+            released their blocks, or will when the next step has ended, if they are part of it; of their tokens, those
             behind the one that ended them are dropped.
         """
-        assert step is self._in_flight, "a step is updated once, in order"
-        self._in_flight = None
+        assert step is self._in_flight[0], "a step is updated once, in order"
+        del self._in_flight[0]
         outputs = []
         for part, tokens in zip(step.scheduled, new_tokens, strict=True):
             request, start, num_tokens, draft = part
+            request.num_in_flight -= 1
+            request.num_pending -= bool(tokens)
             end, kept = start + num_tokens - len(draft), []
             if request.finish_reason is None:  # not aborted while the step was computed
                 assert bool(tokens) == (end == len(request.token_ids)), "tokens for each part that samples, only there"
@@ -167,24 +196,28 @@ class Scheduler:
                         break
             # All but the last of the new tokens were computed, as part of the draft. Of what has ended meanwhile, and
             # was cut, only the tokens that are left count.
-            request.num_computed = end = end + len(kept) - 1 if kept else min(end, len(request.token_ids))
+            accepted = max(len(kept) - 1, 0)
+            request.num_computed -= len(draft) - accepted
+            end = min(end + accepted, len(request.token_ids))
             if self.prefix_caching and end >= (request.num_registered + 1) * self.pool.block_size:
                 self._register(request, end // self.pool.block_size)
-            if request.finish_reason is not None:
-                self._retire(request)
-            if kept or request.finish_reason is not None:
+            if kept:
                 outputs.append(Output(request, kept, request.finish_reason))
+            self._retire_if_ended(request)
         return outputs
 
     def give_up(self, step: Step, reason: FinishReason = FinishReason.ERROR) -> list[Output]:
-        """End the requests of a step that could not be computed."""
-        assert step is self._in_flight, "only the step in flight can be given up"
-        self._in_flight = None
+        """End the requests of a step that could not be computed. Returns those that had not ended already."""
+        self._in_flight.remove(step)
         outputs = []
-        for request in (part.request for part in step.scheduled):
-            request.finish_reason = request.finish_reason or reason
-            self._retire(request)
-            outputs.append(Output(request, (), request.finish_reason))
+        for part in step.scheduled:
+            request = part.request
+            request.num_in_flight -= 1
+            request.num_pending -= part.samples
+            if request.finish_reason is None:
+                request.finish_reason = reason
+                outputs.append(Output(request, (), reason))
+            self._retire_if_ended(request)
         return outputs
 
     def finish(self, request: Request, reason: FinishReason) -> None:
@@ -196,9 +229,8 @@ class Scheduler:
         if request.finish_reason is not None:
             return
         request.finish_reason = reason
-        busy = self._in_flight and any(part.request is request for part in self._in_flight.scheduled)
-        if not busy and request.status is not Status.LOADING:
-            self._retire(request)
+        if request.status is not Status.LOADING:
+            self._retire_if_ended(request)
 
     def check(self) -> None:
         """Raise AssertionError unless requests and pool agree. For tests; cost: all blocks and running requests."""
@@ -209,9 +241,12 @@ class Scheduler:
         assert len(holders) <= self.max_num_seqs
         for request in holders:
             assert request.status is (Status.RUNNING if request in self.running else Status.LOADING)
-            assert len(request.token_ids) - 1 <= len(request.block_table) * self.pool.block_size
-            assert len(request.block_table) <= self._blocks_for(len(request.token_ids) + self.proposer.longest)
-            assert len(request.block_table) <= self._blocks_for(request.max_length)
+            assert request.num_in_flight == sum(p.request is request for s in self._in_flight for p in s.scheduled)
+            assert request.num_pending <= request.num_in_flight
+            length, blocks = len(request.token_ids) + request.num_pending, len(request.block_table)
+            assert max(len(request.token_ids) - 1, request.num_computed) <= blocks * self.pool.block_size
+            if request.finish_reason is None:
+                assert blocks <= self._blocks_for(min(length + self.proposer.longest, request.max_length))
             assert request.num_registered * self.pool.block_size <= request.num_computed
             assert len(set(request.block_table)) == len(request.block_table)
         used = {block for request in holders for block in request.block_table} | set(self._held)
@@ -226,15 +261,16 @@ class Scheduler:
 
     def _continue_running(self, step: Step, budget: int) -> int:
         """Give running requests their tokens; returns what is left of the budget."""
-        size, in_prompt, scheduled = self.pool.block_size, [], step.scheduled
+        in_prompt, scheduled = [], step.scheduled
         for request in self.running:  # a preemption takes requests off its end
-            computed = request.num_computed
-            if len(request.token_ids) - computed > 1:
+            if request.is_ending:
+                continue
+            if request.num_remaining > 1:
                 in_prompt.append(request)
             elif len(scheduled) == budget:
                 break
-            elif computed < len(request.block_table) * size or self._make_room(request, step):
-                scheduled.append(Scheduled(request, computed, 1))
+            elif not self._lacks_block(request) or self._make_room(request, step):
+                scheduled.append(Scheduled(request, request.num_computed, 1))
         budget -= len(scheduled)
         for request in in_prompt:
             if budget and request.status is Status.RUNNING:  # not preempted by now
@@ -290,6 +326,10 @@ class Scheduler:
 
     # Blocks.
 
+    def _lacks_block(self, request: Request) -> bool:
+        """Whether its next token has no slot."""
+        return request.num_computed == len(request.block_table) * self.pool.block_size and not request.is_ending
+
     def _take_blocks(self, request: Request, shared: Sequence[int]) -> bool:
         """Blocks for all tokens of a request, the `shared` ones first; False, and no change, if there are too few."""
         self.pool.share(shared)
@@ -328,11 +368,16 @@ class Scheduler:
                 return False
 
     def _preempt(self, request: Request) -> None:
+        assert not self._in_flight, "a step in flight writes into the blocks"
         self.running.remove(request)
         self._free(request)
         request.num_computed = request.num_registered = 0
         request.num_preemptions += 1
         self._waiting.push(request)
+
+    def _retire_if_ended(self, request: Request) -> None:
+        if request.finish_reason is not None and not request.num_in_flight:
+            self._retire(request)
 
     def _retire(self, request: Request) -> None:
         if request.status is Status.WAITING:

@@ -98,3 +98,8 @@ class Ahead:
 def positions(request: Request, draft: Sequence[int]) -> list[Position]:
     """Where tokens are chosen when a request's last token and a draft are computed: [1 + len(draft)]."""
     return [request, *(Ahead(request, draft[:count]) for count in range(1, len(draft) + 1))]
+
+
+def after_pending(request: Request) -> Position:
+    """Where a token is chosen when the request's last token is not known here: for those that no history matters to."""
+    return Ahead(request, (-1,))

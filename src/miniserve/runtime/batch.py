@@ -4,7 +4,7 @@ The T new tokens of B requests lie one after the other, whatever part of their s
 brings many, a decode one. Nothing here knows the difference. A batch is passed along explicitly and read only.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -12,6 +12,8 @@ from torch import Tensor
 
 from miniserve.core.executor import Step
 from miniserve.kernels.cpu.dense import Paged
+from miniserve.runtime.newest import Newest
+from miniserve.runtime.upload import upload
 
 
 @dataclass(frozen=True)
@@ -42,13 +44,14 @@ class Batch:
         return Paged(self.slot_mapping, self.query_start, self.context_lens, self.block_table)
 
     @classmethod
-    def from_step(cls, step: Step, block_size: int, device: torch.device) -> "Batch":
+    def from_step(cls, step: Step, block_size: int, device: torch.device, newest: Newest | None = None) -> "Batch":
         """Lay a step out.
 
         Args:
             step: at least one request.
             block_size: slots of a KV block.
             device: where the tensors go.
+            newest: where pending tokens are; needed if there are any.
         """
         parts = step.scheduled
         counts = np.fromiter((part.num_tokens for part in parts), np.int64, len(parts))
@@ -57,7 +60,9 @@ class Batch:
         np.cumsum(counts, out=query_start[1:])
         token_ids: list[int] = []
         for part in parts:
-            if part.num_tokens == 1:
+            if newest and part.is_pending:
+                token_ids.append(newest.stand_in(part.request))
+            elif part.num_tokens == 1:
                 token_ids.append(part.request.token_ids[part.start])
             else:
                 token_ids += part.token_ids
@@ -69,9 +74,9 @@ class Batch:
         owner = np.repeat(np.arange(len(parts)), counts)
         positions = np.arange(len(token_ids)) + (starts - query_start[:-1])[owner]
         slots = block_table[owner, positions // block_size] * np.int64(block_size) + positions % block_size
-        return cls(
+        batch = cls(
             *(
-                torch.from_numpy(array).to(device)
+                upload(array, device)
                 for array in (
                     np.array(token_ids, np.int64),
                     positions,
@@ -83,3 +88,4 @@ class Batch:
                 )
             )
         )
+        return replace(batch, token_ids=newest.fill_in(batch.token_ids)) if newest else batch

@@ -68,7 +68,7 @@ class DraftModel:
                 parts.append(Scheduled(twin, twin.num_computed, count))
                 budget -= count
         while parts:
-            result, going = self._runner.execute(Step(parts)), []
+            result, going = self._runner.launch(Step(parts)).result(), []
             for part, tokens in zip(parts, result.tokens, strict=True):
                 twin = part.request
                 twin.num_computed += part.num_tokens

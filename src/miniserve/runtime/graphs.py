@@ -7,7 +7,7 @@ batch sizes, and a step is padded up to the next. Padding writes no KV, sees no 
 The largest is captured first, and all share one pool of memory, since only one runs at a time: what the smaller ones
 need, the largest has already reserved. Steps that are no pure decode, that compute drafts, or that are too large, run
 eagerly; `takes` says which.
-Everything here waits for the device before it returns, so inputs may be written again.
+Nothing here waits for the device: what a launch returns is overwritten by the next, in the device's order.
 """
 
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from torch import Tensor
 from miniserve.core.executor import Step
 from miniserve.model.decoder import Decoder
 from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.newest import Newest
 from miniserve.runtime.paged_attention import PagedAttention
 from miniserve.runtime.sampler import likeliest
 from miniserve.runtime.static_inputs import StaticInputs
@@ -26,16 +27,15 @@ WARMUPS = 2  # runs before a capture: kernels are compiled and libraries make th
 
 
 class Decoded(NamedTuple):
-    """What a decode step gives: logits [B, V] float32 and `sampler.likeliest` of them [B], on the host."""
+    """What a decode step gives: logits [B, V] float32 and `sampler.likeliest` of them [B]."""
 
     logits: Tensor
-    likeliest: list[int]
+    likeliest: Tensor
 
 
 class _Captured(NamedTuple):
     graph: torch.cuda.CUDAGraph
-    logits: Tensor
-    likeliest: Tensor  # [size] int64, pinned host memory that the graph's last node writes
+    decoded: Decoded
 
 
 class DecodeGraphs:
@@ -47,10 +47,20 @@ class DecodeGraphs:
         max_batch: most requests of a step.
         max_blocks: most KV blocks of a request.
         block_size: tokens a KV block holds.
+        newest: where pending tokens are, if steps are launched ahead.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, *, max_batch: int, max_blocks: int, block_size: int) -> None:
-        self._decoder, self._cache = decoder, cache
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        *,
+        max_batch: int,
+        max_blocks: int,
+        block_size: int,
+        newest: Newest | None = None,
+    ) -> None:
+        self._decoder, self._cache, self._newest = decoder, cache, newest
         self._inputs = StaticInputs(max_batch, max_blocks, block_size, decoder.device)
         self.sizes = batch_sizes(max_batch)
         self._next_size = [next(size for size in self.sizes if size >= batch) for batch in range(max_batch + 1)]
@@ -63,18 +73,16 @@ class DecodeGraphs:
         return self._inputs.takes(step)
 
     def __call__(self, step: Step) -> Decoded:
-        """Compute a step that `takes` allows."""
+        """Begin to compute a step that `takes` allows."""
         size = self._next_size[len(step.scheduled)]
-        self._inputs.fill(step, size)
+        self._inputs.fill(step, size, self._newest)
         captured = self._graphs[size]
         captured.graph.replay()
-        torch.cuda.current_stream(self._decoder.device).synchronize()
         count = len(step.scheduled)
-        return Decoded(captured.logits[:count], captured.likeliest[:count].tolist())
+        return Decoded(captured.decoded.logits[:count], captured.decoded.likeliest[:count])
 
     @torch.inference_mode()
     def _capture(self, size: int) -> _Captured:
-        host = torch.zeros(size, dtype=torch.int64, pin_memory=True)
         graph = torch.cuda.CUDAGraph()
         capture = torch.cuda.graph(graph, pool=self._pool)
         # On the stream that torch captures on, the same for all: on each stream cuBLAS keeps 32 MiB to itself for ever.
@@ -83,19 +91,19 @@ class DecodeGraphs:
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARMUPS):
-                self._compute(size, host)
+                self._compute(size)
         torch.cuda.synchronize()
         with capture:
-            logits = self._compute(size, host)
-        return _Captured(graph, logits, host)
+            decoded = self._compute(size)
+        return _Captured(graph, decoded)
 
-    def _compute(self, size: int, host: Tensor) -> Tensor:
-        """What a graph holds: a step of `size` rows of the inputs, its logits, and the likeliest tokens to the host."""
+    def _compute(self, size: int) -> Decoded:
+        """What a graph holds: a step of `size` rows of the inputs, its logits, and the likeliest tokens."""
         batch = self._inputs.batch(size)
+        token_ids = self._newest.fill_in(batch.token_ids) if self._newest else batch.token_ids
         attend = PagedAttention(self._decoder.ops, self._cache, batch)
-        logits: Tensor = self._decoder.logits(self._decoder(batch.token_ids, batch.positions, attend))
-        host.copy_(likeliest(logits, self._decoder.ops.argmax), non_blocking=True)
-        return logits
+        logits: Tensor = self._decoder.logits(self._decoder(token_ids, batch.positions, attend))
+        return Decoded(logits, likeliest(logits, self._decoder.ops.argmax))
 
 
 def batch_sizes(largest: int) -> list[int]:

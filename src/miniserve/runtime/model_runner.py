@@ -20,17 +20,20 @@ from itertools import accumulate, islice
 import torch
 from torch import Tensor
 
-from miniserve.core.executor import Scheduled, Step, StepResult
+from miniserve.core.executor import Computed, InFlight, Scheduled, Step, StepResult
 from miniserve.core.request import Request, TokenLogprob
 from miniserve.core.sampling_params import Limits
 from miniserve.model.decoder import Decoder
 from miniserve.model.one_call import OneCall
-from miniserve.runtime.ahead import Position, positions
+from miniserve.runtime.ahead import Position, after_pending, positions
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.graphs import DecodeGraphs
+from miniserve.runtime.in_flight import Chosen
 from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.newest import Newest
 from miniserve.runtime.paged_attention import PagedAttention
-from miniserve.runtime.sampler import Sampled, sample, token_logprobs
+from miniserve.runtime.sampler import Sampled, choose, never_waits, sample, token_logprobs
+from miniserve.runtime.upload import upload
 
 LOGIT_ROWS = 256  # rows of [V] logits in memory at a time where a whole prompt's are wanted
 
@@ -43,20 +46,30 @@ class ModelRunner:
         cache: the KV memory, on the same device.
         block_size: tokens a KV block holds.
         graphs: of decode steps, if they are to be launched as CUDA graphs.
+        newest: where pending tokens are, if steps are to be launched ahead; the same as the graphs'.
     """
 
-    def __init__(self, decoder: Decoder, cache: KVCache, block_size: int, graphs: DecodeGraphs | None = None) -> None:
+    def __init__(
+        self,
+        decoder: Decoder,
+        cache: KVCache,
+        block_size: int,
+        graphs: DecodeGraphs | None = None,
+        newest: Newest | None = None,
+    ) -> None:
         self.decoder, self.cache, self.block_size = decoder, cache, block_size
-        self._graphs = graphs
+        self._graphs, self._newest = graphs, newest
         self._one_call = OneCall.of(decoder)
 
     @torch.inference_mode()
-    def execute(self, step: Step) -> StepResult:
-        """Compute a step of at least one request. See `Executor.execute`."""
+    def launch(self, step: Step) -> InFlight:
+        """Compute a step of at least one request, or begin to. See `Executor.launch`."""
+        if self._newest and all(map(_never_waits, step.scheduled)):
+            return self._launch_ahead(step, self._newest)
         if self._graphs and self._graphs.takes(step):
-            return self._decode(step, self._graphs)
+            return Computed(self._decode(step, self._graphs))
         started = time.perf_counter()
-        batch = Batch.from_step(step, self.block_size, self.decoder.device)
+        batch = Batch.from_step(step, self.block_size, self.decoder.device, self._newest)
         prepared = time.perf_counter()
         hidden = self._forward(batch)
         rows, places = _places(step)
@@ -68,7 +81,20 @@ class ModelRunner:
         prompt_logprobs = self._prompt_logprobs(step, batch, hidden)
         ended = time.perf_counter()
         seconds = {"prepare": prepared - started, "forward": computed - prepared, "sample": ended - computed}
-        return StepResult(tokens, logprobs, prompt_logprobs, seconds)
+        return Computed(StepResult(tokens, logprobs, prompt_logprobs, seconds))
+
+    def _launch_ahead(self, step: Step, newest: Newest) -> InFlight:
+        """Leave the device to it: the tokens it chooses stay there for the next step, and come here when asked for."""
+        rows, places = _places(step)
+        known = None
+        if self._graphs and self._graphs.takes(step):
+            logits, known = self._graphs(step)
+        else:
+            hidden = self._forward(Batch.from_step(step, self.block_size, self.decoder.device, newest))
+            logits = self.decoder.logits(hidden[upload(rows, self.decoder.device, torch.int64)])
+        tokens = choose(logits, places, self.decoder.ops.argmax, known)
+        newest.keep([part.request for part in step.scheduled if part.samples], tokens)
+        return Chosen(tokens, places, [part.samples for part in step.scheduled])
 
     def _forward(self, batch: Batch) -> Tensor:
         if self._one_call and self._one_call.is_faster(len(batch.token_ids)):
@@ -98,7 +124,7 @@ class ModelRunner:
         started = time.perf_counter()
         logits, known = graphs(step)
         computed = time.perf_counter()
-        sampled = sample(logits, [part.request for part in step.scheduled], self.decoder.ops.argmax, known)
+        sampled = sample(logits, _places(step)[1], self.decoder.ops.argmax, known)
         tokens, logprobs = _accepted(step, sampled)
         seconds = {"forward": computed - started, "sample": time.perf_counter() - computed}
         return StepResult(tokens, logprobs, seconds=seconds)
@@ -135,8 +161,14 @@ def _places(step: Step) -> tuple[list[int], list[Position]]:
     for part, end in zip(step.scheduled, accumulate(part.num_tokens for part in step.scheduled), strict=True):
         if part.samples:
             rows += range(end - 1 - len(part.draft), end)
-            places += positions(part.request, part.draft)
+            places += [after_pending(part.request)] if part.is_pending else positions(part.request, part.draft)
     return rows, places
+
+
+def _never_waits(part: Scheduled) -> bool:
+    """Whether the host has no business with what a part computes, until its token is asked for."""
+    params = part.request.params
+    return not part.draft and params.prompt_logprobs is None and (not part.samples or never_waits(part.request))
 
 
 def _accepted(step: Step, chosen: Sequence[Sampled]) -> tuple[list[Sequence[int]], dict[int, list[TokenLogprob]]]:

@@ -23,6 +23,7 @@ from miniserve.core.sampling_params import SamplingParams
 from miniserve.kernels import reference
 from miniserve.runtime.ahead import Position
 from miniserve.runtime.logits import adjust, is_adjusted
+from miniserve.runtime.upload import upload
 
 FIRST_LOOK = 1024  # likeliest tokens that usually hold top_p; sorting a whole vocabulary costs ten times as much
 
@@ -39,9 +40,9 @@ def sample(
     logits: Tensor,
     requests: Sequence[Position],
     argmax: Callable[[Tensor], Tensor] = reference.argmax,
-    known: Sequence[int] | None = None,
+    known: Tensor | None = None,
 ) -> list[Sampled]:
-    """Choose each request's next token.
+    """Choose each request's next token, and wait for it.
 
     Args:
         logits: [R, V], on any device with float64; not changed.
@@ -53,18 +54,8 @@ def sample(
         RuntimeError: a row holds NaN, +inf or nothing but -inf. The model is corrupt, or the engine has a bug.
     """
     logits = logits.float()
-    if all(map(_is_plain, requests)):
-        if known is None:
-            known = likeliest(logits, argmax).tolist()
-        return [Sampled(token, None) for token in _checked(known, requests)]
-    adjusted = adjust(logits, requests)
-    tokens = argmax(adjusted)
-    peaks = _peaks(adjusted, tokens)
-    drawn = [row for row, request in enumerate(requests) if request.params.temperature > 0]
-    if drawn:
-        theirs = [requests[row] for row in drawn]
-        tokens[drawn] = _draw(_rows(adjusted, drawn), _rows(peaks, drawn), _rows(tokens, drawn), theirs)
-    sampled = [Sampled(token, None) for token in _checked(_sound(peaks, tokens).tolist(), requests)]
+    tokens = checked(choose(logits, requests, argmax, known).tolist(), requests)
+    sampled = [Sampled(token, None) for token in tokens]
     counts = {row: r.params.logprobs for row, r in enumerate(requests) if r.params.logprobs is not None}
     if counts:
         asked = list(counts)
@@ -72,6 +63,41 @@ def sample(
         for row, report in zip(asked, reports, strict=True):
             sampled[row] = Sampled(report.token_id, report._replace(top=report.top[: counts[row]]))
     return sampled
+
+
+@torch.inference_mode()
+def choose(
+    logits: Tensor,
+    requests: Sequence[Position],
+    argmax: Callable[[Tensor], Tensor] = reference.argmax,
+    known: Tensor | None = None,
+) -> Tensor:
+    """The tokens alone, where the logits are: [R] int64, -1 where the logits are unsound. Arguments as for `sample`.
+
+    The host does not wait for the device if `never_waits` is true of every request.
+    """
+    if not any(request.params.temperature > 0 or is_adjusted(request) for request in requests):
+        return likeliest(logits, argmax) if known is None else known
+    adjusted = adjust(logits, requests)
+    tokens = argmax(adjusted)
+    peaks = _peaks(adjusted, tokens)
+    drawn = [row for row, request in enumerate(requests) if request.params.temperature > 0]
+    if drawn:
+        theirs = [requests[row] for row in drawn]
+        chosen = _draw(_rows(adjusted, drawn), _rows(peaks, drawn), _rows(tokens, drawn), theirs)
+        tokens[upload(drawn, logits.device)] = chosen
+    return _sound(peaks, tokens)
+
+
+def never_waits(request: Position) -> bool:
+    """Whether its token is chosen without the host: greedily, or drawn by temperature and min_p alone.
+
+    Penalties, `logit_bias` and `min_tokens` are the host's; top_k and top_p ask the device how far they have to look;
+    log-probabilities are reported by token.
+    """
+    params = request.params
+    cuts = params.temperature > 0 and (params.top_k > 0 or params.top_p < 1)
+    return not cuts and params.logprobs is None and not is_adjusted(request)
 
 
 @torch.inference_mode()
@@ -124,11 +150,6 @@ def _mix(z: int) -> int:
     return z ^ (z >> 31)
 
 
-def _is_plain(request: Position) -> bool:
-    params = request.params
-    return params.temperature == 0 and params.logprobs is None and not is_adjusted(request)
-
-
 def likeliest(logits: Tensor, argmax: Callable[[Tensor], Tensor] = reference.argmax) -> Tensor:
     """[R, V] -> [R] int64: each row's likeliest token; -1 where the row holds NaN, +inf or nothing but -inf."""
     tokens = argmax(logits)
@@ -146,10 +167,15 @@ def _sound(peaks: Tensor, tokens: Tensor) -> Tensor:
 
 def _rows(matrix: Tensor, rows: list[int]) -> Tensor:
     """Those rows of it; no copy where it is all of them. `rows` ascend."""
-    return matrix if len(rows) == len(matrix) else matrix[rows]
+    return matrix if len(rows) == len(matrix) else matrix[upload(rows, matrix.device)]
 
 
-def _checked(tokens: Sequence[int], requests: Sequence[Position]) -> Sequence[int]:
+def checked(tokens: Sequence[int], requests: Sequence[Position]) -> Sequence[int]:
+    """The tokens of `choose`, on the host.
+
+    Raises:
+        RuntimeError: see `sample`.
+    """
     for token, request in zip(tokens, requests, strict=True):
         if token < 0:
             raise RuntimeError(f"request {request.request_id}: its logits hold NaN or +inf, or are all -inf")
@@ -169,7 +195,7 @@ def _draw(logits: Tensor, peaks: Tensor, likeliest: Tensor, requests: Sequence[P
     """
     params = [request.params for request in requests]
     knobs = [(r.params.temperature, r.params.min_p, uniform(r.seed, r.num_output_tokens)) for r in requests]
-    temperature, min_p, uniforms = torch.tensor(knobs, dtype=torch.float64, device=logits.device).T[..., None]
+    temperature, min_p, uniforms = upload(knobs, logits.device, torch.float64).T[..., None]
     # A weight is a probability before the division by the sum: the likeliest token's is 1. The peak goes first, so that
     # a tiny temperature tends to greedy. In place, as a CPU takes longer to get fresh memory than to do the arithmetic.
     weights = logits.double().sub_(peaks[:, None]).div_(temperature).exp_()

@@ -5,7 +5,7 @@ It is rank 0's, and a `ModelRunner` but for one thing: what it runs the other ra
 
 from torch import Tensor
 
-from miniserve.core.executor import Step, StepResult
+from miniserve.core.executor import InFlight, Step
 from miniserve.model.decoder import Decoder
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.kv_cache import KVCache
@@ -27,15 +27,15 @@ class ShardedModelRunner(ModelRunner):
         super().__init__(decoder, cache, block_size)
         self._ranks = ranks
 
-    def execute(self, step: Step) -> StepResult:
-        """See `ModelRunner.execute`.
+    def launch(self, step: Step) -> InFlight:
+        """See `ModelRunner.launch`; without pending tokens the result is there when it returns.
 
         Raises:
             RankError: a rank is gone; this step and all that would follow are lost.
         """
-        result = super().execute(step)
+        computed = super().launch(step)
         self._ranks.check()  # on a GPU the sums were only queued; one that was cut short gave nonsense
-        return result
+        return computed
 
     def _forward(self, batch: Batch) -> Tensor:
         with self._ranks.computing(batch):

@@ -59,7 +59,7 @@ def step_bytes(decoder: Decoder, block_size: int, max_num_batched_tokens: int, m
         each.zero_()  # what is read before it was written shall be a number
     runner = ModelRunner(decoder, cache, block_size)
     try:
-        return probe(lambda: runner.execute(step))
+        return probe(lambda: runner.launch(step).result())
     except torch.OutOfMemoryError as error:
         raise InvalidRequestError(
             f"max_num_batched_tokens is {max_num_batched_tokens} and max_num_seqs {max_num_seqs}: "
