@@ -26,7 +26,7 @@ class Chosen:
         on_gpu = tokens.device.type == "cuda"
         self._host = torch.empty(tokens.shape, dtype=torch.int64, pin_memory=on_gpu)
         self._host.copy_(tokens, non_blocking=True)
-        self._copied = torch.cuda.Event() if on_gpu else None
+        self._copied = torch.cuda.Event() if on_gpu else None  # type: ignore[no-untyped-call]
         if self._copied:
             self._copied.record()
 

@@ -42,7 +42,7 @@ class _Passed:
 
 
 def _event(on_gpu: bool) -> Event:
-    return torch.cuda.Event() if on_gpu else _Passed()
+    return torch.cuda.Event() if on_gpu else _Passed()  # type: ignore[no-untyped-call]
 
 
 class _Twin(NamedTuple):
