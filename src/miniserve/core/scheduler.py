@@ -156,11 +156,10 @@ class Scheduler:
             budget = self._admit_waiting(step, budget)
             if self.proposer.longest and budget:
                 add_drafts(step, budget, self.proposer, self.pool)
-        for part in step.scheduled:
-            request = part.request
-            request.num_pending += part.samples
+        for request, start, num_tokens, draft in step.scheduled:
+            request.num_computed = end = start + num_tokens
+            request.num_pending += end - len(draft) >= len(request.token_ids)
             request.num_in_flight += 1
-            request.num_computed += part.num_tokens
         if step.scheduled:
             self._in_flight.append(step)
         self._idle = not self._in_flight
@@ -261,16 +260,17 @@ class Scheduler:
 
     def _continue_running(self, step: Step, budget: int) -> int:
         """Give running requests their tokens; returns what is left of the budget."""
-        in_prompt, scheduled = [], step.scheduled
+        size, in_prompt, scheduled = self.pool.block_size, [], step.scheduled
         for request in self.running:  # a preemption takes requests off its end
-            if request.is_ending:
+            if request.num_in_flight and request.is_ending:
                 continue
-            if request.num_remaining > 1:
+            computed = request.num_computed
+            if len(request.token_ids) + request.num_pending - computed > 1:
                 in_prompt.append(request)
             elif len(scheduled) == budget:
                 break
-            elif not self._lacks_block(request) or self._make_room(request, step):
-                scheduled.append(Scheduled(request, request.num_computed, 1))
+            elif computed < len(request.block_table) * size or self._make_room(request, step):
+                scheduled.append(Scheduled(request, computed, 1))
         budget -= len(scheduled)
         for request in in_prompt:
             if budget and request.status is Status.RUNNING:  # not preempted by now
