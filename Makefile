@@ -4,7 +4,7 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 MODEL  ?= smollm2
 
-.PHONY: help chat test lint book book-html notebooks clean
+.PHONY: help chat serve test lint book book-html notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -15,7 +15,7 @@ $(VENV)/run.stamp: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "miniserve needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: try make PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing miniserve and what it runs on into $(VENV): a minute, or more where torch must be downloaded."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable .
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[serve]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp
@@ -25,6 +25,9 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 
 chat: $(VENV)/run.stamp  ## talk to a real model in the terminal
 	@$(BIN)/miniserve chat --model $(MODEL)
+
+serve: $(VENV)/run.stamp  ## serve a real model as the OpenAI API does, on port 8000
+	@$(BIN)/miniserve serve $(MODEL)
 
 lint: $(VENV)/dev.stamp  ## style, types, floors, spelling
 	$(BIN)/ruff check .

@@ -207,6 +207,11 @@ class LLM:
             raise InvalidRequestError("this LLM is closed")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
+    @property
+    def text_engine(self) -> TextEngine:
+        """What is inside, for a server that drives it by itself. Not beside `generate`, `chat`, `stream` or `step`."""
+        return self._text
+
     # Whole prompts in, whole outputs out.
 
     def generate(

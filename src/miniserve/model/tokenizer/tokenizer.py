@@ -48,6 +48,7 @@ class Tokenizer:
             UnsupportedModelError: the decoder is not supported, or it has tokens that the model does not have.
             ChatTemplateError: the chat template does not parse.
         """
+        self._made_of = parts, num_ids
         backend = parts.backend
         self._backend = backend
         self._source = parts.source
@@ -60,6 +61,10 @@ class Tokenizer:
         self._special_ids = {i for i, token in backend.get_added_tokens_decoder().items() if token.special}
         self._bytes_without_token = _bytes_without_token(backend, self.decoding_rule)
         self._token_bytes: dict[int, bytes] = {}
+
+    def __reduce__(self) -> tuple[type, tuple[TokenizerParts, int | None]]:
+        """Pickle what it was made of: a compiled chat template cannot be pickled itself."""
+        return Tokenizer, self._made_of
 
     @classmethod
     def from_directory(cls, path: str | Path, *, num_ids: int | None = None) -> "Tokenizer":

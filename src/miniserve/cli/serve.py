@@ -1,0 +1,81 @@
+"""`miniserve serve`: the OpenAI-compatible server."""
+
+import functools
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from miniserve.cli.loading import (
+    BackendOption,
+    DeviceOption,
+    DtypeOption,
+    KVCacheDtypeOption,
+    QuantizationOption,
+    ThreadsOption,
+    open_llm,
+)
+from miniserve.errors import InvalidRequestError, MiniserveError
+
+KEY_VARIABLE = "MINISERVE_API_KEY"
+
+
+def serve(
+    model: Annotated[str, typer.Argument(help="Alias, directory, .gguf file, or org/name.")] = "smollm2",
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
+    served_model_name: Annotated[str | None, typer.Option(help="What requests call it; default: MODEL.")] = None,
+    api_key: Annotated[
+        str | None, typer.Option(envvar=KEY_VARIABLE, help="A key that requests must have.", show_envvar=True)
+    ] = None,
+    api_keys_file: Annotated[Path | None, typer.Option(help="TOML: a table a tenant, with its key's sha256.")] = None,
+    max_waiting: Annotated[int, typer.Option(help="Outputs that may wait; more are refused (429).", min=0)] = 256,
+    max_body_mib: Annotated[int, typer.Option(help="Largest body of a request.", min=1)] = 16,
+    drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.", min=0)] = 30.0,
+    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
+    max_model_len: Annotated[int | None, typer.Option(help="Most tokens of one request.")] = None,
+    max_num_seqs: Annotated[int, typer.Option(help="Most outputs computed at once.")] = 64,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Most tokens computed in a step.")] = None,
+    prefix_caching: Annotated[bool, typer.Option(help="Share KV blocks between prompts that begin alike.")] = True,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    kv_cache_dtype: KVCacheDtypeOption = "auto",
+    threads: ThreadsOption = None,
+) -> None:
+    """Serve a model over HTTP as the OpenAI API does."""
+    try:
+        from miniserve.server.access import Access, read_keys, tenant_of
+        from miniserve.server.app import ServerSettings
+        from miniserve.server.engine_client import EngineClient
+        from miniserve.server.logs import set_up_logs
+        from miniserve.server.run import bind, run_server
+    except ImportError as error:
+        raise MiniserveError(f"the server needs {error.name}: pip install 'miniserve[serve]'") from error
+    if log_level not in ("debug", "info", "warning", "error"):
+        raise InvalidRequestError(f"log_level '{log_level}' is not one of debug, info, warning, error")
+    os.environ.pop(KEY_VARIABLE, None)  # the engine's process has no business with it
+    tenants = read_keys(api_keys_file) if api_keys_file else []
+    if api_key is not None:
+        tenants.append(tenant_of("api-key", api_key))
+    set_up_logs(log_level)
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    opener = functools.partial(
+        open_llm,
+        model,
+        how,
+        max_model_len=max_model_len,
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        enable_prefix_caching=prefix_caching,
+        kv_cache_dtype=kv_cache_dtype,
+    )
+    run_server(
+        EngineClient(opener, max_waiting=max_waiting),
+        ServerSettings(served_model_name or model, max_body_mib * 2**20),
+        Access(tenants),
+        bind(host, port),
+        drain_s=drain_seconds,
+    )

@@ -1,0 +1,154 @@
+"""Who may ask, and how much: API keys, each a tenant with limits of its own.
+
+A key is kept as its SHA-256 only. The slow hashes that passwords need would add nothing: a key is 32 random bytes,
+which nobody can guess, however fast the hash; short keys are refused. Digests are compared in constant time, with all
+of them. A tenant's cache salt is derived from its key: prompts of two tenants never share KV blocks, so that none can
+find out by timing what another one has asked. Without keys there is one tenant, everybody.
+"""
+
+import hashlib
+import hmac
+import math
+import secrets
+import time
+import tomllib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from miniserve.errors import InvalidRequestError
+from miniserve.server.errors import APIError, busy
+
+MIN_KEY_LENGTH = 20
+
+
+@dataclass
+class Tenant:
+    """Who has a key, and what of its limits is used up.
+
+    Args:
+        name: for the log.
+        sha256: the key's, in hexadecimal; "" for everybody.
+        max_concurrent: most requests at once; None: any number.
+        requests_per_minute: on average, with as many at once; None: any number.
+    """
+
+    name: str
+    sha256: str
+    max_concurrent: int | None = None
+    requests_per_minute: int | None = None
+    num_running: int = 0
+    _tokens: float = math.inf
+    _refilled_s: float = 0.0
+
+    @property
+    def cache_salt(self) -> str:
+        """Of its prompts' KV blocks."""
+        return hashlib.sha256(f"cache salt of {self.sha256}".encode()).hexdigest() if self.sha256 else ""
+
+    def begin(self, now_s: float) -> None:
+        """A request comes.
+
+        Raises:
+            APIError: 429, it is one too many; says when to try again.
+        """
+        if self.max_concurrent is not None and self.num_running >= self.max_concurrent:
+            raise busy(f"this key may have {self.max_concurrent} requests at once, and has")
+        if self.requests_per_minute is not None:
+            rate = self.requests_per_minute / 60
+            refilled = self._tokens + (now_s - self._refilled_s) * rate
+            self._tokens, self._refilled_s = min(refilled, float(self.requests_per_minute)), now_s
+            if self._tokens < 1:
+                wait = math.ceil((1 - self._tokens) / rate)
+                raise busy(f"this key may make {self.requests_per_minute} requests a minute, and has", wait)
+            self._tokens -= 1
+        self.num_running += 1
+
+
+class Access:
+    """The keys that are known; none at all: everybody may ask."""
+
+    def __init__(self, tenants: Sequence[Tenant] = (), clock: Callable[[], float] = time.monotonic) -> None:
+        self._tenants, self._clock = list(tenants), clock
+        self._everybody = Tenant("everybody", "")
+
+    @contextmanager
+    def enter(self, authorization: str | None) -> Iterator[Tenant]:
+        """The time of one request.
+
+        Args:
+            authorization: the header of that name, `Bearer KEY`.
+
+        Raises:
+            APIError: 401 without a known key, 429 beyond the key's limits.
+        """
+        tenant = self._find(authorization)
+        tenant.begin(self._clock())
+        try:
+            yield tenant
+        finally:
+            tenant.num_running -= 1
+
+    def _find(self, authorization: str | None) -> Tenant:
+        if not self._tenants:
+            return self._everybody
+        scheme, _, key = (authorization or "").partition(" ")
+        digest = hash_key(key.strip())
+        known = [tenant for tenant in self._tenants if hmac.compare_digest(tenant.sha256, digest)]
+        if scheme.lower() != "bearer" or not known:
+            message = "the API key is not known" if authorization else "an API key is needed: Authorization: Bearer KEY"
+            raise APIError(401, message, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+        return known[0]
+
+
+def hash_key(key: str) -> str:
+    """What is kept of a key: its SHA-256 in hexadecimal."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def new_key() -> str:
+    """A key of 32 random bytes."""
+    return f"sk-{secrets.token_urlsafe(32)}"
+
+
+def tenant_of(name: str, key: str) -> Tenant:
+    """A tenant without limits.
+
+    Raises:
+        InvalidRequestError: the key is short enough to be guessed.
+    """
+    if len(key) < MIN_KEY_LENGTH:
+        raise InvalidRequestError(f"the API key has {len(key)} characters: it needs at least {MIN_KEY_LENGTH}")
+    return Tenant(name, hash_key(key))
+
+
+def read_keys(path: Path) -> list[Tenant]:
+    """Read a file of keys: TOML, a table a tenant, with `sha256` and, if it has limits, those of `Tenant`.
+
+    Raises:
+        InvalidRequestError: it cannot be read, or says something else. Names the file and the tenant.
+    """
+    try:
+        tables = tomllib.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidRequestError(f"{path}: {error}") from error
+    if not tables:
+        raise InvalidRequestError(f"{path} has no keys: it needs a table for each, such as [alice]")
+    return [_tenant(path, name, table) for name, table in tables.items()]
+
+
+def _tenant(path: Path, name: str, table: object) -> Tenant:
+    where = f"{path}, [{name}]"
+    if not isinstance(table, dict):
+        raise InvalidRequestError(f"{where} is no table")
+    if unknown := table.keys() - {"sha256", "max_concurrent", "requests_per_minute"}:
+        raise InvalidRequestError(f"{where}: {min(unknown)} is not known here")
+    digest = table.get("sha256")
+    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+        raise InvalidRequestError(f"{where}: sha256 must be 64 hexadecimal digits")
+    limits = {key: value for key, value in table.items() if key != "sha256"}
+    for key, value in limits.items():
+        if type(value) is not int or value < 1:
+            raise InvalidRequestError(f"{where}: {key} is {value!r}: it must be a whole number of at least 1")
+    return Tenant(name, digest, **limits)

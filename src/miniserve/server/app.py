@@ -1,0 +1,177 @@
+"""The application: its routes, and how errors leave it.
+
+`make_app` builds it around an engine that has been started; nothing is global. Each route is short: `protocol` says
+what is asked, `generate` has it done, `replies` says how it looks.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+
+from miniserve._version import __version__
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.errors import MiniserveError
+from miniserve.server.access import Access
+from miniserve.server.engine_client import EngineClient
+from miniserve.server.errors import APIError, invalid
+from miniserve.server.exchange import Exchange
+from miniserve.server.generate import Job, respond
+from miniserve.server.metrics import exposition
+from miniserve.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from miniserve.server.replies import ChatForm, Form, TextForm
+
+CHAT_TEMPLATE_NAMES = frozenset(("messages", "tools", "add_generation_prompt"))
+
+
+@dataclass(frozen=True)
+class ServerSettings:
+    """What a server is told besides its engine.
+
+    Attributes:
+        model_name: the name that requests give.
+        max_body_bytes: of a request.
+    """
+
+    model_name: str
+    max_body_bytes: int = 16 * 2**20
+
+
+def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> FastAPI:
+    """The application around an engine that has been started."""
+    app = FastAPI(title="miniserve", version=__version__, redoc_url=None)
+    app.add_middleware(Exchange, access=access, max_body_bytes=settings.max_body_bytes)
+    routes, started = Routes(engine, settings), int(time.time())
+
+    @app.get("/v1/models")
+    async def models() -> dict[str, Any]:
+        """The model that is served."""
+        model = {"id": settings.model_name, "object": "model", "created": started, "owned_by": "miniserve"}
+        return {"object": "list", "data": [model | {"max_model_len": engine.facts.max_model_len}]}
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        """Whether this process answers."""
+        return {"status": "ok"}
+
+    @app.get("/ready")
+    async def ready() -> dict[str, str]:
+        """Whether requests are taken: 503 while the engine starts, or the server is about to end."""
+        engine.check_ready()
+        return {"status": "ready"}
+
+    @app.get("/version")
+    async def version() -> dict[str, str]:
+        """Of this server."""
+        return {"version": __version__}
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """For Prometheus."""
+        body, media_type = exposition(await engine.report(), engine, settings.model_name)
+        return Response(body, media_type=media_type)
+
+    app.post("/v1/completions", response_model=None)(routes.completions)
+    app.post("/v1/chat/completions", response_model=None)(routes.chat)
+    app.post("/tokenize")(routes.tokenize)
+    app.post("/detokenize")(routes.detokenize)
+    _handle_errors(app)
+    return app
+
+
+class Routes:
+    """The endpoints that need the model."""
+
+    def __init__(self, engine: EngineClient, settings: ServerSettings) -> None:
+        self._engine, self._settings = engine, settings
+
+    async def completions(self, body: CompletionRequest, request: Request) -> Response:
+        """Continue one prompt or several."""
+        self._check_model(body.model)
+        params, texts = body.params(), body.prompts
+        prompts = [await self._ids(text, "prompt") if isinstance(text, str) else text for text in texts]
+        echoes = None
+        if body.echo:
+            shown = [await self._shown(text) for text in texts]
+            echoes = [each for each in zip(shown, prompts, strict=True) for _ in range(params.n)]
+        return await self._respond(body, params, prompts, TextForm(self._engine.tokenizer, echoes), request)
+
+    async def chat(self, body: ChatRequest, request: Request) -> Response:
+        """Reply to a conversation."""
+        self._check_model(body.model)
+        params, ids = body.params(), await self._chat_ids(body)
+        return await self._respond(body, params, [ids], ChatForm(self._engine.tokenizer), request)
+
+    async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
+        """The tokens of a text, or of a conversation in the form the model gets it."""
+        self._check_model(body.model or self._settings.model_name)
+        ids = await self._ids(body.prompt, "prompt", add_special_tokens=body.add_special_tokens)
+        return {"count": len(ids), "max_model_len": self._engine.facts.max_model_len, "tokens": ids}
+
+    async def detokenize(self, body: DetokenizeRequest) -> dict[str, str]:
+        """The text of tokens."""
+        self._check_model(body.model or self._settings.model_name)
+        return {"prompt": await self._tokenizing("tokens", self._engine.tokenizer.decode, body.tokens)}
+
+    def _check_model(self, name: str) -> None:
+        if name != self._settings.model_name:
+            message = f"there is no model {name!r} here, only {self._settings.model_name!r}"
+            raise APIError(404, message, param="model", code="model_not_found")
+
+    async def _respond(
+        self,
+        body: CompletionRequest | ChatRequest,
+        params: SamplingParams,
+        prompts: list[list[int]],
+        form: Form,
+        request: Request,
+    ) -> Response:
+        state = request.state
+        state.user = body.user
+        job = Job(body, params, prompts, form, state.request_id, state.tenant.cache_salt)
+        return await respond(self._engine, job, request)
+
+    async def _ids(self, text: str, param: str, **options: Any) -> list[int]:
+        return list(await self._tokenizing(param, self._engine.tokenizer.encode, text, **options))
+
+    async def _chat_ids(self, body: ChatRequest) -> list[int]:
+        if taken := CHAT_TEMPLATE_NAMES & body.chat_template_kwargs.keys():
+            message = f"chat_template_kwargs has {min(taken)}, which is not a variable of its own"
+            raise APIError(400, message, param="chat_template_kwargs")
+        messages = [message.for_template() for message in body.messages]
+        options = {"add_generation_prompt": body.add_generation_prompt, **body.chat_template_kwargs}
+        return list(await self._tokenizing("messages", self._engine.tokenizer.encode_chat, messages, **options))
+
+    async def _shown(self, prompt: str | list[int]) -> str:
+        if isinstance(prompt, str):
+            return prompt
+        return str(await self._tokenizing("prompt", self._engine.tokenizer.decode, prompt, skip_special_tokens=False))
+
+    async def _tokenizing(self, param: str, work: Callable[..., Any], *given: Any, **options: Any) -> Any:
+        """In a thread: a long text must not hold up everybody's streams."""
+        try:
+            return await asyncio.to_thread(work, *given, **options)
+        except MiniserveError as error:
+            raise APIError(400, str(error), param=param, code="invalid_value") from error
+
+
+def _handle_errors(app: FastAPI) -> None:
+    def handler(to_api_error: Callable[[Any], APIError]) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def handle(request: Request, error: Exception) -> Response:  # noqa: ARG001
+            known = to_api_error(error)
+            return Response(known.body, known.status, known.headers, media_type="application/json")
+
+        return handle
+
+    app.add_exception_handler(APIError, handler(lambda error: error))
+    app.add_exception_handler(RequestValidationError, handler(lambda error: invalid(error.errors())))
+    app.add_exception_handler(HTTPException, handler(lambda error: APIError(error.status_code, str(error.detail))))
+    app.add_exception_handler(
+        Exception, handler(lambda error: APIError(500, f"an error of the server: {type(error).__name__}"))
+    )

@@ -1,0 +1,251 @@
+"""`EngineClient`: the engine's process as the server's coroutines see it.
+
+It starts the process, hands it submissions, deals out what comes back, and starts another one when it dies; the
+requests of the dead one end with an error. `submit` gives a `Reply`, whose pieces are read at the reader's own pace:
+what comes meanwhile is joined to one piece a choice, so that a slow reader costs no more memory than its output.
+
+Invariants: a reply that is closed, by whatever way its reader ended, is aborted in the engine at once and forgotten
+here; no more than `max_num_seqs + max_waiting` outputs are in the engine.
+Single-threaded, on one event loop, but for the thread that reads the pipe and only passes messages on.
+"""
+
+import asyncio
+import contextlib
+import logging
+import multiprocessing
+import threading
+from collections.abc import Sequence
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.server.errors import APIError, busy, unavailable
+from miniserve.server.messages import (
+    Abort,
+    Accepted,
+    Ask,
+    Facts,
+    Failed,
+    FromEngine,
+    Ready,
+    Refused,
+    Report,
+    Stepped,
+    Submit,
+    ToEngine,
+)
+from miniserve.server.reply import Reply
+from miniserve.server.worker import Opener, run_engine
+
+LONGEST_PAUSE_S = 30.0  # between two attempts to start the engine again
+REPORT_TIMEOUT_S = 5.0
+STOP_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """One engine process and what is open in it.
+
+    Args:
+        opener: makes the engine, in that process; see `run_engine`.
+        max_waiting: how many outputs may wait beyond those the engine computes at once.
+
+    Attributes:
+        ready: whether requests are taken.
+        draining: set it to take no more.
+        facts, tokenizer: of the engine, once it has been ready.
+    """
+
+    def __init__(self, opener: Opener, *, max_waiting: int) -> None:
+        self._opener, self._max_waiting = opener, max_waiting
+        self.draining = False
+        self.facts: Facts
+        self.tokenizer: Tokenizer
+        self.num_restarts = 0
+        self.last_report: Report | None = None
+        self._running = False
+        self._replies: dict[int, Reply] = {}
+        self._keys = count()
+        self._asked: list[asyncio.Future[Report]] = []
+        self._process: SpawnProcess | None = None
+        self._connection: Connection | None = None
+        self._started: asyncio.Future[None]
+        self._restart: asyncio.Task[None] | None = None
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        return self._running and not self.draining
+
+    def check_ready(self) -> None:
+        """Raise an APIError of 503 unless requests are taken."""
+        if not self.ready:
+            raise unavailable("the server is shutting down" if self.draining else "the engine is starting")
+
+    @property
+    def pid(self) -> int | None:
+        """The engine's process."""
+        return self._process.pid if self._process else None
+
+    @property
+    def num_open(self) -> int:
+        """Outputs that have not ended."""
+        return sum(reply.num_open for reply in self._replies.values())
+
+    async def start(self) -> None:
+        """Start the process and wait until its model is loaded.
+
+        Raises:
+            MiniserveError: it cannot be loaded, or the process died while it loaded.
+        """
+        context = multiprocessing.get_context("spawn")
+        ours, theirs = context.Pipe()
+        self._process = context.Process(target=run_engine, args=(theirs, self._opener), name="miniserve-engine")
+        await asyncio.to_thread(self._process.start)
+        theirs.close()  # or its end would not be noticed
+        loop = asyncio.get_running_loop()
+        self._connection, self._started = ours, loop.create_future()
+        threading.Thread(target=self._read, args=(ours, loop), daemon=True).start()
+        await self._started
+        self._running = True
+
+    async def stop(self) -> None:
+        """End the process; what is still open fails."""
+        was_running, self._running, self.draining = self._running, False, True
+        if self._restart:
+            self._restart.cancel()
+        self.fail_all(unavailable("the server is shutting down"))
+        process, self._process = self._process, None
+        if was_running:
+            self._send(None)
+        self._connection = None
+        if process:
+            await asyncio.to_thread(process.join, STOP_TIMEOUT_S if was_running else 0)
+            if process.is_alive():
+                process.kill()
+                await asyncio.to_thread(process.join)
+
+    async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
+        """Have prompts continued; returns once the engine has accepted them.
+
+        Args:
+            prompts: token ids.
+            params: for each of them.
+            cache_salt: see `Submit`.
+
+        Raises:
+            APIError: 429 if too many wait, 503 if the engine is not there.
+            InvalidRequestError: the engine refuses them.
+        """
+        self.check_ready()
+        choices = len(prompts) * params.n
+        limit = self.facts.max_num_seqs + self._max_waiting
+        if self.num_open + choices > limit:
+            raise busy(f"{self.num_open} outputs are running or waiting, and {choices} more would exceed {limit}")
+        key = next(self._keys)
+        reply = self._replies[key] = Reply(choices, lambda: self._forget(key))
+        try:
+            self._send(Submit(key, [list(prompt) for prompt in prompts], params, cache_salt))
+            await reply.accepted
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    async def report(self) -> Report | None:
+        """The engine's counts, as of its next step's end; the last known ones if it does not answer."""
+        if self._running:
+            answer: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
+            self._asked.append(answer)
+            self._send(Ask())
+            with contextlib.suppress(TimeoutError, APIError):
+                return await asyncio.wait_for(answer, REPORT_TIMEOUT_S)
+        return self.last_report
+
+    def fail_all(self, error: APIError) -> None:
+        """End everything that is open with an error."""
+        for reply in self._replies.values():
+            reply.fail(error)
+        for answer in self._asked:
+            if not answer.done():
+                answer.set_exception(error)
+        self._asked.clear()
+
+    def _send(self, message: ToEngine | None) -> None:
+        assert self._connection is not None, "there is a pipe while the engine runs"
+        with contextlib.suppress(OSError):  # it has died, which the reading thread is about to say
+            self._connection.send(message)
+
+    def _forget(self, key: int) -> None:
+        """A reply is closed."""
+        reply = self._replies.pop(key, None)
+        if reply is not None and reply.num_open and self._running:
+            self._send(Abort(key))
+
+    def _read(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """The reading thread."""
+        with contextlib.suppress(RuntimeError):  # the loop has been closed
+            try:
+                while True:
+                    loop.call_soon_threadsafe(self._handle, connection.recv())
+            except (EOFError, OSError):
+                loop.call_soon_threadsafe(self._lost, connection)
+
+    def _handle(self, message: FromEngine) -> None:
+        match message:
+            case Stepped(pieces):
+                for key, piece in pieces:
+                    if reply := self._replies.get(key):
+                        reply.put(piece)
+            case Accepted(key):
+                if reply := self._replies.get(key):
+                    reply.accept()
+            case Refused(key, reason):
+                if reply := self._replies.get(key):
+                    reply.refuse(InvalidRequestError(reason))
+            case Ready(facts, tokenizer):
+                self.facts, self.tokenizer = facts, tokenizer
+                self._started.set_result(None)
+            case Failed(reason):
+                self._started.set_exception(MiniserveError(reason))
+            case Report():
+                self.last_report = message
+                for answer in self._asked:
+                    if not answer.done():
+                        answer.set_result(message)
+                self._asked.clear()
+
+    def _lost(self, connection: Connection) -> None:
+        """The pipe has closed: the process is dead or dying."""
+        connection.close()
+        if connection is not self._connection:  # ended by `stop`
+            return
+        was_running, self._running = self._running, False
+        self._connection = None
+        self.fail_all(APIError(500, "the engine died while it worked on this request; it is being started again"))
+        if not self._started.done():
+            self._started.set_exception(MiniserveError("the engine's process died while it loaded the model"))
+        if was_running:
+            logger.error("the engine died", extra={"engine_pid": self.pid})
+            self._restart = asyncio.get_running_loop().create_task(self._start_again())
+
+    async def _start_again(self) -> None:
+        pause = 1.0
+        while True:
+            process = self._process
+            if process:
+                await asyncio.to_thread(process.join)
+            self.num_restarts += 1
+            try:
+                await self.start()
+            except MiniserveError as error:
+                logger.exception("the engine could not be started again", extra={"reason": str(error)})
+                await asyncio.sleep(pause)
+                pause = min(2 * pause, LONGEST_PAUSE_S)
+            else:
+                logger.warning("the engine is ready again", extra={"engine_pid": self.pid})
+                return

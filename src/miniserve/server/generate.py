@@ -1,0 +1,170 @@
+"""From a submission to an HTTP response: whole, or as a stream of server-sent events.
+
+Whichever way the client leaves, by disconnecting, too, what it asked for is aborted at once: both responses watch the
+connection while they wait for the engine.
+"""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from msgspec import UNSET
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.errors import InvalidRequestError
+from miniserve.server.engine_client import EngineClient
+from miniserve.server.errors import APIError
+from miniserve.server.messages import Piece
+from miniserve.server.protocol import GenerationRequest
+from miniserve.server.replies import Body, Form, PromptDetails, Usage, encode
+from miniserve.server.reply import Reply
+
+T = TypeVar("T")
+
+
+@dataclass
+class Job:
+    """One request on its way.
+
+    Attributes:
+        asked: its body.
+        params: what is asked of the engine.
+        prompts: token ids.
+        form: how its choices are written.
+        request_id: part of the response's id.
+        cache_salt: of its tenant.
+    """
+
+    asked: GenerationRequest
+    params: SamplingParams
+    prompts: Sequence[Sequence[int]]
+    form: Form
+    request_id: str
+    cache_salt: str = ""
+    created: int = field(default_factory=lambda: int(time.time()))
+    num_tokens: int = 0
+    cached: dict[int, int] = field(default_factory=dict)
+
+    def count(self, piece: Piece) -> None:
+        """Take note of a piece for `usage`."""
+        self.num_tokens += len(piece.tokens)
+        self.cached[piece.choice // self.params.n] = piece.num_cached
+
+    def body(self, kind: str, choices: list[object]) -> Body:
+        """The response object around choices."""
+        return Body(self.form.id_prefix + self.request_id, kind, self.created, self.asked.model, choices)
+
+    @property
+    def usage(self) -> Usage:
+        """Of what has been counted."""
+        prompt = sum(len(ids) for ids in self.prompts)
+        details = PromptDetails(sum(self.cached.values()))
+        return Usage(prompt, self.num_tokens, prompt + self.num_tokens, details)
+
+
+async def respond(engine: EngineClient, job: Job, request: Request) -> Response:
+    """Have a job done.
+
+    Raises:
+        APIError: it is refused, or the engine is busy, away, or dies.
+    """
+    try:
+        reply = await unless_gone(request, engine.submit(job.prompts, job.params, cache_salt=job.cache_salt))
+    except InvalidRequestError as error:
+        raise job.asked.blame(error) from error
+    if job.asked.stream:
+        return EventStream(reply, _events(job, reply))
+    with reply:
+        return await unless_gone(request, _whole(job, reply))
+
+
+async def _whole(job: Job, reply: Reply) -> Response:
+    joined: dict[int, Piece] = {}
+    async for piece in reply:
+        job.count(piece)
+        earlier = joined.get(piece.choice)
+        joined[piece.choice] = earlier.then(piece) if earlier else piece
+    body = job.body(job.form.whole_object, [job.form.whole(joined[index]) for index in sorted(joined)])
+    body.usage = job.usage
+    return Response(encode(body), media_type="application/json")
+
+
+async def _events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
+    wants_usage = job.asked.stream_options.include_usage
+    async for piece in reply:
+        job.count(piece)
+        if not (piece.text or piece.logprobs or piece.finish_reason):
+            continue  # a character or a stop string that is not complete yet
+        body = job.body(job.form.chunk_object, [job.form.chunk(piece)])
+        body.usage = None if wants_usage else UNSET
+        yield b"data: " + encode(body) + b"\n\n"
+    if wants_usage:
+        body = job.body(job.form.chunk_object, [])
+        body.usage = job.usage
+        yield b"data: " + encode(body) + b"\n\n"
+    yield b"data: [DONE]\n\n"
+
+
+class EventStream(Response):
+    """A stream of server-sent events, given up when the client disconnects. An error is the last event."""
+
+    media_type = "text/event-stream"
+
+    def __init__(self, reply: Reply, events: AsyncIterator[bytes]) -> None:
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._reply, self._events = reply, events
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Of ASGI."""
+        with self._reply, contextlib.suppress(ClientGoneError):
+            await _unless(_disconnected(receive), self._send_all(send))
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async for event in self._events:
+                await send({"type": "http.response.body", "body": event, "more_body": True})
+        except APIError as error:
+            await send({"type": "http.response.body", "body": b"data: " + error.body + b"\n\n", "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class ClientGoneError(APIError):
+    """Nobody is there to read the response. Its status is for the log alone."""
+
+    def __init__(self) -> None:
+        super().__init__(499, "the client has disconnected")
+
+
+async def unless_gone(request: Request, work: Awaitable[T]) -> T:
+    """Await `work`, cancelling it when the client disconnects.
+
+    Raises:
+        ClientGoneError: it did.
+    """
+    return await _unless(_disconnected(request.receive), work)
+
+
+async def _disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _unless(gone: Awaitable[None], work: Awaitable[T]) -> T:
+    watcher, worker = asyncio.ensure_future(gone), asyncio.ensure_future(work)
+    try:
+        await asyncio.wait((watcher, worker), return_when=asyncio.FIRST_COMPLETED)
+        if not worker.done():
+            raise ClientGoneError
+        return worker.result()
+    finally:
+        for task in (watcher, worker):
+            task.cancel()
+        await asyncio.gather(watcher, worker, return_exceptions=True)

@@ -1,0 +1,127 @@
+"""What crosses between the server's process and the engine's: small tuples, pickled by a `multiprocessing` pipe.
+
+The pipe is a pair of sockets between two processes of one user that no third can open, so pickles are safe on it. The
+server numbers its submissions; the engine answers each with `Accepted` or `Refused`, then with pieces until every
+choice has a finish reason. All pieces of a step travel in one message, so that a step costs one write.
+"""
+
+from typing import NamedTuple
+
+from miniserve.core.metrics import Metrics
+from miniserve.core.request import TokenLogprob
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.model.tokenizer.tokenizer import Tokenizer
+
+
+class Submit(NamedTuple):
+    """Continue these prompts, all of them or none.
+
+    Attributes:
+        key: the server's number for it.
+        prompts: token ids.
+        params: for each of the prompts.
+        cache_salt: prompts share KV blocks only within one salt.
+    """
+
+    key: int
+    prompts: list[list[int]]
+    params: SamplingParams
+    cache_salt: str
+
+
+class Abort(NamedTuple):
+    """End all choices of a submission; nothing more is to be sent for it."""
+
+    key: int
+
+
+class Ask(NamedTuple):
+    """Send a `Report`."""
+
+
+class Facts(NamedTuple):
+    """What the server needs to know of an engine: its limits, and a line for people."""
+
+    description: str
+    max_model_len: int
+    max_num_seqs: int
+    num_blocks: int
+    block_size: int
+
+
+class Ready(NamedTuple):
+    """The model is loaded."""
+
+    facts: Facts
+    tokenizer: Tokenizer
+
+
+class Failed(NamedTuple):
+    """It could not be loaded."""
+
+    message: str
+
+
+class Accepted(NamedTuple):
+    """A submission is queued."""
+
+    key: int
+
+
+class Refused(NamedTuple):
+    """A submission was out of range; nothing of it is queued."""
+
+    key: int
+    message: str
+
+
+class Piece(NamedTuple):
+    """What came for one choice since the last piece.
+
+    Attributes:
+        choice: its index: those of the first prompt, 0 to n - 1, then those of the second.
+        text: may be "" while a stop string or a character is incomplete.
+        tokens: ids.
+        logprobs: one a token, if asked for.
+        finish_reason, stop_reason: see `outputs.CompletionOutput`.
+        num_cached: tokens of the prompt that the prefix cache had.
+        prompt_logprobs: with the first piece, if asked for: one a prompt token, None for the first.
+    """
+
+    choice: int
+    text: str
+    tokens: list[int]
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: str | None = None
+    stop_reason: str | int | None = None
+    num_cached: int = 0
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+    def then(self, later: "Piece") -> "Piece":
+        """Both as one."""
+        logprobs = None if self.logprobs is None else [*self.logprobs, *(later.logprobs or ())]
+        return later._replace(
+            text=self.text + later.text,
+            tokens=self.tokens + later.tokens,
+            logprobs=logprobs,
+            prompt_logprobs=self.prompt_logprobs,
+        )
+
+
+class Stepped(NamedTuple):
+    """A step's pieces, each with the key of its submission."""
+
+    pieces: list[tuple[int, Piece]]
+
+
+class Report(NamedTuple):
+    """The engine's own counts."""
+
+    metrics: Metrics
+    num_running: int
+    num_waiting: int
+    num_free_blocks: int
+
+
+ToEngine = Submit | Abort | Ask  # and None: end
+FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report

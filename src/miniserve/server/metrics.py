@@ -1,0 +1,84 @@
+"""The engine's counts as Prometheus reads them, under the names that vLLM made usual, with the prefix `miniserve:`.
+
+Counted once, in the engine: at each look its `Metrics` are asked for and written down. When the engine is started again
+its counters begin at 0, as Prometheus expects of a process that was. Times are the engine's: from the moment a request
+reaches it.
+"""
+
+from collections.abc import Iterator
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from miniserve.core.metrics import Histogram
+from miniserve.server.engine_client import EngineClient
+from miniserve.server.messages import Report
+
+PREFIX = "miniserve:"
+
+
+def exposition(report: Report | None, engine: EngineClient, model: str) -> tuple[bytes, str]:
+    """The text of `/metrics`, and its media type.
+
+    Args:
+        report: the engine's; None if there has not been any.
+        engine: for what is counted on this side.
+        model: the label `model_name` of every series.
+    """
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Collector(report, engine, model))
+    return generate_latest(registry), CONTENT_TYPE_LATEST
+
+
+class _Collector(Collector):
+    def __init__(self, report: Report | None, engine: EngineClient, model: str) -> None:
+        self._report, self._engine, self._labels = report, engine, {"model_name": model}
+
+    def collect(self) -> Iterator[Metric]:
+        """Every series."""
+        yield self._gauge("engine_up", "Whether the engine takes requests.", float(self._engine.ready))
+        yield self._counter("engine_restarts", "Engine processes that died.", self._engine.num_restarts)
+        if self._report is None:
+            return
+        metrics, running, waiting, free = self._report
+        num_blocks = self._engine.facts.num_blocks
+        yield self._gauge("num_requests_running", "Outputs that are being computed.", running)
+        yield self._gauge("num_requests_waiting", "Outputs that wait for a place.", waiting)
+        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", 1 - free / num_blocks)
+        yield self._counter("prompt_tokens", "Of prompts that were begun.", metrics.num_prompt_tokens)
+        yield self._counter("generation_tokens", "Output.", metrics.num_output_tokens)
+        yield self._counter("prefix_cache_queries", "Prompt tokens looked for.", metrics.num_prompt_tokens)
+        yield self._counter("prefix_cache_hits", "Prompt tokens found.", metrics.num_cached_tokens)
+        yield self._counter("num_preemptions", "Outputs that lost their place.", metrics.num_preemptions)
+        finished = CounterMetricFamily(
+            f"{PREFIX}request_success", "Outputs that ended.", labels=[*self._labels, "finished_reason"]
+        )
+        for reason, number in metrics.finished.items():
+            finished.add_metric([*self._labels.values(), reason.value], number)
+        yield finished
+        yield self._histogram("request_queue_time_seconds", "Until the first step.", metrics.queue_s)
+        yield self._histogram("time_to_first_token_seconds", "The wait included.", metrics.ttft_s)
+        yield self._histogram("inter_token_latency_seconds", "Between two tokens.", metrics.itl_s)
+        yield self._histogram("e2e_request_latency_seconds", "From arrival to the end.", metrics.e2e_s)
+        yield self._histogram("iteration_batch_size", "Outputs in a step.", metrics.batch_size)
+
+    def _gauge(self, name: str, help: str, value: float) -> Metric:
+        family = GaugeMetricFamily(PREFIX + name, help, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _counter(self, name: str, help: str, value: float) -> Metric:
+        family = CounterMetricFamily(PREFIX + name, help, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), value)
+        return family
+
+    def _histogram(self, name: str, help: str, histogram: Histogram) -> Metric:
+        total, buckets = 0, []
+        for bound, number in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
+            total += number
+            buckets.append((bound, total))
+        family = HistogramMetricFamily(PREFIX + name, help, labels=list(self._labels))
+        family.add_metric(list(self._labels.values()), buckets, histogram.sum)
+        return family

@@ -1,0 +1,231 @@
+"""Requests of the OpenAI API, and what they ask of the engine.
+
+Every field is honoured or refused by name: a body with a field that is not here is an error. A null stands for the
+default, as in the OpenAI API. Beyond that API stand the engine's further sampling parameters, under the names that
+other engines' servers use. Types are strict: "3" is no number. Ranges are checked by `SamplingParams`.
+"""
+
+import re
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.errors import InvalidRequestError
+from miniserve.server.errors import APIError
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, values: Any) -> Any:
+        return {name: value for name, value in values.items() if value is not None} if type(values) is dict else values
+
+
+class StreamOptions(_Strict):
+    """How a stream ends."""
+
+    include_usage: bool = Field(False, description="A last chunk with the token counts.")
+
+
+class ResponseFormat(_Strict):
+    """What form the output has."""
+
+    type: Literal["text"]
+
+
+class GenerationRequest(_Strict):
+    """What both endpoints take."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float = Field(1.0, description="0 takes the likeliest token each time.")
+    top_p: float = 1.0
+    n: int = 1
+    stop: str | list[str] = Field(default_factory=list)
+    seed: int | None = Field(None, description="The same tokens again, whatever runs beside it.")
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: dict[str, float] = Field(default_factory=dict, description="Token ids to what is added to their logit.")
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions(include_usage=False)
+    response_format: ResponseFormat = ResponseFormat(type="text")
+    user: str | None = Field(None, description="The caller's name for a user; goes to the log.")
+    top_k: int = Field(0, description="Draw from the k likeliest tokens; 0: from all.")
+    min_p: float = Field(0.0, description="Draw from tokens of this share of the likeliest one's probability.")
+    repetition_penalty: float = 1.0
+    min_tokens: int = 0
+    stop_token_ids: list[int] = Field(default_factory=list)
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    skip_special_tokens: bool = True
+
+    @property
+    def most_tokens(self) -> int | None:
+        """Of output; None: what fits."""
+        return self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likeliest tokens to report beside each; None: no log-probabilities."""
+        raise NotImplementedError
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the prompt's log-probabilities are part of the reply."""
+        return False
+
+    def params(self) -> SamplingParams:
+        """For the engine.
+
+        Raises:
+            APIError: a value is out of range; names the field.
+        """
+        if "stream_options" in self.model_fields_set and not self.stream:
+            raise APIError(400, "stream_options is for streams: stream is false", param="stream_options")
+        try:
+            return SamplingParams(
+                max_tokens=self.most_tokens,
+                min_tokens=self.min_tokens,
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                repetition_penalty=self.repetition_penalty,
+                presence_penalty=self.presence_penalty,
+                frequency_penalty=self.frequency_penalty,
+                logit_bias=self._biases(),
+                seed=self.seed,
+                n=self.n,
+                stop=self.stop,
+                include_stop_str=self.include_stop_str_in_output,
+                stop_token_ids=self.stop_token_ids,
+                ignore_eos=self.ignore_eos,
+                logprobs=self.num_logprobs,
+                prompt_logprobs=self.num_logprobs if self.wants_prompt_logprobs else None,
+                skip_special_tokens=self.skip_special_tokens,
+            )
+        except InvalidRequestError as error:
+            raise self.blame(error) from error
+
+    def blame(self, error: InvalidRequestError) -> APIError:
+        """The engine's refusal, with the field that its message names."""
+        message = str(error)
+        words = re.findall(r"\w+", message)
+        own = type(self).model_fields.keys() - {"model", self.prompt_field}
+        param = next((word for word in words if word in own), None)
+        code = "context_length_exceeded" if "max_model_len" in words else "invalid_value"
+        return APIError(400, message, param=param or self.prompt_field, code=code)
+
+    @property
+    def prompt_field(self) -> str:
+        """The name of the field that holds the prompt."""
+        raise NotImplementedError
+
+    def _biases(self) -> dict[int, float]:
+        for token in self.logit_bias:
+            if not re.fullmatch(r"\d{1,9}", token, re.ASCII):
+                raise APIError(400, f"logit_bias has the key {token!r}: keys are token ids", param="logit_bias")
+        return {int(token): bias for token, bias in self.logit_bias.items()}
+
+
+class CompletionRequest(GenerationRequest):
+    """`POST /v1/completions`."""
+
+    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="A text or token ids, or several.")
+    max_tokens: int | None = 16
+    logprobs: int | None = Field(None, description="So many likeliest tokens for each token.")
+    echo: bool = Field(False, description="Put the prompt before the output.")
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See the base."""
+        return self.logprobs
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """See the base."""
+        return self.echo
+
+    @property
+    def prompt_field(self) -> str:
+        """See the base."""
+        return "prompt"
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """Each of them."""
+        prompt: Any = self.prompt
+        if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+            return [prompt]
+        if not prompt:
+            raise APIError(400, "prompt is an empty list: it must hold at least one prompt", param="prompt")
+        return list(prompt)
+
+
+class TextPart(_Strict):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(_Strict):
+    """One turn of a chat."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+    def for_template(self) -> dict[str, Any]:
+        """As chat templates expect it: the content one text."""
+        parts = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+        return {"role": self.role, "content": parts} | ({"name": self.name} if self.name is not None else {})
+
+
+class ChatRequest(GenerationRequest):
+    """`POST /v1/chat/completions`."""
+
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: int | None = Field(None, description="The newer name of max_tokens.")
+    logprobs: bool = False
+    top_logprobs: int = Field(0, description="With logprobs: so many likeliest tokens for each token.")
+    add_generation_prompt: bool = Field(True, description="End the prompt with the header of the assistant's turn.")
+    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Variables of the chat template.")
+
+    @property
+    def most_tokens(self) -> int | None:
+        """See the base."""
+        both = {"max_tokens", "max_completion_tokens"} <= self.model_fields_set
+        if both and self.max_tokens != self.max_completion_tokens:
+            raise APIError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
+        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """See the base."""
+        if "top_logprobs" in self.model_fields_set and not self.logprobs:
+            raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
+        return self.top_logprobs if self.logprobs else None
+
+    @property
+    def prompt_field(self) -> str:
+        """See the base."""
+        return "messages"
+
+
+class TokenizeRequest(_Strict):
+    """`POST /tokenize`."""
+
+    model: str | None = None
+    prompt: str
+    add_special_tokens: bool = True
+
+
+class DetokenizeRequest(_Strict):
+    """`POST /detokenize`."""
+
+    model: str | None = None
+    tokens: list[int]

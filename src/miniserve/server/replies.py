@@ -1,0 +1,223 @@
+"""Response objects of the OpenAI API, as structs that msgspec writes as JSON.
+
+`Form` is what the two endpoints differ in: how a choice looks, whole and as a chunk of a stream.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any, Literal
+
+import msgspec
+from msgspec import UNSET, Struct, UnsetType
+
+from miniserve.core.request import TokenLogprob
+from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.server.messages import Piece
+
+
+class PromptDetails(Struct):
+    """Of the prompt's tokens, those that the prefix cache had."""
+
+    cached_tokens: int
+
+
+class Usage(Struct):
+    """Token counts. A prompt counts once, whatever n is."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptDetails
+
+
+class Body(Struct):
+    """A response, or a chunk of one."""
+
+    id: str
+    object: str
+    created: int
+    model: str
+    choices: list[Any]
+    usage: Usage | UnsetType | None = UNSET
+
+
+class TextLogprobs(Struct):
+    """Of a completion: four lists with an entry a token."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class TextChoice(Struct):
+    """Of a completion."""
+
+    index: int
+    text: str
+    logprobs: TextLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+
+
+class Candidate(Struct):
+    """A token that could have come."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class ChatLogprob(Struct):
+    """A token that came, and the likeliest ones."""
+
+    token: str
+    logprob: float
+    bytes: list[int]
+    top_logprobs: list[Candidate]
+
+
+class ChatLogprobs(Struct):
+    """Of a chat's choice: an entry a token."""
+
+    content: list[ChatLogprob]
+    refusal: None = None
+
+
+class ChatMessage(Struct):
+    """The assistant's turn, or the next part of it."""
+
+    content: str
+    role: Literal["assistant"] | UnsetType = UNSET
+    refusal: UnsetType | None = UNSET
+
+
+class ChatChoice(Struct):
+    """Of a chat: `message` when whole, `delta` in a stream."""
+
+    index: int
+    logprobs: ChatLogprobs | None
+    finish_reason: str | None
+    stop_reason: str | int | None
+    message: ChatMessage | UnsetType = UNSET
+    delta: ChatMessage | UnsetType = UNSET
+
+
+class Form(ABC):
+    """How one request's choices are written.
+
+    Attributes:
+        id_prefix: of the response's id.
+        whole_object, chunk_object: the value of `object`.
+    """
+
+    id_prefix: str
+    whole_object: str
+    chunk_object: str
+
+    @abstractmethod
+    def whole(self, piece: Piece) -> Struct:
+        """A choice that is complete: all its pieces as one."""
+
+    @abstractmethod
+    def chunk(self, piece: Piece) -> Struct:
+        """The next part of a choice."""
+
+
+class ChatForm(Form):
+    """Chat completions."""
+
+    id_prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._begun: set[int] = set()
+
+    def whole(self, piece: Piece) -> ChatChoice:
+        """See the base."""
+        message = ChatMessage(piece.text, "assistant", None)
+        return self._choice(piece, message=message)
+
+    def chunk(self, piece: Piece) -> ChatChoice:
+        """See the base. The first of a choice names the role."""
+        role: Literal["assistant"] | UnsetType = UNSET if piece.choice in self._begun else "assistant"
+        self._begun.add(piece.choice)
+        return self._choice(piece, delta=ChatMessage(piece.text, role))
+
+    def _choice(self, piece: Piece, **text: ChatMessage) -> ChatChoice:
+        logprobs = None if piece.logprobs is None else ChatLogprobs([self._logprob(each) for each in piece.logprobs])
+        return ChatChoice(piece.choice, logprobs, piece.finish_reason, piece.stop_reason, **text)
+
+    def _logprob(self, entry: TokenLogprob) -> ChatLogprob:
+        chosen = self._candidate(entry.token_id, entry.logprob)
+        top = [self._candidate(token, logprob) for token, logprob in entry.top]
+        return ChatLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
+
+    def _candidate(self, token: int, logprob: float) -> Candidate:
+        data = self._tokenizer.token_bytes(token)
+        return Candidate(data.decode(errors="replace"), finite(logprob), list(data))
+
+
+class TextForm(Form):
+    """Completions.
+
+    Args:
+        tokenizer: the model's.
+        echoes: for each choice, the prompt's text and ids to put before it; None: only the output.
+    """
+
+    id_prefix, whole_object, chunk_object = "cmpl-", "text_completion", "text_completion"
+
+    def __init__(self, tokenizer: Tokenizer, echoes: list[tuple[str, list[int]]] | None) -> None:
+        self._tokenizer, self._echoes = tokenizer, echoes
+        self._begun: set[int] = set()
+        self._offsets: dict[int, int] = {}
+
+    def whole(self, piece: Piece) -> TextChoice:
+        """See the base."""
+        return self.chunk(piece)
+
+    def chunk(self, piece: Piece) -> TextChoice:
+        """See the base."""
+        text, entries = piece.text, list(piece.logprobs or ())
+        ids = piece.tokens
+        known: list[TokenLogprob | None] = list(entries)
+        if self._echoes and piece.choice not in self._begun:
+            prompt, prompt_ids = self._echoes[piece.choice]
+            text, ids = prompt + text, prompt_ids + ids
+            known = [*(piece.prompt_logprobs or ()), *entries]
+        self._begun.add(piece.choice)
+        logprobs = None if piece.logprobs is None else self._logprobs(piece.choice, ids, known)
+        return TextChoice(piece.choice, text, logprobs, piece.finish_reason, piece.stop_reason)
+
+    def _logprobs(self, index: int, ids: list[int], known: list[TokenLogprob | None]) -> TextLogprobs:
+        result = TextLogprobs([], [], [], [])
+        offset = self._offsets.get(index, 0)
+        for token, entry in zip(ids, known, strict=True):
+            result.tokens.append(self._name(token))
+            result.token_logprobs.append(finite(entry.logprob) if entry else None)
+            top = {self._name(each): finite(value) for each, value in entry.top} if entry else None
+            result.top_logprobs.append(top)
+            result.text_offset.append(offset)
+            offset += len(self._tokenizer.token_bytes(token).decode(errors="replace"))
+        self._offsets[index] = offset
+        return result
+
+    def _name(self, token: int) -> str:
+        """A token's text; its bytes where they are half a character, its id where there are none: each has its own."""
+        data = self._tokenizer.token_bytes(token)
+        if not data:
+            return f"token_id:{token}"
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def finite(logprob: float) -> float:
+    """JSON has no infinity; -9999 is what the OpenAI API writes for it."""
+    return max(logprob, -9999.0)
+
+
+def encode(value: Struct) -> bytes:
+    """JSON."""
+    return msgspec.json.encode(value)

@@ -1,0 +1,115 @@
+"""Running the server until a signal ends it.
+
+The engine is loaded before the first connection is accepted, on a port that is taken before that: a port in use and a
+model that cannot be loaded are errors of the start. On SIGTERM or Ctrl-C no more requests are taken, `/ready` says so,
+and what runs is finished, within a limit; a second signal ends it at once.
+"""
+
+import asyncio
+import socket
+import time
+from types import FrameType
+
+import uvicorn
+
+from miniserve.errors import InvalidRequestError
+from miniserve.server.access import Access
+from miniserve.server.app import ServerSettings, make_app
+from miniserve.server.engine_client import EngineClient
+from miniserve.server.errors import unavailable
+from miniserve.server.exchange import MAX_HEADER_BYTES
+
+KEEP_ALIVE_S = 30
+CLOSE_TIMEOUT_S = 5  # for what has been computed to reach slow readers
+
+
+class HTTPServer(uvicorn.Server):
+    """uvicorn's, with a drain before its shutdown."""
+
+    def __init__(self, config: uvicorn.Config, engine: EngineClient, drain_s: float) -> None:
+        super().__init__(config)
+        self._engine, self._drain_s = engine, drain_s
+        self._deadline: float | None = None
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
+        """A signal has come."""
+        if self._deadline is not None:
+            self.should_exit = self.force_exit = True
+        self._engine.draining = True
+        self._deadline = time.monotonic() + self._drain_s
+
+    async def on_tick(self, counter: int) -> bool:
+        """Some ten times a second: whether to exit."""
+        if self._deadline is not None:
+            late = time.monotonic() > self._deadline
+            if late:
+                self._engine.fail_all(unavailable("the server is shutting down"))
+            self.should_exit = self.should_exit or late or not self._engine.num_open
+        return await super().on_tick(counter)
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take a port; 0: any free one.
+
+    Raises:
+        InvalidRequestError: it is in use, or there is no such address.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, proto)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise InvalidRequestError(f"cannot listen on {host}, port {port}: {error.strerror or error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def serve(
+    engine: EngineClient, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
+) -> None:
+    """Start the engine, serve until a signal comes, end the engine.
+
+    Args:
+        engine: not started yet.
+        settings: see `ServerSettings`.
+        access: who may ask.
+        listener: from `bind`.
+        drain_s: how long requests may go on after the signal.
+
+    Raises:
+        MiniserveError: the engine could not be started.
+    """
+    try:
+        await engine.start()
+        config = uvicorn.Config(
+            make_app(engine, settings, access),
+            http="h11",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
+        )
+        server = HTTPServer(config, engine, drain_s)
+        host, port = listener.getsockname()[:2]
+        print_address(host, port, engine, settings)
+        await server.serve(sockets=[listener])
+    finally:
+        await engine.stop()
+
+
+def print_address(host: str, port: int, engine: EngineClient, settings: ServerSettings) -> None:
+    """Where it is to be found, for people: the only thing on stdout."""
+    shown = f"[{host}]" if ":" in host else host
+    print(f"{settings.model_name}: {engine.facts.description}. http://{shown}:{port}/v1", flush=True)
+
+
+def run_server(
+    engine: EngineClient, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
+) -> None:
+    """`serve`, on an event loop of its own."""
+    asyncio.run(serve(engine, settings, access, listener, drain_s=drain_s))

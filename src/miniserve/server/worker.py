@@ -1,0 +1,154 @@
+"""The engine's process: takes submissions from the server's pipe, steps, and sends back what came.
+
+It computes and nothing else: HTTP, JSON and slow readers are the other process's, so that none of them holds up a step.
+A thread empties the pipe, so that the server never waits for a step to write into it; requests change between steps
+only. When the pipe closes, because the server ended in whatever way, this process ends too.
+An exception of the executor ends the process: what state the device is in is not known then. The server starts another.
+"""
+
+import re
+import signal
+import threading
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.server.messages import (
+    Abort,
+    Accepted,
+    Ask,
+    Facts,
+    Failed,
+    FromEngine,
+    Piece,
+    Ready,
+    Refused,
+    Report,
+    Stepped,
+    Submit,
+    ToEngine,
+)
+
+if TYPE_CHECKING:
+    from miniserve.llm import LLM
+    from miniserve.runtime.text_engine import Delta, Generation
+
+Opener = Callable[[], "LLM"]
+
+
+def run_engine(connection: Connection, opener: Opener) -> None:
+    """The process's main function.
+
+    Args:
+        connection: this end of the pipe.
+        opener: makes the engine here. It is pickled, so it is a function of a module, or a `partial` of one.
+    """
+    # A signal to the process group (Ctrl-C, a service manager) is for the server, which lets requests finish.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        with opener() as llm:
+            Worker(connection, llm).run()
+    except MiniserveError as error:
+        connection.send(Failed(str(error)))
+    except BrokenPipeError:
+        pass  # the server is gone
+
+
+class Worker:
+    """Drives one engine for the process at the other end of the pipe."""
+
+    def __init__(self, connection: Connection, llm: "LLM") -> None:
+        self._connection, self._llm, self._text = connection, llm, llm.text_engine
+        self._inbox: SimpleQueue[ToEngine | None] = SimpleQueue()
+        self._live: dict[int, list[Generation]] = {}
+        self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
+
+    def run(self) -> None:
+        """Serve until the pipe closes."""
+        settings = self._llm.settings
+        facts = Facts(
+            str(settings), settings.max_model_len, settings.max_num_seqs, settings.num_blocks, settings.block_size
+        )
+        self._send(Ready(facts, self._llm.tokenizer))
+        threading.Thread(target=self._receive, daemon=True).start()
+        while self._take_messages():
+            deltas = self._text.step()
+            if deltas:
+                self._send(Stepped([self._piece(delta) for delta in deltas]))
+            for generation in {delta.generation for delta in deltas if delta.generation.finished}:
+                self._forget(generation)
+
+    def _send(self, message: FromEngine) -> None:
+        self._connection.send(message)
+
+    def _receive(self) -> None:
+        try:
+            while True:
+                self._inbox.put(self._connection.recv())
+        except (EOFError, OSError):
+            self._inbox.put(None)
+
+    def _take_messages(self) -> bool:
+        """Handle what has come, waiting for something if there is nothing to compute; False once the pipe is closed."""
+        while not self._inbox.empty() or not self._text.has_work:
+            message = self._inbox.get()
+            if message is None:
+                return False
+            if isinstance(message, Submit):
+                self._submit(message)
+            elif isinstance(message, Abort):
+                self._abort(message.key)
+            elif isinstance(message, Ask):
+                self._report()
+        return True
+
+    def _submit(self, submit: Submit) -> None:
+        try:
+            made = [
+                self._text.make(prompt, submit.params, request_id=f"{submit.key}.{index}", cache_salt=submit.cache_salt)
+                for index, prompt in enumerate(submit.prompts)
+            ]
+        except InvalidRequestError as error:
+            # Without our name for the request, which says nothing to whoever sent it.
+            message = re.sub(rf"^(request )?{submit.key}\.\d+(/\d+)?: ", "", str(error))
+            self._send(Refused(submit.key, message))
+            return
+        for index, generation in enumerate(made):
+            self._text.add(generation)
+            self._owner[generation.request_id] = submit.key, index * submit.params.n
+        self._live[submit.key] = made
+        self._send(Accepted(submit.key))
+
+    def _abort(self, key: int) -> None:
+        for generation in self._live.pop(key, ()):
+            self._text.abort(generation.request_id)
+            self._owner.pop(generation.request_id, None)
+
+    def _piece(self, delta: "Delta") -> tuple[int, Piece]:
+        generation, choice, text, tokens = delta
+        request, params = choice.request, generation.params
+        key, first = self._owner[generation.request_id]
+        begins = bool(tokens) and request.num_output_tokens == len(tokens)
+        return key, Piece(
+            first + choice.index,
+            text,
+            list(tokens),
+            request.logprobs[request.num_output_tokens - len(tokens) :] if params.logprobs is not None else None,
+            choice.finish_reason.value if choice.finish_reason else None,
+            choice.stop_reason,
+            request.num_cached or 0,
+            list(request.prompt_logprobs) if begins and params.prompt_logprobs is not None else None,
+        )
+
+    def _forget(self, generation: "Generation") -> None:
+        key, _ = self._owner.pop(generation.request_id)
+        if all(each.finished for each in self._live.get(key, ())):
+            self._live.pop(key, None)  # gone already if two of its prompts ended in this step
+
+    def _report(self) -> None:
+        engine = self._llm.engine
+        scheduler = engine.scheduler
+        self._send(Report(engine.metrics, len(scheduler.running), scheduler.num_waiting, scheduler.pool.num_free))

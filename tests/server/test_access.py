@@ -1,0 +1,79 @@
+"""Keys, tenants and their limits, by a clock of our own."""
+
+import pytest
+
+from miniserve.errors import InvalidRequestError
+from miniserve.server.access import Access, Tenant, hash_key, new_key, read_keys, tenant_of
+from miniserve.server.errors import APIError
+
+ALICE, BOB = new_key(), new_key()
+
+
+def enter(access, key):
+    return access.enter(f"Bearer {key}")
+
+
+def test_only_known_keys_enter():
+    access = Access([tenant_of("alice", ALICE), tenant_of("bob", BOB)])
+    with enter(access, ALICE) as alice, enter(access, BOB) as bob:
+        assert (alice.name, bob.name) == ("alice", "bob")
+        assert len({alice.cache_salt, bob.cache_salt, ""}) == 3
+        assert ALICE not in repr(alice)
+    for header in (None, "", ALICE, f"Basic {ALICE}", "Bearer ", f"Bearer {ALICE[:-1]}", f"Bearer {hash_key(ALICE)}"):
+        with pytest.raises(APIError) as caught, access.enter(header):
+            pass
+        assert caught.value.status == 401
+    with Access().enter(None) as everybody:
+        assert everybody.cache_salt == ""
+
+
+def test_concurrency_is_counted_per_key_and_given_back():
+    access = Access([Tenant("alice", hash_key(ALICE), max_concurrent=1), tenant_of("bob", BOB)])
+    with enter(access, ALICE):
+        with pytest.raises(APIError) as caught, enter(access, ALICE):
+            pass
+        assert caught.value.status == 429
+        with enter(access, BOB):
+            pass
+    with pytest.raises(KeyError), enter(access, ALICE):
+        raise KeyError
+    with enter(access, ALICE):
+        pass
+
+
+def test_rate_is_a_bucket_that_refills():
+    now = 1000.0
+    access = Access([Tenant("alice", hash_key(ALICE), requests_per_minute=3)], clock=lambda: now)
+
+    def allowed():
+        try:
+            with enter(access, ALICE):
+                return 0
+        except APIError as error:
+            return int(error.headers["retry-after"])
+
+    assert [allowed() for _ in range(4)] == [0, 0, 0, 20]
+    now += 19
+    assert allowed() == 1
+    now += 1
+    assert [allowed(), allowed()] == [0, 20]
+    now += 3600
+    assert [allowed() for _ in range(4)] == [0, 0, 0, 20]
+
+
+def test_files_of_keys(tmp_path):
+    path = tmp_path / "keys.toml"
+    path.write_text(f'[alice]\nsha256 = "{hash_key(ALICE)}"\nmax_concurrent = 2\n[bob]\nsha256 = "{hash_key(BOB)}"\n')
+    alice, bob = read_keys(path)
+    assert (alice.name, alice.max_concurrent, bob.requests_per_minute) == ("alice", 2, None)
+    for text, says in [
+        ("", "no keys"), ("[alice", "keys.toml"), ("alice = 3", "[alice] is no table"),
+        ('[alice]\nsha256 = "abc"', "64 hexadecimal"), (f'[a]\nsha256 = "{"0" * 64}"\ncolour = 1', "colour is not known"),
+        (f'[a]\nsha256 = "{"0" * 64}"\nmax_concurrent = 0', "max_concurrent is 0"),
+    ]:  # fmt: skip
+        path.write_text(text)
+        with pytest.raises(InvalidRequestError, match=r"keys\.toml") as caught:
+            read_keys(path)
+        assert says in str(caught.value)
+    with pytest.raises(InvalidRequestError, match="at least 20"):
+        tenant_of("weak", "password")

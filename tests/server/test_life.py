@@ -1,0 +1,101 @@
+"""What happens when clients leave, engines die, queues fill and signals come."""
+
+import os
+import signal
+import threading
+
+import httpx
+import openai
+import pytest
+
+LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 8000, "ignore_eos": True}
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    with start("--max-num-seqs", "4", "--max-waiting", "2") as server:
+        yield server
+
+
+def streaming(server, **options):
+    return server.http.stream("POST", "/v1/completions", json=LONG | {"stream": True} | options)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_a_client_that_leaves_frees_what_it_had(server, n):
+    aborted = server.metric("request_success_total")
+    with streaming(server, n=n) as reply:
+        lines = reply.iter_lines()  # kept: when it goes, so does the connection
+        next(lines)
+        assert server.metric("num_requests_running") == n
+        assert server.metric("kv_cache_usage_perc") > 0
+    server.until(lambda: server.metric("num_requests_running") == 0, timeout_s=5)
+    assert server.metric("kv_cache_usage_perc") == 0
+    assert server.metric("request_success_total") == aborted + n
+    with pytest.raises(httpx.ReadTimeout):  # not a stream: it leaves before it has heard anything
+        server.http.post("/v1/completions", json=LONG | {"n": n}, timeout=0.2)
+    server.until(lambda: server.metric("num_requests_running") == 0, timeout_s=5)
+    assert server.metric("generation_tokens_total") < 8000 * n
+
+
+def test_a_full_queue_is_429(server):
+    with streaming(server, n=4) as reply, streaming(server, n=2):
+        lines = reply.iter_lines()  # kept: when it goes, so does the connection
+        next(lines)
+        with pytest.raises(openai.RateLimitError) as caught:
+            server.openai().completions.create(**{"model": "tiny", "prompt": "hello"})
+        assert int(caught.value.response.headers["retry-after"]) >= 1
+    server.until(lambda: server.metric("num_requests_running") == 0)
+    server.openai().completions.create(model="tiny", prompt="hello")
+
+
+def test_a_killed_engine_is_replaced(server):
+    waiting = []
+
+    def ask():
+        waiting.append(server.http.post("/v1/completions", json=LONG))
+
+    thread = threading.Thread(target=ask)
+    with streaming(server) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        thread.start()
+        server.until(lambda: server.metric("num_requests_running") == 2)
+        os.kill(server.engine_pid(), signal.SIGKILL)
+        assert any('"error"' in line and "the engine died" in line for line in lines)
+    thread.join(timeout=10)
+    assert waiting[0].status_code == 500
+    assert server.http.get("/ready").status_code == 503
+    with pytest.raises(openai.InternalServerError):
+        server.openai().completions.create(model="tiny", prompt="hello")
+    server.until(lambda: server.http.get("/ready").status_code == 200, timeout_s=60)
+    assert server.openai().completions.create(model="tiny", prompt="hello").choices[0].text
+    assert server.metric("engine_restarts_total") == 1
+    assert server.metric("kv_cache_usage_perc") == 0
+
+
+def test_sigterm_lets_requests_finish_and_takes_no_more(start):
+    """Last, with keys, limits and the log: the server's whole life."""
+    key = "k" * 32
+    with start(MINISERVE_API_KEY=key) as server:
+        headers = {"authorization": f"Bearer {key}"}
+        for wrong in ({}, {"authorization": "Bearer x"}):
+            assert server.http.post("/v1/completions", json=LONG, headers=wrong).status_code == 401
+        secret = LONG | {"prompt": "secret words", "user": "ann", "max_tokens": 400}
+        with server.http.stream("POST", "/v1/completions", json=secret | {"stream": True}, headers=headers) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.send_signal(signal.SIGTERM)
+            server.until(lambda: server.http.get("/ready").status_code == 503)
+            refused = server.http.post("/v1/completions", json=LONG, headers=headers)
+            assert refused.status_code == 503
+            rest = list(lines)
+        assert '"finish_reason":"length"' in rest[-4]
+        assert rest[-2] == "data: [DONE]"
+        code, log = server.end(signal.SIGCONT)
+    assert code == 0
+    entries = [entry for entry in log if entry["message"] == "request"]
+    assert [entry["status"] for entry in entries if entry["path"] == "/v1/completions"] == [401, 401, 503, 200]
+    assert entries[-1]["user"] == "ann"
+    assert "secret words" not in str(log)
+    assert key not in str(log)
