@@ -13,6 +13,8 @@ from miniserve.cli.loading import (
     DtypeOption,
     KVCacheDtypeOption,
     QuantizationOption,
+    SpeculationOption,
+    TensorParallelOption,
     ThreadsOption,
     open_llm,
 )
@@ -43,7 +45,9 @@ def serve(
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
     kv_cache_dtype: KVCacheDtypeOption = "auto",
+    speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
+    tensor_parallel_size: TensorParallelOption = 1,
 ) -> None:
     """Serve a model over HTTP as the OpenAI API does."""
     try:
@@ -71,6 +75,8 @@ def serve(
         max_num_batched_tokens=max_num_batched_tokens,
         enable_prefix_caching=prefix_caching,
         kv_cache_dtype=kv_cache_dtype,
+        speculation=speculation,
+        tensor_parallel_size=tensor_parallel_size,
     )
     run_server(
         EngineClient(opener, max_waiting=max_waiting),
