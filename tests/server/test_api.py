@@ -144,6 +144,7 @@ def test_stop_strings_and_biases(client, llm):
         ({"temperature": -1}, "temperature", "between 0 and 100"),
         ({"top_p": 0}, "top_p", "above 0"),
         ({"n": 1000}, "n", "1 and 128"),
+        ({"n": 100, "prompt": ["a"] * 4}, "n", "400 outputs: at most 320"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
         ({"max_tokens": 5000}, "max_tokens", "max_model_len is 512"),
         ({"prompt": "x" * 600}, "prompt", "600 tokens"),
@@ -214,6 +215,9 @@ def test_the_rest_of_the_endpoints(server, client):
     assert server.http.get("/version").json()["version"]
     tokens = server.http.post("/tokenize", json={"prompt": PROMPT}).json()
     assert tokens["count"] == len(tokens["tokens"]) == len(PROMPT)
+    chat_tokens = server.http.post("/tokenize", json={"messages": [{"role": "user", "content": "hi"}]}).json()
+    assert chat_tokens["count"] == chat(client).usage.prompt_tokens
+    assert server.http.post("/tokenize", json={}).json()["error"]["param"] == "prompt"
     assert server.http.post("/detokenize", json={"tokens": tokens["tokens"]}).json() == {"prompt": PROMPT}
     assert server.http.post("/detokenize", json={"tokens": [9999]}).json()["error"]["param"] == "tokens"
     assert "/v1/chat/completions" in server.http.get("/openapi.json").json()["paths"]

@@ -8,6 +8,8 @@ import httpx
 import openai
 import pytest
 
+from miniserve.server.access import hash_key, new_key
+
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 8000, "ignore_eos": True}
 
 
@@ -74,11 +76,21 @@ def test_a_killed_engine_is_replaced(server):
     assert server.metric("kv_cache_usage_perc") == 0
 
 
-def test_sigterm_lets_requests_finish_and_takes_no_more(start):
-    """Last, with keys, limits and the log: the server's whole life."""
-    key = "k" * 32
-    with start(MINISERVE_API_KEY=key) as server:
+def test_sigterm_lets_requests_finish_and_takes_no_more(start, tmp_path):
+    """With keys, tenants and the log: the server's whole life."""
+    key, other = new_key(), new_key()
+    keys = tmp_path / "keys.toml"
+    keys.write_text(f'[other]\nsha256 = "{hash_key(other)}"\nrequests_per_minute = 1\n')
+    with start("--api-keys-file", str(keys), MINISERVE_API_KEY=key) as server:
         headers = {"authorization": f"Bearer {key}"}
+        system = {"model": "tiny", "prompt": "a" * 40, "max_tokens": 1}
+        cached = [
+            server.openai(each).completions.create(**system).usage.prompt_tokens_details.cached_tokens
+            for each in (key, key, other)
+        ]
+        assert cached == [0, 32, 0]  # of blocks of 16; nothing of another tenant's
+        with pytest.raises(openai.RateLimitError):
+            server.openai(other).completions.create(**system)
         for wrong in ({}, {"authorization": "Bearer x"}):
             assert server.http.post("/v1/completions", json=LONG, headers=wrong).status_code == 401
         secret = LONG | {"prompt": "secret words", "user": "ann", "max_tokens": 400}
@@ -95,7 +107,16 @@ def test_sigterm_lets_requests_finish_and_takes_no_more(start):
         code, log = server.end(signal.SIGCONT)
     assert code == 0
     entries = [entry for entry in log if entry["message"] == "request"]
-    assert [entry["status"] for entry in entries if entry["path"] == "/v1/completions"] == [401, 401, 503, 200]
+    assert [entry["status"] for entry in entries if entry["path"] == "/v1/completions"] == [
+        200,
+        200,
+        200,
+        429,
+        401,
+        401,
+        503,
+        200,
+    ]
     assert entries[-1]["user"] == "ann"
     assert "secret words" not in str(log)
     assert key not in str(log)

@@ -6,7 +6,7 @@ what is asked, `generate` has it done, `replies` says how it looks.
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from miniserve.server.errors import APIError, invalid
 from miniserve.server.exchange import Exchange
 from miniserve.server.generate import Job, respond
 from miniserve.server.metrics import exposition
-from miniserve.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, TokenizeRequest
+from miniserve.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Message, TokenizeRequest
 from miniserve.server.replies import ChatForm, Form, TextForm
 
 CHAT_TEMPLATE_NAMES = frozenset(("messages", "tools", "add_generation_prompt"))
@@ -95,7 +95,7 @@ class Routes:
         """Continue one prompt or several."""
         self._check_model(body.model)
         params, texts = body.params(), body.prompts
-        prompts = [await self._ids(text, "prompt") if isinstance(text, str) else text for text in texts]
+        prompts = [await self._ids(text) if isinstance(text, str) else text for text in texts]
         echoes = None
         if body.echo:
             shown = [await self._shown(text) for text in texts]
@@ -105,13 +105,23 @@ class Routes:
     async def chat(self, body: ChatRequest, request: Request) -> Response:
         """Reply to a conversation."""
         self._check_model(body.model)
-        params, ids = body.params(), await self._chat_ids(body)
+        params = body.params()
+        if taken := CHAT_TEMPLATE_NAMES & body.chat_template_kwargs.keys():
+            message = f"chat_template_kwargs has {min(taken)}, which is not a variable of its own"
+            raise APIError(400, message, param="chat_template_kwargs")
+        variables = {"add_generation_prompt": body.add_generation_prompt, **body.chat_template_kwargs}
+        ids = await self._chat_ids(body.messages, **variables)
         return await self._respond(body, params, [ids], ChatForm(self._engine.tokenizer), request)
 
     async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
         """The tokens of a text, or of a conversation in the form the model gets it."""
         self._check_model(body.model or self._settings.model_name)
-        ids = await self._ids(body.prompt, "prompt", add_special_tokens=body.add_special_tokens)
+        if (body.prompt is None) == (body.messages is None):
+            raise APIError(400, "give prompt or messages, one of them", param="prompt")
+        if body.prompt is not None:
+            ids = await self._ids(body.prompt, add_special_tokens=body.add_special_tokens)
+        else:
+            ids = await self._chat_ids(body.messages or [], add_generation_prompt=body.add_generation_prompt)
         return {"count": len(ids), "max_model_len": self._engine.facts.max_model_len, "tokens": ids}
 
     async def detokenize(self, body: DetokenizeRequest) -> dict[str, str]:
@@ -137,16 +147,12 @@ class Routes:
         job = Job(body, params, prompts, form, state.request_id, state.tenant.cache_salt)
         return await respond(self._engine, job, request)
 
-    async def _ids(self, text: str, param: str, **options: Any) -> list[int]:
-        return list(await self._tokenizing(param, self._engine.tokenizer.encode, text, **options))
+    async def _ids(self, text: str, **options: Any) -> list[int]:
+        return list(await self._tokenizing("prompt", self._engine.tokenizer.encode, text, **options))
 
-    async def _chat_ids(self, body: ChatRequest) -> list[int]:
-        if taken := CHAT_TEMPLATE_NAMES & body.chat_template_kwargs.keys():
-            message = f"chat_template_kwargs has {min(taken)}, which is not a variable of its own"
-            raise APIError(400, message, param="chat_template_kwargs")
-        messages = [message.for_template() for message in body.messages]
-        options = {"add_generation_prompt": body.add_generation_prompt, **body.chat_template_kwargs}
-        return list(await self._tokenizing("messages", self._engine.tokenizer.encode_chat, messages, **options))
+    async def _chat_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
+        turns = [message.for_template() for message in messages]
+        return list(await self._tokenizing("messages", self._engine.tokenizer.encode_chat, turns, **variables))
 
     async def _shown(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):

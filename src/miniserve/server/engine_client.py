@@ -138,12 +138,15 @@ class EngineClient:
             cache_salt: see `Submit`.
 
         Raises:
-            APIError: 429 if too many wait, 503 if the engine is not there.
+            APIError: 400 if they are too many at any time, 429 if too many wait, 503 if the engine is not there.
             InvalidRequestError: the engine refuses them.
         """
         self.check_ready()
         choices = len(prompts) * params.n
         limit = self.facts.max_num_seqs + self._max_waiting
+        if choices > limit:
+            message = f"{len(prompts)} prompts with n {params.n} are {choices} outputs: at most {limit}"
+            raise APIError(400, message, param="n", code="invalid_value")
         if self.num_open + choices > limit:
             raise busy(f"{self.num_open} outputs are running or waiting, and {choices} more would exceed {limit}")
         key = next(self._keys)

@@ -220,8 +220,10 @@ class TokenizeRequest(_Strict):
     """`POST /tokenize`."""
 
     model: str | None = None
-    prompt: str
-    add_special_tokens: bool = True
+    prompt: str | None = Field(None, description="A text; or:")
+    messages: list[Message] | None = Field(None, description="A conversation, in the form the model gets it.")
+    add_special_tokens: bool = Field(True, description="To a text those the model puts around a prompt.")
+    add_generation_prompt: bool = Field(True, description="To a conversation the header of the assistant's turn.")
 
 
 class DetokenizeRequest(_Strict):

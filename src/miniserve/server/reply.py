@@ -73,8 +73,7 @@ class Reply:
     def refuse(self, error: InvalidRequestError) -> None:
         """It is out of range."""
         self.num_open = 0
-        if not self.accepted.done():
-            self.accepted.set_exception(error)
+        self._not_accepted(error)
 
     def put(self, piece: Piece) -> None:
         """Something came for a choice."""
@@ -87,6 +86,10 @@ class Reply:
         """Nothing more will come."""
         if self.num_open:
             self._error, self.num_open = error, 0
-            if not self.accepted.done():
-                self.accepted.set_exception(error)
+            self._not_accepted(error)
             self._news.set()
+
+    def _not_accepted(self, error: Exception) -> None:
+        if not self.accepted.done():
+            self.accepted.set_exception(error)
+            self.accepted.exception()  # seen: where nobody waits any more, asyncio shall not complain
