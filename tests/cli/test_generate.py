@@ -195,3 +195,17 @@ def test_choices_that_do_not_exist_are_refused_by_name(tiny, option, value):
     result = run("generate", "hello", "--model", tiny, option, value)
     assert result.returncode == 2
     assert f"{option.removeprefix('--').replace('-', '_')} '{value}' is not one of auto" in result.stderr
+
+
+def test_a_grammar_from_the_command_line(tiny, tmp_path):
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"enum": ["tea", "coffee"]}')
+    result = run("generate", "A drink:", "-n", "2", "--model", tiny, "--json-schema", str(schema))
+    assert result.returncode == 0, result.stderr
+    assert {json.loads(line) for line in result.stdout.splitlines()} <= {"tea", "coffee"}
+    for arguments, says in (
+        (["--json-schema", str(schema), "--regex", "a"], "excludes"),
+        (["--json-schema", str(tmp_path / "none.json")], "none.json"),
+    ):
+        refused = run("generate", "A drink:", "--model", tiny, *arguments)
+        assert (refused.returncode, says in refused.stderr) == (2, True), refused.stderr

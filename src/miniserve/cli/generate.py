@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from miniserve.cli.loading import (
     ThreadsOption,
     open_llm,
 )
+from miniserve.core.grammar import JsonSchema, Regex
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 
@@ -41,6 +43,8 @@ def generate(
     stop: Annotated[list[str] | None, typer.Option(help="A string that ends the text; may be given again.")] = None,
     ignore_eos: Annotated[bool, typer.Option("--ignore-eos", help="Go on after the model's end token.")] = False,
     logprobs: Annotated[int | None, typer.Option(help="Report so many likeliest tokens (with --json).")] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="A file; the output is JSON of this schema.")] = None,
+    regex: Annotated[str | None, typer.Option(help="The output is a match of it.")] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it is made.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with ids and timings.")] = False,
     dtype: DtypeOption = "auto",
@@ -55,6 +59,8 @@ def generate(
     """Continue a text."""
     if stream and (as_json or n > 1):
         raise InvalidRequestError("--stream excludes --json and -n: it prints one text as it is made")
+    if json_schema and regex:
+        raise InvalidRequestError("--json-schema excludes --regex: an output has one grammar")
     params = SamplingParams(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -69,6 +75,7 @@ def generate(
         stop=tuple(stop or ()),
         ignore_eos=ignore_eos,
         logprobs=logprobs,
+        grammar=_schema(json_schema) if json_schema else Regex(regex) if regex else None,
     )
     if prompt == "-":
         prompt = sys.stdin.read()
@@ -91,3 +98,10 @@ def generate(
         if n > 1:
             typer.secho(f"[{completion.index}]", err=True, dim=True)
         typer.echo(completion.text)
+
+
+def _schema(path: Path) -> JsonSchema:
+    try:
+        return JsonSchema(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidRequestError(f"--json-schema {path}: {error}") from error

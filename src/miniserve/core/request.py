@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from miniserve.core.hashing import BlockHash, block_hash, root_hash
 from miniserve.core.sampling_params import GREEDY, Limits, SamplingParams
@@ -36,6 +36,24 @@ class FinishReason(Enum):
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+
+
+class Matcher(Protocol):
+    """Follows one request's output through its grammar. It belongs to the request, and goes when that goes."""
+
+    def mask(self, guesses: Sequence[int]) -> bytes:
+        """Which tokens may come next, if these come first: bit t % 8 of byte t // 8 is token t's.
+
+        Behind guesses that the grammar does not allow, any: what is chosen there is dropped.
+        """
+        ...
+
+    def accept(self, token: int) -> FinishReason | None:
+        """Take an output token; whether the grammar ends the output with it, and why.
+
+        STOP: nothing can follow. ERROR: the grammar could not be followed.
+        """
+        ...
 
 
 class TokenLogprob(NamedTuple):
@@ -84,6 +102,7 @@ class Request:
         seed: of its random numbers: output i's depends on (seed, i) and on nothing else.
         priority: smaller goes first; equal ones in order of arrival.
         cache_keys: what the KV content depends on besides the tokens (model, adapter, tenant's salt).
+        matcher: follows its output through `params.grammar`, if there is one; its own, of no output yet.
 
     Attributes:
         token_ids: prompt and output.
@@ -110,6 +129,7 @@ class Request:
     seed: int = 0
     priority: int = 0
     cache_keys: tuple[str, ...] = ()
+    matcher: Matcher | None = None
     status: Status = field(default=Status.WAITING, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     token_ids: list[int] = field(init=False)
@@ -145,6 +165,10 @@ class Request:
     def num_output_tokens(self) -> int:
         """How many tokens were generated so far."""
         return len(self.token_ids) - self.num_prompt_tokens
+
+    def allowed(self) -> bytes | None:
+        """Which tokens its grammar lets come next (see `Matcher.mask`); None without a grammar."""
+        return self.matcher.mask(()) if self.matcher else None
 
     @property
     def num_remaining(self) -> int:
@@ -189,6 +213,8 @@ class Request:
         length, limits = len(self.token_ids), self.limits
         if token in limits.stop_token_ids and length - self.num_prompt_tokens >= limits.min_tokens:
             self.finish_reason = FinishReason.STOP
+        elif self.matcher and (reason := self.matcher.accept(token)):
+            self.finish_reason = reason
         elif length >= self.max_length:
             self.finish_reason = FinishReason.LENGTH
         return self.finish_reason

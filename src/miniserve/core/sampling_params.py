@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from miniserve.core.grammar import Grammar
 from miniserve.errors import InvalidRequestError
 
 MAX_N = 128
@@ -48,8 +49,8 @@ class Limits:
 class SamplingParams:
     """How to continue a prompt.
 
-    The order in which a token is chosen: `logit_bias`, penalties, `min_tokens`; then at temperature 0 the largest
-    logit; otherwise temperature, `top_k`, `top_p`, `min_p`, and a draw from what is left.
+    The order in which a token is chosen: `logit_bias`, penalties, `grammar`, `min_tokens`; then at temperature 0 the
+    largest logit; otherwise temperature, `top_k`, `top_p`, `min_p`, and a draw from what is left.
 
     Args:
         max_tokens: most output tokens; None: as many as the model's length has room for.
@@ -71,8 +72,10 @@ class SamplingParams:
         logprobs: report each output token's log-probability and those of so many likeliest ones; None: off.
         prompt_logprobs: the same for the prompt's tokens, from the second on.
         skip_special_tokens: leave control tokens out of the text.
+        grammar: what the text must be. EOS can come only where it may end; where nothing can follow, the output ends,
+            before `min_tokens` too. An output that `max_tokens` or a stop string cuts is only its beginning.
 
-    Log-probabilities are the model's own: of the unmodified logits at temperature 1.
+    Log-probabilities are the model's own: of the unmodified logits at temperature 1, with a grammar too.
 
     Raises:
         InvalidRequestError: out of range; names the parameter and the limit.
@@ -97,6 +100,7 @@ class SamplingParams:
     logprobs: int | None = None
     prompt_logprobs: int | None = None
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
 
     def __post_init__(self) -> None:
         # Lists and a single string are what callers write; what is kept is immutable.
@@ -125,6 +129,10 @@ class SamplingParams:
         self._check_collections()
 
     def _check_collections(self) -> None:
+        if not isinstance(self.grammar, Grammar | None):
+            raise InvalidRequestError(
+                f"grammar is {self.grammar!r:.80}: it must be a JsonSchema, a JsonObject, a Regex or Choices"
+            )
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop has {len(self.stop)} strings: at most {MAX_STOP_STRINGS} are allowed")
         for text in self.stop:

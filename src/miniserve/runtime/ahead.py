@@ -51,6 +51,10 @@ class Position(Protocol):
         """How many there are."""
         ...
 
+    def allowed(self) -> bytes | None:
+        """Which tokens the request's grammar lets come next (see `Matcher.mask`); None without a grammar."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class Ahead:
@@ -93,6 +97,11 @@ class Ahead:
     def num_output_tokens(self) -> int:
         """The request's, and the guesses."""
         return self.request.num_output_tokens + len(self.guesses)
+
+    def allowed(self) -> bytes | None:
+        """Behind the guesses."""
+        matcher = self.request.matcher
+        return matcher.mask(self.guesses) if matcher else None
 
 
 def positions(request: Request, draft: Sequence[int]) -> list[Position]:

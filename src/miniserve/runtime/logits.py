@@ -1,7 +1,7 @@
-"""What a request changes in its logits before a token is chosen: `logit_bias`, then penalties, then `min_tokens`.
+"""What a request changes in its logits before a token is chosen: `logit_bias`, penalties, grammar, `min_tokens`.
 
-Each step touches a few entries of a [R, V] matrix, so each first lists them (row, token, how) for all requests and then
-changes them at once. The caller's logits are left as they are: log-probabilities are reported from those.
+All but the grammar touch a few entries of a [R, V] matrix; each first lists them (row, token, how) for all requests and
+then changes them at once. The caller's logits are left as they are: log-probabilities are reported from those.
 """
 
 from collections import Counter
@@ -17,7 +17,7 @@ from miniserve.runtime.ahead import Position
 def is_adjusted(request: Position) -> bool:
     """Whether `adjust` has anything to do for its next token."""
     params = request.params
-    return bool(params.logit_bias) or _is_penalized(request) or _may_not_stop(request)
+    return bool(params.logit_bias) or _is_penalized(request) or _may_not_stop(request) or params.grammar is not None
 
 
 def adjust(logits: Tensor, requests: Sequence[Position]) -> Tensor:
@@ -35,6 +35,7 @@ def adjust(logits: Tensor, requests: Sequence[Position]) -> Tensor:
     logits = logits.clone()
     _add_bias(logits, requests)
     _penalize(logits, requests)
+    _follow_grammars(logits, requests)
     _forbid_stopping(logits, requests)
     return logits
 
@@ -79,6 +80,15 @@ def _penalize(logits: Tensor, requests: Sequence[Position]) -> None:
     values = torch.where(values > 0, values / factor, values * factor) - less
     # A penalty far below 1 means "surely this one": the largest number there is, not infinity, which has no softmax.
     logits[at] = values.clamp(max=torch.finfo(logits.dtype).max).to(logits.dtype)
+
+
+def _follow_grammars(logits: Tensor, requests: Sequence[Position]) -> None:
+    masks = {row: mask for row, request in enumerate(requests) if (mask := request.allowed()) is not None}
+    if masks:
+        bits = np.stack([np.frombuffer(mask, np.uint8) for mask in masks.values()])
+        allowed = np.unpackbits(bits, axis=1, count=logits.shape[-1], bitorder="little")
+        rows = torch.tensor(list(masks), device=logits.device)
+        logits[rows] = logits[rows].masked_fill(torch.from_numpy(allowed).to(logits.device) == 0, -torch.inf)
 
 
 def _forbid_stopping(logits: Tensor, requests: Sequence[Position]) -> None:

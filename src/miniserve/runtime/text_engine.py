@@ -17,6 +17,7 @@ from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.model.tokenizer.text_stream import TextStream
 from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.runtime.grammars import Grammars
 
 
 @dataclass(eq=False)
@@ -75,6 +76,7 @@ class TextEngine:
     def __init__(self, engine: Engine, tokenizer: Tokenizer, model_key: str) -> None:
         self.engine, self.tokenizer = engine, tokenizer
         self._model_key = model_key
+        self._grammars = Grammars(tokenizer)
         self._generations: dict[str, Generation] = {}
         self._by_request: dict[str, tuple[Generation, Choice]] = {}
         self._names = itertools.count()
@@ -105,7 +107,8 @@ class TextEngine:
             cache_salt: prompts share KV blocks only with prompts of the same salt.
 
         Raises:
-            InvalidRequestError: no such token, or too long. Names the parameter and the limit.
+            InvalidRequestError: no such token, too long, or a grammar that cannot be used. Names the parameter and the
+                limit.
         """
         name = request_id if request_id is not None else f"request-{next(self._names)}"
         params.check_vocabulary(self.tokenizer.vocab_size)
@@ -131,6 +134,7 @@ class TextEngine:
                 params.seed_of(index),
                 priority,
                 (self._model_key, cache_salt),
+                self._grammars.matcher(params.grammar, limits.stop_token_ids) if params.grammar else None,
             )
             self.engine.scheduler.check_fits(request)
             generation.choices.append(Choice(index, request, self._text_stream(generation)))
@@ -198,7 +202,8 @@ class TextEngine:
         generation, choice = self._by_request[request.request_id]
         params, stream, text = generation.params, choice.stream, ""
         said = request.num_output_tokens - len(tokens)
-        stop_token = tokens[-1] if tokens and reason is FinishReason.STOP else None
+        stopped = tokens and reason is FinishReason.STOP and tokens[-1] in request.limits.stop_token_ids
+        stop_token = tokens[-1] if stopped else None
         shown = tokens if stop_token is None or params.include_stop_str else tokens[:-1]
         for count, token in enumerate(shown, 1):
             text += stream.push(token)

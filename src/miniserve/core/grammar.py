@@ -1,0 +1,142 @@
+"""What a whole output must be: JSON of a schema, any JSON object, a match of a regex, or one of some texts.
+
+Plain values, checked for form and size when they are made; the runtime compiles them for a tokenizer's vocabulary, and
+refuses there what cannot be compiled or satisfied.
+
+A schema's keyword that would be ignored is refused: `JsonSchema` does so where JSON Schema's own rule is to ignore it
+(a word that it does not know, often a misspelt one), the compiler where a known keyword is not implemented.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from miniserve.errors import InvalidRequestError
+
+MAX_SIZE = 65536  # characters of a schema, a regex, or all choices together
+MAX_CHOICES = 1024
+MAX_MULTIPLE = 10_000  # compiling takes time in proportion to the least common multiple
+
+# Keywords whose value is a schema, a list of them, or both; and those that map names to schemas.
+_HOLD_SCHEMAS = {"items", "additionalItems", "additionalProperties", "prefixItems", "anyOf", "oneOf", "allOf"}
+_MAP_TO_SCHEMAS = {"properties", "patternProperties", "$defs", "definitions"}
+# Keywords for readers, which do not constrain a value.
+_ANNOTATIONS = {
+    "$schema", "$id", "$anchor", "$comment", "title", "description", "default", "example", "examples", "deprecated",
+    "readOnly", "writeOnly",
+}  # fmt: skip
+# What constrains values. Those that the compiler does not implement are here too: it says so itself.
+_CONSTRAINTS = {
+    "$ref", "type", "enum", "const", "format", "pattern", "minLength", "maxLength", "minimum", "maximum",
+    "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minItems", "maxItems", "uniqueItems", "contains",
+    "minContains", "maxContains", "unevaluatedItems", "required", "minProperties", "maxProperties", "propertyNames",
+    "dependentRequired", "dependentSchemas", "dependencies", "unevaluatedProperties", "not", "if", "then", "else",
+}  # fmt: skip
+_KNOWN = _HOLD_SCHEMAS | _MAP_TO_SCHEMAS | _ANNOTATIONS | _CONSTRAINTS
+
+
+@dataclass(frozen=True)
+class JsonSchema:
+    """JSON that a schema describes.
+
+    Args:
+        schema: an object of JSON Schema, as a mapping or as JSON text, which is what is kept. Properties come in
+            its order.
+
+    Raises:
+        InvalidRequestError: not JSON, not an object, too large, or a keyword that is not known. Names it.
+    """
+
+    schema: str
+
+    def __init__(self, schema: str | Mapping[str, Any]) -> None:
+        try:
+            text = schema if isinstance(schema, str) else json.dumps(schema, allow_nan=False)
+            _check_size("the JSON schema", text)
+            parsed = json.loads(text, parse_int=_whole_number)
+            if not isinstance(parsed, dict):
+                raise InvalidRequestError(f"the JSON schema is {text:.80}: it must be an object")
+            multiples = set(_check_keywords(parsed, "the JSON schema"))
+        except RecursionError as error:
+            raise InvalidRequestError("the JSON schema is nested too deeply") from error
+        except (TypeError, ValueError) as error:
+            raise InvalidRequestError(f"the JSON schema is not JSON: {error}") from error
+        if (product := math.prod(part for each in multiples for part in each.as_integer_ratio())) > MAX_MULTIPLE:
+            raise InvalidRequestError(
+                f"the JSON schema: its values of multipleOf are too fine or too coarse: as fractions, the product of "
+                f"their numerators and denominators is {product:.3g}, of at most {MAX_MULTIPLE}"
+            )
+        object.__setattr__(self, "schema", text)
+
+
+@dataclass(frozen=True)
+class JsonObject:
+    """Any JSON object."""
+
+
+@dataclass(frozen=True)
+class Regex:
+    """A match of all of a regular expression: Rust's syntax, without look-around and without back-references."""
+
+    pattern: str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.pattern, str) or not self.pattern:
+            raise InvalidRequestError(f"the regex is {self.pattern!r}: it must be text of at least one character")
+        _check_size("the regex", self.pattern)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of some texts."""
+
+    texts: tuple[str, ...]
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        object.__setattr__(self, "texts", (texts,) if isinstance(texts, str) else tuple(texts))
+        if not 1 <= len(self.texts) <= MAX_CHOICES:
+            raise InvalidRequestError(f"there are {len(self.texts)} choices: there must be 1 to {MAX_CHOICES}")
+        for text in self.texts:
+            if not isinstance(text, str) or not text:
+                raise InvalidRequestError(f"a choice is {text!r}: it must be text of at least one character")
+        _check_size("all choices together", "".join(self.texts))
+
+
+Grammar = JsonSchema | JsonObject | Regex | Choices
+
+
+def _whole_number(digits: str) -> int:
+    """The compiler reads numbers as float64, which would make another number of a larger one."""
+    if len(digits) > 17 or abs(int(digits)) > 2**53:
+        raise InvalidRequestError(f"the JSON schema has the number {digits:.40}: at most 2^53 is exact")
+    return int(digits)
+
+
+def _check_size(what: str, text: str) -> None:
+    if len(text) > MAX_SIZE:
+        raise InvalidRequestError(f"{what}: {len(text)} characters, of at most {MAX_SIZE}")
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequestError(f"{what}: half of a surrogate pair is no character")
+
+
+def _check_keywords(schema: Any, where: str) -> Iterator[Fraction]:
+    """Refuse unknown keywords in a schema and those inside it, and give out the values of `multipleOf`.
+
+    What has another form than its keyword asks for is the compiler's to refuse.
+    """
+    if not isinstance(schema, dict):
+        return
+    for keyword, value in schema.items():
+        if keyword not in _KNOWN:
+            raise InvalidRequestError(f"{where} has the keyword {keyword!r:.80}, which is not supported")
+        if keyword == "multipleOf" and isinstance(value, int | float) and value > 0:
+            yield Fraction(str(value))
+        if keyword in _MAP_TO_SCHEMAS and isinstance(value, dict):
+            for name, each in value.items():
+                yield from _check_keywords(each, f"{where}, {keyword}/{name:.80}")
+        elif keyword in _HOLD_SCHEMAS:
+            for each in value if isinstance(value, list) else (value,):
+                yield from _check_keywords(each, f"{where}, {keyword}")

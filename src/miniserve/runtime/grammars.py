@@ -1,0 +1,200 @@
+"""Grammars for a tokenizer's vocabulary: `Grammars` compiles them, and a `GrammarMatcher` follows one output.
+
+The library is llguidance (the extra `structured`): of the two that fit, it needs no other package, while xgrammar needs
+torch, transformers and triton; it takes any tokenizer as a list of bytes; and it refuses the keywords of JSON Schema
+that it does not implement. Compiling happens when a request is made, in its maker's thread and before it is queued; a
+bounded number of grammars is kept compiled.
+
+A matcher's state is the tokens that the request has accepted, and nothing else: preemption leaves it as it is, and a
+draft's guesses are taken and taken back within one call.
+"""
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from miniserve.core.grammar import Choices, Grammar, JsonObject, JsonSchema, Regex
+from miniserve.core.request import FinishReason
+from miniserve.errors import InvalidRequestError
+from miniserve.model.tokenizer.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+MAX_COMPILED = 64
+# White space between JSON's parts is bounded: a small model left free to indent does so for ever.
+_JSON_OPTIONS = {
+    "lenient": False,
+    "coerce_one_of": False,
+    "whitespace_flexible": True,
+    "whitespace_pattern": r"[ \n\r\t]{1,32}",
+}
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer, and keeps the last ones. May be used from several threads.
+
+    Args:
+        tokenizer: the model's.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def matcher(self, grammar: Grammar, stop_token_ids: frozenset[int]) -> "GrammarMatcher":
+        """A matcher at the start of an output.
+
+        Args:
+            grammar: what the output must be.
+            stop_token_ids: tokens that may end it where the grammar may end.
+
+        Raises:
+            InvalidRequestError: the grammar does not compile, is too complex, or no output satisfies it; or llguidance
+                is not installed.
+        """
+        with self._lock:
+            compiled = self._compiled.pop(grammar, None)
+            if compiled is not None:
+                self._compiled[grammar] = compiled
+        if compiled is None:
+            compiled = self._compile(grammar)  # without the lock: others go on meanwhile
+            with self._lock:
+                self._compiled[grammar] = compiled
+                if len(self._compiled) > MAX_COMPILED:
+                    self._compiled.popitem(last=False)
+        return GrammarMatcher(compiled.deep_copy(), stop_token_ids, self._tokenizer.eos_token_ids)
+
+    def _compile(self, grammar: Grammar) -> "LLMatcher":
+        vocabulary = self._vocabulary
+        from llguidance import LLMatcher
+
+        try:
+            matcher = LLMatcher(vocabulary, _source(grammar), log_level=0, limits=_limits())
+        except ValueError as error:
+            raise InvalidRequestError(f"the grammar cannot be used: {error}") from error
+        if matcher.is_error():
+            raise InvalidRequestError(f"the grammar cannot be used: {matcher.get_error():.500}")
+        first = GrammarMatcher(matcher.deep_copy(), frozenset(), self._tokenizer.eos_token_ids)
+        first.mask(())
+        if first.failed:
+            raise InvalidRequestError("the grammar cannot be satisfied: no token of this model begins such an output")
+        return matcher
+
+    @cached_property
+    def _vocabulary(self) -> "LLTokenizer":
+        try:
+            from llguidance import LLTokenizer
+        except ImportError as error:
+            raise InvalidRequestError("a grammar needs llguidance: pip install 'miniserve[structured]'") from error
+        return LLTokenizer(
+            _Vocabulary(self._tokenizer),  # type: ignore[arg-type]  # it takes what looks like one
+            n_vocab=self._tokenizer.vocab_size,
+            eos_token=sorted(self._tokenizer.eos_token_ids) or None,
+        )
+
+
+class GrammarMatcher:
+    """A `Matcher` (see core/request.py).
+
+    Attributes:
+        failed: no token can follow, or the library gave up on a text that is too ambiguous; the output ends with an
+            error at its next token.
+    """
+
+    def __init__(self, matcher: "LLMatcher", stop_token_ids: frozenset[int], eos_token_ids: frozenset[int]) -> None:
+        self._matcher, self._stops, self._eos = matcher, stop_token_ids, eos_token_ids
+        self.failed = False
+
+    def mask(self, guesses: Sequence[int]) -> bytes:
+        """See `Matcher.mask`."""
+        matcher, taken = self._matcher, list(guesses)
+        if self._stops.intersection(taken) or matcher.validate_tokens(taken) < len(taken):
+            taken = []  # a guess is wrong or ends the output: what follows it is dropped, so any mask will do
+        if taken:
+            matcher.consume_tokens(taken)
+        mask = bytearray(matcher.compute_bitmask())
+        may_end, broken = matcher.is_accepting(), matcher.is_error()
+        if taken and not broken:
+            matcher.rollback(len(taken))
+        for token in self._eos:  # the library's are the model's; the request's may be fewer, or more
+            mask[token // 8] &= ~(1 << token % 8)
+        for token in self._stops if may_end else ():
+            mask[token // 8] |= 1 << token % 8
+        if broken or mask.count(0) == len(mask):
+            self.failed = self.failed or broken or not taken
+            return b"\xff" * len(mask)
+        return bytes(mask)
+
+    def accept(self, token: int) -> FinishReason | None:
+        """See `Matcher.accept`."""
+        if not self.failed and token in self._stops:
+            return FinishReason.STOP
+        if self.failed or not self._matcher.consume_token(token):
+            return FinishReason.ERROR
+        return FinishReason.STOP if self._matcher.is_stopped() else None
+
+
+class _Vocabulary:
+    """A tokenizer in the form that llguidance reads."""
+
+    is_tokenizer_wrapper = True
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        ids = range(tokenizer.vocab_size)
+        self.tokens = [tokenizer.token_bytes(token) for token in ids]
+        self.special_token_ids = [token for token in ids if tokenizer.is_special(token)]
+        special = set(self.special_token_ids)
+        self._by_bytes = {data: token for token, data in enumerate(self.tokens) if data and token not in special}
+        self._longest = max(map(len, self._by_bytes), default=0)
+        self.bos_token_id = tokenizer.bos_token_id
+        self.eos_token_id = min(tokenizer.eos_token_ids, default=0)
+        self._tokenizer = tokenizer
+
+    def __call__(self, text: str) -> list[int]:
+        """How a forced text is written: as the model would, unless its tokenizer changes the text (as NFC does)."""
+        try:
+            tokens = self._tokenizer.encode(text, add_special_tokens=False)
+        except InvalidRequestError:  # a character without a token
+            tokens = []
+        data = text.encode()
+        return tokens if b"".join(self.tokens[token] for token in tokens) == data else self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        """By the longest token each time; up to a byte that no token begins with."""
+        tokens: list[int] = []
+        at = 0
+        while at < len(data):
+            pieces = (data[at:end] for end in range(min(len(data), at + self._longest), at, -1))
+            piece = next((piece for piece in pieces if piece in self._by_bytes), None)
+            if piece is None:
+                break
+            tokens.append(self._by_bytes[piece])
+            at += len(piece)
+        return tokens
+
+
+def _source(grammar: Grammar) -> str:
+    """The grammar in the library's language. Raises ValueError where that fails."""
+    from llguidance import LLMatcher
+
+    match grammar:
+        case JsonSchema(schema):
+            return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
+        case JsonObject():
+            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
+        case Regex(pattern):
+            return LLMatcher.grammar_from_regex(pattern)
+        case Choices(texts):
+            return LLMatcher.grammar_from_regex("|".join(map(re.escape, texts)))
+
+
+def _limits() -> "LLParserLimits":
+    """So that no grammar takes long to compile, and no token long to follow."""
+    from llguidance import LLParserLimits
+
+    return LLParserLimits(initial_lexer_fuel=200_000, max_grammar_size=100_000, verbose_errors=False)
