@@ -2,8 +2,10 @@
 
 The library is llguidance (the extra `structured`): of the two that fit, it needs no other package, while xgrammar needs
 torch, transformers and triton; it takes any tokenizer as a list of bytes; and it refuses the keywords of JSON Schema
-that it does not implement. Compiling happens when a request is made, in its maker's thread and before it is queued; a
-bounded number of grammars is kept compiled.
+that it does not implement, of which xgrammar 0.2.8 ignores several (`uniqueItems`, `contains`, `not`).
+
+Compiling happens when a request is made, in its maker's thread and before it is queued; a bounded number of grammars is
+kept compiled.
 
 A matcher's state is the tokens that the request has accepted, and nothing else: preemption leaves it as it is, and a
 draft's guesses are taken and taken back within one call.
