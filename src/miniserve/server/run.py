@@ -95,6 +95,7 @@ async def serve(
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
         )
         server = HTTPServer(config, engine, drain_s)
+        listener.listen(config.backlog)  # before its address is printed: whoever reads that may connect
         host, port = listener.getsockname()[:2]
         print_address(host, port, engine, settings)
         await server.serve(sockets=[listener])
