@@ -172,6 +172,35 @@ def test_completions_refuse_by_name(client, options, param, says):
     assert caught.value.type == "invalid_request_error"
 
 
+def schema_format(schema):
+    return {"type": "json_schema", "json_schema": {"name": "it", "schema": schema, "strict": True}}
+
+
+def test_json_of_a_schema_streamed_or_not(client):
+    options = {"temperature": 1, "seed": 3, "max_completion_tokens": 200}
+    schema = {
+        "type": "object",
+        "properties": {"n": {"enum": [1, 2]}, "ok": {"type": "boolean"}},
+        "required": ["n", "ok"],
+    }
+    schema["additionalProperties"] = False
+    reply = chat(client, response_format=schema_format(schema), **options).choices[0]
+    streamed = chat(client, response_format=schema_format(schema), stream=True, **options)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert (text, reply.finish_reason) == (reply.message.content, "stop")
+    found = json.loads(text)
+    assert found.keys() == {"n", "ok"}
+    assert found["n"] in (1, 2)
+    assert isinstance(found["ok"], bool)
+
+
+def test_a_json_object_that_is_cut_is_the_beginning_of_one(client):
+    reply = chat(
+        client, response_format={"type": "json_object"}, max_completion_tokens=5, temperature=1, seed=1
+    ).choices[0]
+    assert reply.message.content.lstrip().startswith("{")
+
+
 @pytest.mark.parametrize(
     ("options", "param", "says"),
     [
@@ -180,7 +209,10 @@ def test_completions_refuse_by_name(client, options, param, says):
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages", "text"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "max_model_len is 512"),
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "tools is not supported"),
-        ({"response_format": {"type": "json_object"}}, "response_format", "text"),
+        ({"response_format": {"type": "yaml"}}, "response_format", "json_schema"),
+        ({"response_format": {"type": "json_schema"}}, "response_format", "needs a json_schema"),
+        ({"response_format": schema_format({"typ": "integer"})}, "response_format", "keyword 'typ'"),
+        ({"response_format": schema_format({"not": {"type": "integer"}})}, "response_format", "grammar cannot be used"),
         ({"top_logprobs": 3}, "top_logprobs", "needs logprobs"),
         ({"max_tokens": 3}, "max_tokens", "differ"),
         ({"extra_body": {"chat_template_kwargs": {"messages": []}}}, "chat_template_kwargs", "messages"),

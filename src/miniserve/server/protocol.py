@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from miniserve.core.grammar import Grammar, JsonObject, JsonSchema
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError
@@ -30,10 +31,37 @@ class StreamOptions(_Strict):
     include_usage: bool = Field(False, description="A last chunk with the token counts.")
 
 
-class ResponseFormat(_Strict):
-    """What form the output has."""
+class NamedSchema(_Strict):
+    """A JSON schema. It is always followed to the letter, `strict` or not."""
 
-    type: Literal["text"]
+    name: str
+    description: str = ""
+    json_schema: dict[str, Any] = Field(alias="schema")
+    strict: bool = False
+
+
+class ResponseFormat(_Strict):
+    """What form the output has. One that `max_tokens` or a stop string cuts is only the beginning of it."""
+
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: NamedSchema | None = None
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the output must be; None: any text.
+
+        Raises:
+            APIError: there is no schema where one is needed, or one where none is, or it cannot be used.
+        """
+        if (self.json_schema is None) == (self.type == "json_schema"):
+            needs = "needs" if self.json_schema is None else "is not of type json_schema and has"
+            raise APIError(400, f"response_format {needs} a json_schema", param="response_format")
+        try:
+            if self.json_schema is not None:
+                return JsonSchema(self.json_schema.json_schema)
+        except InvalidRequestError as error:
+            raise APIError(400, str(error), param="response_format", code="invalid_value") from error
+        return JsonObject() if self.type == "json_object" else None
 
 
 class GenerationRequest(_Strict):
@@ -106,6 +134,7 @@ class GenerationRequest(_Strict):
                 logprobs=self.num_logprobs,
                 prompt_logprobs=self.num_logprobs if self.wants_prompt_logprobs else None,
                 skip_special_tokens=self.skip_special_tokens,
+                grammar=self.response_format.grammar,
             )
         except InvalidRequestError as error:
             raise self.blame(error) from error
@@ -115,7 +144,7 @@ class GenerationRequest(_Strict):
         message = str(error)
         words = re.findall(r"\w+", message)
         own = type(self).model_fields.keys() - {"model", self.prompt_field}
-        param = next((word for word in words if word in own), None)
+        param = "response_format" if "grammar" in words else next((word for word in words if word in own), None)
         code = "context_length_exceeded" if "max_model_len" in words else "invalid_value"
         return APIError(400, message, param=param or self.prompt_field, code=code)
 
