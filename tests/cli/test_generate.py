@@ -162,8 +162,9 @@ def test_help_and_import_are_fast_and_free_of_torch():
             seconds.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         return min(seconds)
 
-    assert best([*COMMAND, "--help"]) < 0.5
-    assert best([sys.executable, "-c", "import miniserve"]) < 0.5
+    # Quiet, it is 0.4 and 0.1. Beside another process that computes, each takes up to twice its CPU time.
+    assert best([*COMMAND, "--help"]) < 0.8
+    assert best([sys.executable, "-c", "import miniserve"]) < 0.3
 
 
 @pytest.mark.parametrize("options", [["--quantization", "int8"], ["--dtype", "float32", "--threads", "1"]])

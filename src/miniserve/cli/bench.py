@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from miniserve.cli import bench_tables as tables
 from miniserve.cli.loading import (
@@ -74,6 +73,7 @@ def ceilings(
 ) -> None:
     """This machine's limits: bandwidth by size, matrix products by format and size, the cost of a launch."""
     import torch
+    from rich.progress import Progress
 
     from miniserve.bench.ceilings import bench_ceilings
     from miniserve.bench.record import device_slug
@@ -154,6 +154,8 @@ def soak(
     out: Out = None,
 ) -> None:
     """Random load on tight engines against known answers: aborts, malformed and oversized requests, tiny pools."""
+    from rich.progress import Progress
+
     from miniserve.bench.soak import soak as run_soak
 
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 if TYPE_CHECKING:
     from miniserve.llm import LLM
@@ -53,6 +52,8 @@ def open_llm(model: str, how: dict[str, Any], **options: Any) -> "LLM":
 @contextmanager
 def _preparing(model: str, how: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """Start torch with `threads`; gives the rest of `how`, with a `progress` that moves a bar within the block."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
     console = Console(stderr=True)
     with console.status("starting torch"):
         import torch
