@@ -13,10 +13,15 @@ from support import tiny_models
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, a file's stay together, as they share fixtures; so do all of the site's."""
+    """Where tests run in several processes, a file's stay together, as they share fixtures; so do all of the site's.
+
+    Whichever of the site's comes first waits until the book is built, which executes every chapter.
+    """
     for item in items:
-        group = "site" if "site" in getattr(item, "fixturenames", ()) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+        of_site = "site" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("site" if of_site else str(item.path)))
+        if of_site:
+            item.add_marker(pytest.mark.timeout(1200))
 
 
 @pytest.fixture(scope="session")

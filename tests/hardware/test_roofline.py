@@ -75,7 +75,7 @@ def test_a_curve_by_hand():
 
 @given(
     st.sampled_from(FITTED), st.sampled_from([LLAMA_8B, MIXTRAL]),
-    st.lists(st.builds(Part, st.integers(0, 8000), st.integers(1, 2000)), min_size=1, max_size=5),
+    st.lists(st.builds(Part, st.integers(0, 8000), st.integers(1, 2000), st.integers(0, 1)), min_size=1, max_size=5),
 )  # fmt: skip
 def test_kernels_take_longer_than_the_roofline(key, shape, parts):
     device = load_catalog().accelerator(key)
