@@ -45,7 +45,8 @@ def test_the_table_has_every_entry_with_its_label_and_its_fate():
         [
             Entry("graphs", "H100", 2.9, "calls", 2.5, "recorded"),
             Entry("<b>", "here", 1.8, "bytes", 0.3, "measured", now="withdrawn"),
-        ]
+        ],
+        "What we did",
     )
     lines = repr(ledger).splitlines()
     assert lines[1].split() == ["graphs", "H100", "2.90×", "calls", "2.50×", "held", "recorded", "in", "use"]
@@ -55,6 +56,7 @@ def test_the_table_has_every_entry_with_its_label_and_its_fate():
     assert "<strong>lost</strong>" in table
     assert "ms-recorded" in table
     assert table.count("<tr>") == 3
+    assert 'aria-label="What we did"' in table
     assert ledger.count("lost") == ledger.count("held") == 1
 
 

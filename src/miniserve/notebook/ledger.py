@@ -62,11 +62,11 @@ class Entry:
 
 
 class Ledger:
-    """Entries as a table, in the order given."""
+    """Entries as a table, in the order given. `title` is its name for screen readers, another for each on a page."""
 
-    def __init__(self, entries: Iterable[Entry]) -> None:
+    def __init__(self, entries: Iterable[Entry], title: str = "Performance ledger") -> None:
         """Keep them."""
-        self.entries = tuple(entries)
+        self.entries, self.title = tuple(entries), title
         if not self.entries:
             raise InvalidRequestError("a ledger needs at least one entry")
 
@@ -86,4 +86,4 @@ class Ledger:
             kind = f'<span class="ms-label ms-{label}" title="{MEANING[entry.label]}">{label}</span>'
             strong = f"<strong>{verdict}</strong>" if verdict == "lost" else verdict
             rows.append([change, where, predicted, by, measured, strong, kind, now])
-        return Table("Performance ledger", HEAD, rows)._repr_html_()
+        return Table(self.title, HEAD, rows)._repr_html_()
