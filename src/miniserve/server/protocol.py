@@ -6,6 +6,7 @@ other engines' servers use. Types are strict: "3" is no number. Ranges are check
 """
 
 import re
+from abc import ABC, abstractmethod
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -64,7 +65,7 @@ class ResponseFormat(_Strict):
         return JsonObject() if self.type == "json_object" else None
 
 
-class GenerationRequest(_Strict):
+class GenerationRequest(_Strict, ABC):
     """What both endpoints take."""
 
     model: str
@@ -96,9 +97,9 @@ class GenerationRequest(_Strict):
         return self.max_tokens
 
     @property
+    @abstractmethod
     def num_logprobs(self) -> int | None:
         """How many likeliest tokens to report beside each; None: no log-probabilities."""
-        raise NotImplementedError
 
     @property
     def wants_prompt_logprobs(self) -> bool:
@@ -149,9 +150,9 @@ class GenerationRequest(_Strict):
         return APIError(400, message, param=param or self.prompt_field, code=code)
 
     @property
+    @abstractmethod
     def prompt_field(self) -> str:
         """The name of the field that holds the prompt."""
-        raise NotImplementedError
 
     def _biases(self) -> dict[int, float]:
         for token in self.logit_bias:
