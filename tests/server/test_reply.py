@@ -1,13 +1,12 @@
 """A reply between an engine that is fast and a reader that is slow, or gone."""
 
-import asyncio
-
 import pytest
 
 from miniserve.core.request import TokenLogprob
 from miniserve.server.errors import APIError, unavailable
 from miniserve.server.messages import Piece
 from miniserve.server.reply import Reply
+from support import asynchronous
 
 
 def test_what_is_not_read_is_joined_one_piece_a_choice():
@@ -20,7 +19,7 @@ def test_what_is_not_read_is_joined_one_piece_a_choice():
                 reply.put(Piece(choice, f"{step},", [step], [entry], reason))
         return [piece async for piece in reply]
 
-    pieces = asyncio.run(run())
+    pieces = asynchronous.run(run())
     assert [piece.choice for piece in pieces] == [0, 1]
     for piece in pieces:
         assert piece.text == "".join(f"{step}," for step in range(1000))
@@ -51,5 +50,5 @@ def test_a_failure_reaches_the_reader_and_closing_is_told_once():
         done.fail(unavailable("gone"))  # too late to matter
         assert [piece.text async for piece in done] == ["b"]
 
-    asyncio.run(run())
+    asynchronous.run(run())
     assert closed == [1]
