@@ -6,6 +6,7 @@ and what runs is finished, within a limit; a second signal ends it at once.
 """
 
 import asyncio
+import contextlib
 import socket
 import time
 from types import FrameType
@@ -15,11 +16,14 @@ import uvicorn
 from miniserve.errors import InvalidRequestError
 from miniserve.server.access import Access
 from miniserve.server.app import ServerSettings, make_app
+from miniserve.server.connection import Connection
 from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import unavailable
 from miniserve.server.exchange import MAX_HEADER_BYTES
 
 KEEP_ALIVE_S = 30
+MAX_CONNECTIONS = 4096  # a request on one more gets a 503
+SPARE_FILES = 256  # open besides
 CLOSE_TIMEOUT_S = 5  # for what has been computed to reach slow readers
 
 
@@ -65,6 +69,17 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
+def allow_files(number: int) -> None:
+    """Raise this process's limit on open files, connections among them, as far as it may itself."""
+    with contextlib.suppress(ImportError):  # Windows has no such limit
+        import resource
+
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 async def serve(
     engine: EngineClient, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
 ) -> None:
@@ -80,11 +95,13 @@ async def serve(
     Raises:
         MiniserveError: the engine could not be started.
     """
+    allow_files(MAX_CONNECTIONS + SPARE_FILES)
     try:
         await engine.start()
         config = uvicorn.Config(
             make_app(engine, settings, access),
-            http="h11",
+            http=Connection,
+            limit_concurrency=MAX_CONNECTIONS,
             ws="none",
             lifespan="off",
             log_config=None,
