@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 
 import psutil
 import pytest
@@ -24,6 +25,7 @@ from miniserve.llm import LLM
 from miniserve.model.communicator import ALONE
 from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
+from miniserve.runtime.ranks import PROGRAM
 
 PROMPTS = [[5], list(range(3, 24)), [*range(3, 19), 9], [9] * 4, list(range(40, 80))]
 NEW, BLOCK = 12, 4
@@ -65,8 +67,14 @@ def gone(pids, within_s=20.0):
     return not alive
 
 
-def children():
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+def ranks(parent=None):
+    """The ranks that a process has started and that have not ended; without an argument, this process."""
+    found = set()
+    for child in psutil.Process(parent).children():
+        with suppress(psutil.NoSuchProcess):
+            if PROGRAM in child.cmdline():
+                found.add(child.pid)
+    return found
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -111,9 +119,9 @@ def test_each_rank_holds_half_and_settings_say_so(llm, directory):
 
 def test_a_killed_rank_ends_the_step_and_no_process_stays(tiny_directory):
     """A mixture, this time; then rank 1 is stopped, so that a step waits for it, and killed in the middle of that step."""
-    directory, threads, before = tiny_directory("mixtral")[0], torch.get_num_threads(), children()
+    directory, threads, before = tiny_directory("mixtral")[0], torch.get_num_threads(), ranks()
     llm = open_llm(directory)
-    (pid,) = children() - before
+    (pid,) = ranks() - before
     assert [out.token_ids for out in llm.generate(PROMPTS, GREEDY)] == truth(directory)
     os.kill(pid, signal.SIGSTOP)
     threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
@@ -137,7 +145,7 @@ def test_ranks_end_with_the_process_that_started_them(directory):
     each = {number: subprocess.Popen(command, start_new_session=True, **pipes) for number in (2, 9)}
     for number, process in each.items():
         assert process.stdout.read(1), process.stderr.read()
-        pids = [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
+        pids = ranks(process.pid)
         assert len(pids) == 1
         os.killpg(process.pid, number)
         _, errors = process.communicate(timeout=30)
@@ -149,11 +157,11 @@ def test_ranks_end_with_the_process_that_started_them(directory):
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
 def test_two_gpus(directory):
     """The same over NCCL; there a rank that is killed leaves a kernel waiting, which has to be ended."""
-    before = children()
+    before = ranks()
     how = {"dtype": "float32", "device": "cuda", "max_model_len": 64, "kv_cache_memory": 2**22}
     with LLM(str(directory), **how, tensor_parallel_size=2) as llm:
         assert [out.token_ids for out in llm.generate(PROMPTS, GREEDY)] == truth(directory)
-        (pid,) = children() - before
+        (pid,) = ranks() - before
         os.kill(pid, signal.SIGSTOP)
         threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
         with pytest.raises(RankError, match="was ended by SIGKILL"):
@@ -161,7 +169,7 @@ def test_two_gpus(directory):
 
 
 def test_what_is_refused_starts_no_process(directory):
-    before = children()
+    before = ranks()
     with pytest.raises(InvalidRequestError, match="tensor_parallel_size is 3: it must divide num_kv_heads, which is 2"):
         open_llm(directory, 3)
     with pytest.raises(InvalidRequestError, match="tensor_parallel_size decide how a model is loaded"):
@@ -169,7 +177,7 @@ def test_what_is_refused_starts_no_process(directory):
     options = ["--model", str(directory), "--device", "cpu", "--tensor-parallel-size", "0"]
     result = CliRunner().invoke(app, ["generate", "hello", *options])
     assert "tensor_parallel_size is 0" in str(result.exception)
-    assert children() == before
+    assert ranks() == before
 
 
 def test_an_engine_that_cannot_be_built_ends_its_ranks(directory, monkeypatch):
@@ -198,8 +206,10 @@ def test_an_engine_that_cannot_be_built_ends_its_ranks(directory, monkeypatch):
 
 def test_a_rank_that_fails_sends_its_traceback(llm):
     """The last test that uses these ranks: they end."""
+    before = ranks()
+    assert before
     request = Request("bad", [1000], Limits(1))  # beyond the vocabulary, which the engine would not let in
     request.block_table.append(0)
     with pytest.raises(RankError, match=r"(?s)rank 1 .* failed:\nTraceback .*IndexError: index out of range"):
         llm.engine.executor.launch(Step([Scheduled(request, 0, 1)]))
-    assert gone(children())
+    assert gone(before)
