@@ -6,6 +6,7 @@ import threading
 
 import httpx
 import openai
+import psutil
 import pytest
 
 from miniserve.server.access import hash_key, new_key
@@ -120,3 +121,32 @@ def test_sigterm_lets_requests_finish_and_takes_no_more(start, tmp_path):
     assert entries[-1]["user"] == "ann"
     assert "secret words" not in str(log)
     assert key not in str(log)
+
+
+def test_an_engine_that_hangs_is_replaced(start):
+    """A stopped process is one: its pipe stays open, and nothing comes."""
+    with start("--silence-seconds", "1.5") as server, streaming(server) as reply:
+        lines = reply.iter_lines()
+        next(lines)
+        os.kill(server.engine_pid(), signal.SIGSTOP)
+        assert server.http.get("/health").status_code == 200
+        assert any('"error"' in line and "the engine died" in line for line in lines)
+        server.until(lambda: server.http.get("/ready").status_code == 200, timeout_s=60)
+        assert server.openai().completions.create(model="tiny", prompt="hello").choices[0].text
+        code, log = server.end()
+    assert code == 0
+    assert [entry["silent_s"] for entry in log if entry["message"] == "the engine hangs"] == [1.5]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_engine_ends_with_the_server(start, number):
+    with start("--drain-seconds", "0.2") as server:
+        engine = psutil.Process(server.engine_pid())
+        with streaming(server) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            server.process.send_signal(number)
+            if number == signal.SIGTERM:  # what takes longer than the drain is told so
+                assert any('"error"' in line and "shutting down" in line for line in lines)
+        assert server.process.wait(timeout=20) == (0 if number == signal.SIGTERM else -number)
+        assert psutil.wait_procs([engine], timeout=20)[1] == []

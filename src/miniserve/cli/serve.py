@@ -34,6 +34,9 @@ def serve(
     api_keys_file: Annotated[Path | None, typer.Option(help="TOML: a table a tenant, with its key's sha256.")] = None,
     max_waiting: Annotated[int, typer.Option(help="Outputs that may wait; more are refused (429).", min=0)] = 256,
     max_body_mib: Annotated[int, typer.Option(help="Largest body of a request.", min=1)] = 16,
+    silence_seconds: Annotated[
+        float, typer.Option(help="An engine whose step takes longer is taken for hung and started again.", min=1)
+    ] = 600.0,
     drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.", min=0)] = 30.0,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of one request.")] = None,
@@ -79,7 +82,7 @@ def serve(
         tensor_parallel_size=tensor_parallel_size,
     )
     run_server(
-        EngineClient(opener, max_waiting=max_waiting),
+        EngineClient(opener, max_waiting=max_waiting, silence_s=silence_seconds),
         ServerSettings(served_model_name or model, max_body_mib * 2**20),
         Access(tenants),
         bind(host, port),

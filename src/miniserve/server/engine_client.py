@@ -6,22 +6,19 @@ what comes meanwhile is joined to one piece a choice, so that a slow reader cost
 
 Invariants: a reply that is closed, by whatever way its reader ended, is aborted in the engine at once and forgotten
 here; no more than `max_num_seqs + max_waiting` outputs are in the engine.
-Single-threaded, on one event loop, but for the thread that reads the pipe and only passes messages on.
+Single-threaded, on one event loop.
 """
 
 import asyncio
 import contextlib
 import logging
-import multiprocessing
-import threading
 from collections.abc import Sequence
 from itertools import count
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
 
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.server.engine_process import EngineProcess
 from miniserve.server.errors import APIError, busy, unavailable
 from miniserve.server.messages import (
     Abort,
@@ -38,7 +35,7 @@ from miniserve.server.messages import (
     ToEngine,
 )
 from miniserve.server.reply import Reply
-from miniserve.server.worker import Opener, run_engine
+from miniserve.server.worker import Opener
 
 LONGEST_PAUSE_S = 30.0  # between two attempts to start the engine again
 REPORT_TIMEOUT_S = 5.0
@@ -53,6 +50,7 @@ class EngineClient:
     Args:
         opener: makes the engine, in that process; see `run_engine`.
         max_waiting: how many outputs may wait beyond those the engine computes at once.
+        silence_s: an engine from which nothing has come for so long is taken for dead and killed.
 
     Attributes:
         ready: whether requests are taken.
@@ -60,8 +58,8 @@ class EngineClient:
         facts, tokenizer: of the engine, once it has been ready.
     """
 
-    def __init__(self, opener: Opener, *, max_waiting: int) -> None:
-        self._opener, self._max_waiting = opener, max_waiting
+    def __init__(self, opener: Opener, *, max_waiting: int, silence_s: float) -> None:
+        self._opener, self._max_waiting, self._silence_s = opener, max_waiting, silence_s
         self.draining = False
         self.facts: Facts
         self.tokenizer: Tokenizer
@@ -71,8 +69,7 @@ class EngineClient:
         self._replies: dict[int, Reply] = {}
         self._keys = count()
         self._asked: list[asyncio.Future[Report]] = []
-        self._process: SpawnProcess | None = None
-        self._connection: Connection | None = None
+        self._process: EngineProcess | None = None
         self._started: asyncio.Future[None]
         self._restart: asyncio.Task[None] | None = None
 
@@ -102,15 +99,11 @@ class EngineClient:
         Raises:
             MiniserveError: it cannot be loaded, or the process died while it loaded.
         """
-        context = multiprocessing.get_context("spawn")
-        ours, theirs = context.Pipe()
-        self._process = context.Process(target=run_engine, args=(theirs, self._opener), name="miniserve-engine")
-        await asyncio.to_thread(self._process.start)
-        theirs.close()  # or its end would not be noticed
-        loop = asyncio.get_running_loop()
-        self._connection, self._started = ours, loop.create_future()
-        threading.Thread(target=self._read, args=(ours, loop), daemon=True).start()
+        self._started = asyncio.get_running_loop().create_future()
+        self._process = EngineProcess(self._opener, self._handle, self._lost)
+        await self._process.start()
         await self._started
+        self._process.watch(self._silence_s)
         self._running = True
 
     async def stop(self) -> None:
@@ -120,14 +113,8 @@ class EngineClient:
             self._restart.cancel()
         self.fail_all(unavailable("the server is shutting down"))
         process, self._process = self._process, None
-        if was_running:
-            self._send(None)
-        self._connection = None
         if process:
-            await asyncio.to_thread(process.join, STOP_TIMEOUT_S if was_running else 0)
-            if process.is_alive():
-                process.kill()
-                await asyncio.to_thread(process.join)
+            await process.end(STOP_TIMEOUT_S if was_running else 0)
 
     async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
         """Have prompts continued; returns once the engine has accepted them.
@@ -178,25 +165,15 @@ class EngineClient:
                 answer.set_exception(error)
         self._asked.clear()
 
-    def _send(self, message: ToEngine | None) -> None:
-        assert self._connection is not None, "there is a pipe while the engine runs"
-        with contextlib.suppress(OSError):  # it has died, which the reading thread is about to say
-            self._connection.send(message)
+    def _send(self, message: ToEngine) -> None:
+        assert self._process is not None, "there is a process while the engine runs"
+        self._process.send(message)
 
     def _forget(self, key: int) -> None:
         """A reply is closed."""
         reply = self._replies.pop(key, None)
         if reply is not None and reply.num_open and self._running:
             self._send(Abort(key))
-
-    def _read(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        """The reading thread."""
-        with contextlib.suppress(RuntimeError):  # the loop has been closed
-            try:
-                while True:
-                    loop.call_soon_threadsafe(self._handle, connection.recv())
-            except (EOFError, OSError):
-                loop.call_soon_threadsafe(self._lost, connection)
 
     def _handle(self, message: FromEngine) -> None:
         match message:
@@ -222,13 +199,10 @@ class EngineClient:
                         answer.set_result(message)
                 self._asked.clear()
 
-    def _lost(self, connection: Connection) -> None:
-        """The pipe has closed: the process is dead or dying."""
-        connection.close()
-        if connection is not self._connection:  # ended by `stop`
+    def _lost(self, process: EngineProcess) -> None:
+        if process is not self._process:  # ended by `stop`
             return
         was_running, self._running = self._running, False
-        self._connection = None
         self.fail_all(APIError(500, "the engine died while it worked on this request; it is being started again"))
         if not self._started.done():
             self._started.set_exception(MiniserveError("the engine's process died while it loaded the model"))
@@ -239,9 +213,8 @@ class EngineClient:
     async def _start_again(self) -> None:
         pause = 1.0
         while True:
-            process = self._process
-            if process:
-                await asyncio.to_thread(process.join)
+            if self._process:
+                await self._process.join()
             self.num_restarts += 1
             try:
                 await self.start()
