@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from pathlib import Path
 from typing import Annotated
 
@@ -37,6 +38,9 @@ def serve(
     silence_seconds: Annotated[
         float, typer.Option(help="An engine whose step takes longer is taken for hung and started again.", min=1)
     ] = 600.0,
+    allow_origin: Annotated[
+        list[str] | None, typer.Option(help="Origin whose pages may use the API from a browser; *: any.")
+    ] = None,
     drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.", min=0)] = 30.0,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of one request.")] = None,
@@ -59,10 +63,14 @@ def serve(
         from miniserve.server.engine_client import EngineClient
         from miniserve.server.logs import set_up_logs
         from miniserve.server.run import bind, run_server
+        from miniserve.server.traces import provider_from_environment
     except ImportError as error:
         raise MiniserveError(f"the server needs {error.name}: pip install 'miniserve[serve]'") from error
     if log_level not in ("debug", "info", "warning", "error"):
         raise InvalidRequestError(f"log_level '{log_level}' is not one of debug, info, warning, error")
+    for origin in allow_origin or ():
+        if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
+            raise InvalidRequestError(f"allow_origin '{origin}' is neither * nor an origin such as https://example.org")
     os.environ.pop(KEY_VARIABLE, None)  # the engine's process has no business with it
     tenants = read_keys(api_keys_file) if api_keys_file else []
     if api_key is not None:
@@ -83,7 +91,9 @@ def serve(
     )
     run_server(
         EngineClient(opener, max_waiting=max_waiting, silence_s=silence_seconds),
-        ServerSettings(served_model_name or model, max_body_mib * 2**20),
+        ServerSettings(
+            served_model_name or model, max_body_mib * 2**20, tuple(allow_origin or ()), provider_from_environment()
+        ),
         Access(tenants),
         bind(host, port),
         drain_s=drain_seconds,

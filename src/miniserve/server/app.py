@@ -8,11 +8,12 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.responses import Response
 
 from miniserve._version import __version__
@@ -26,6 +27,10 @@ from miniserve.server.generate import Job, respond
 from miniserve.server.metrics import exposition
 from miniserve.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Message, TokenizeRequest
 from miniserve.server.replies import ChatForm, Form, TextForm
+from miniserve.server.traces import Traced, span_of
+
+if TYPE_CHECKING:
+    from opentelemetry.sdk.trace import TracerProvider
 
 CHAT_TEMPLATE_NAMES = frozenset(("messages", "tools", "add_generation_prompt"))
 
@@ -37,16 +42,31 @@ class ServerSettings:
     Attributes:
         model_name: the name that requests give.
         max_body_bytes: of a request.
+        allow_origins: of other sites whose pages may use this server from a browser; "*": of any.
+        traces: where OpenTelemetry's spans go; None: nowhere.
     """
 
     model_name: str
     max_body_bytes: int = 16 * 2**20
+    allow_origins: Sequence[str] = ()
+    traces: "TracerProvider | None" = None
 
 
 def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> FastAPI:
     """The application around an engine that has been started."""
     app = FastAPI(title="miniserve", version=__version__, redoc_url=None)
+    # Each layer goes around those before it.
     app.add_middleware(Exchange, access=access, max_body_bytes=settings.max_body_bytes)
+    if settings.traces:
+        app.add_middleware(Traced, provider=settings.traces)
+    if settings.allow_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.allow_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
     routes, started = Routes(engine, settings), int(time.time())
 
     @app.get("/v1/models")
@@ -144,7 +164,7 @@ class Routes:
     ) -> Response:
         state = request.state
         state.user = body.user
-        job = Job(body, params, prompts, form, state.request_id, state.tenant.cache_salt)
+        job = Job(body, params, prompts, form, state.request_id, state.tenant.cache_salt, span_of(request))
         return await respond(self._engine, job, request)
 
     async def _ids(self, text: str, **options: Any) -> list[int]:

@@ -24,6 +24,7 @@ from miniserve.server.messages import Piece
 from miniserve.server.protocol import GenerationRequest
 from miniserve.server.replies import Body, Form, PromptDetails, Usage, encode
 from miniserve.server.reply import Reply
+from miniserve.server.traces import NoSpan, Span
 
 T = TypeVar("T")
 
@@ -39,6 +40,7 @@ class Job:
         form: how its choices are written.
         request_id: part of the response's id.
         cache_salt: of its tenant.
+        span: what traces are told of it.
     """
 
     asked: GenerationRequest
@@ -47,14 +49,41 @@ class Job:
     form: Form
     request_id: str
     cache_salt: str = ""
+    span: Span = field(default_factory=NoSpan)
     created: int = field(default_factory=lambda: int(time.time()))
     num_tokens: int = 0
     cached: dict[int, int] = field(default_factory=dict)
+    reasons: list[str] = field(default_factory=list)
+
+    def begun(self) -> None:
+        """It has been accepted."""
+        self.span.event("accepted")
+        self.span.set({
+            "gen_ai.operation.name": self.form.operation,
+            "gen_ai.request.model": self.asked.model,
+            "gen_ai.request.max_tokens": self.params.max_tokens,
+            "gen_ai.request.temperature": self.params.temperature,
+            "gen_ai.request.top_p": self.params.top_p,
+            "gen_ai.request.seed": self.params.seed,
+        })  # fmt: skip
 
     def count(self, piece: Piece) -> None:
-        """Take note of a piece for `usage`."""
+        """Take note of a piece for `usage` and the span."""
+        if piece.tokens and not self.num_tokens:
+            self.span.event("first output")
         self.num_tokens += len(piece.tokens)
         self.cached[piece.choice // self.params.n] = piece.num_cached
+        if piece.finish_reason:
+            self.reasons.append(piece.finish_reason)
+
+    def ended(self) -> None:
+        """Nothing more will come: it is complete, it has failed, or its client has gone."""
+        self.span.set({
+            "gen_ai.usage.input_tokens": self.usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": self.num_tokens,
+            "gen_ai.response.id": self.form.id_prefix + self.request_id,
+            "gen_ai.response.finish_reasons": self.reasons,
+        })  # fmt: skip
 
     def body(self, kind: str, choices: list[object]) -> Body:
         """The response object around choices."""
@@ -84,10 +113,22 @@ async def respond(engine: EngineClient, job: Job, request: Request) -> Response:
         return await unless_gone(request, _whole(job, reply))
 
 
+async def _counted(job: Job, reply: Reply) -> AsyncIterator[Piece]:
+    job.begun()
+    try:
+        async for piece in reply:
+            job.count(piece)
+            yield piece
+    except APIError as error:
+        job.span.fail(error.message)
+        raise
+    finally:
+        job.ended()
+
+
 async def _whole(job: Job, reply: Reply) -> Response:
     joined: dict[int, Piece] = {}
-    async for piece in reply:
-        job.count(piece)
+    async for piece in _counted(job, reply):
         earlier = joined.get(piece.choice)
         joined[piece.choice] = earlier.then(piece) if earlier else piece
     body = job.body(job.form.whole_object, [job.form.whole(joined[index]) for index in sorted(joined)])
@@ -97,8 +138,7 @@ async def _whole(job: Job, reply: Reply) -> Response:
 
 async def _events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
     wants_usage = job.asked.stream_options.include_usage
-    async for piece in reply:
-        job.count(piece)
+    async for piece in _counted(job, reply):
         if not (piece.text or piece.logprobs or piece.finish_reason):
             continue  # a character or a stop string that is not complete yet
         body = job.body(job.form.chunk_object, [job.form.chunk(piece)])

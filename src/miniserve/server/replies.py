@@ -107,10 +107,12 @@ class Form(ABC):
 
     Attributes:
         id_prefix: of the response's id.
+        operation: what traces call it.
         whole_object, chunk_object: the value of `object`.
     """
 
     id_prefix: str
+    operation: str
     whole_object: str
     chunk_object: str
 
@@ -127,6 +129,7 @@ class ChatForm(Form):
     """Chat completions."""
 
     id_prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+    operation = "chat"
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -166,6 +169,7 @@ class TextForm(Form):
     """
 
     id_prefix, whole_object, chunk_object = "cmpl-", "text_completion", "text_completion"
+    operation = "text_completion"
 
     def __init__(self, tokenizer: Tokenizer, echoes: list[tuple[str, list[int]]] | None) -> None:
         self._tokenizer, self._echoes = tokenizer, echoes

@@ -118,6 +118,8 @@ async def serve(
         await server.serve(sockets=[listener])
     finally:
         await engine.stop()
+        if settings.traces:
+            await asyncio.to_thread(settings.traces.shutdown)  # sends what it has
 
 
 def print_address(host: str, port: int, engine: EngineClient, settings: ServerSettings) -> None:

@@ -1,0 +1,87 @@
+"""Spans as a collector gets them: a real one's protocol, over a real socket."""
+
+import http.server
+import threading
+
+import httpx
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+@pytest.fixture
+def collector():
+    """Its address, and the spans that have come."""
+    spans = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self):
+            request = ExportTraceServiceRequest()
+            request.ParseFromString(self.rfile.read(int(self.headers["content-length"])))
+            for resource in request.resource_spans:
+                names = {each.key: each.value.string_value for each in resource.resource.attributes}
+                assert names["service.name"] == "miniserve"
+                spans.extend(span for scope in resource.scope_spans for span in scope.spans)
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", spans
+        server.shutdown()
+        thread.join()
+
+
+def attributes(span):
+    found = {}
+    for each in span.attributes:
+        kind = each.value.WhichOneof("value")
+        value = getattr(each.value, kind)
+        found[each.key] = [item.string_value for item in value.values] if kind == "array_value" else value
+    return found
+
+
+def test_each_request_for_output_is_a_span(start, collector):
+    address, spans = collector
+    with start("--max-model-len", "512", OTEL_EXPORTER_OTLP_ENDPOINT=address) as server:
+        asked = {"model": "tiny", "prompt": "secret words", "max_tokens": 3, "temperature": 0.5, "ignore_eos": True}
+        headers = {"traceparent": f"00-{TRACE}-00f067aa0ba902b7-01", "x-request-id": "mine"}
+        assert server.http.post("/v1/completions", json=asked, headers=headers).status_code == 200
+        with server.http.stream("POST", "/v1/completions", json=asked | {"stream": True}) as reply:
+            assert "[DONE]" in reply.read().decode()
+        gone = asked | {"stream": True, "max_tokens": 400}
+        with server.http.stream("POST", "/v1/completions", json=gone) as reply:
+            next(reply.iter_lines())
+        assert server.http.post("/v1/completions", json=asked | {"temperature": -1}).status_code == 400
+        server.http.get("/v1/models")
+        assert server.end()[0] == 0  # which sends what is left
+    whole, streamed, left, refused = spans
+    assert {span.name for span in spans} == {"POST /v1/completions"}
+    assert whole.trace_id.hex() == TRACE
+    assert streamed.trace_id.hex() != TRACE
+    for span in (whole, streamed):
+        assert [event.name for event in span.events] == ["accepted", "first output"]
+        said = attributes(span)
+        assert said["gen_ai.operation.name"] == "text_completion"
+        assert (said["gen_ai.usage.input_tokens"], said["gen_ai.usage.output_tokens"]) == (12, 3)
+        assert said["gen_ai.response.finish_reasons"] == ["length"]
+        assert (said["gen_ai.request.temperature"], said["http.response.status_code"]) == (0.5, 200)
+    assert attributes(whole)["miniserve.request_id"] == "mine"
+    assert attributes(whole)["gen_ai.response.id"] == "cmpl-mine"
+    assert attributes(left)["gen_ai.usage.output_tokens"] < 400
+    assert attributes(left)["gen_ai.response.finish_reasons"] == []
+    assert attributes(refused)["http.response.status_code"] == 400
+    assert "secret" not in str(spans)
+
+
+def test_a_collector_that_is_away_disturbs_nobody(start):
+    with start("--max-model-len", "512", OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:1") as server:
+        reply = server.http.post("/v1/completions", json={"model": "tiny", "prompt": "a", "max_tokens": 1})
+        assert reply.status_code == 200
+        with httpx.Client(base_url=server.url) as client:
+            assert client.get("/health").status_code == 200
