@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 
-from miniserve.core.grammar import MAX_SIZE, Choices, JsonObject, JsonSchema, Regex
+from miniserve.core.grammar import MAX_SIZE, Choices, Function, JsonObject, JsonSchema, Regex, ToolCalls
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 
@@ -30,6 +30,8 @@ from miniserve.errors import InvalidRequestError
         ('{"minimum": ' + "9" * 5000 + "}", "at most 2\\^53"),
         ({"multipleOf": 1_000_003}, "multipleOf"),
         ({"allOf": [{"multipleOf": 997}, {"multipleOf": 991}]}, "multipleOf"),
+        ({"$ref": "#"}, "only endless values"),
+        ({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}, "only endless values"),
         ({"multipleOf": 0.01, "properties": {"multipleOf": {"enum": ["nullable"]}, "x": {"multipleOf": 7}}}, None),
     ],
 )
@@ -42,6 +44,9 @@ def test_schemas(schema, says):
         JsonSchema(schema)
 
 
+ANY = JsonSchema({"type": "object"})
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [
@@ -52,6 +57,18 @@ def test_schemas(schema, says):
         (lambda: Choices(["a", ""]), "at least one character"),
         (lambda: Choices(["a"] * 1025), "1025 choices: there must be 1 to 1024"),
         (lambda: Choices(["a" * 40_000, "b" * 40_000]), "80000 characters"),
+        (lambda: Function("a b", ANY), "function name 'a b'"),
+        (lambda: Function("é", ANY), "function name"),
+        (lambda: Function("f", JsonSchema({})), "parameters of function f: the schema must say type: object"),
+        (lambda: ToolCalls((Function("f", ANY), Function("f", ANY))), "two functions have the name f"),
+        (lambda: ToolCalls((), required=True), "0 functions: 1 to 128"),
+        (lambda: ToolCalls(tuple(Function(f"f{i}", ANY) for i in range(129))), "129 functions: 0 to 128"),
+        (
+            lambda: ToolCalls(
+                tuple(Function(f"f{i}", JsonSchema({"type": "object", "title": "x" * 60_000})) for i in range(5))
+            ),
+            "of at most 262144",
+        ),
         (lambda: SamplingParams(grammar={"type": "object"}), "must be a JsonSchema"),
     ],
 )
@@ -64,7 +81,7 @@ def test_a_grammar_is_a_value_and_keeps_the_order_of_properties():
     schema = JsonSchema({"properties": {"b": {}, "a": {}}})
     assert list(json.loads(schema.schema)["properties"]) == ["b", "a"]
     assert schema == JsonSchema(schema.schema) != JsonSchema({"properties": {"a": {}, "b": {}}})
-    for grammar in (schema, JsonObject(), Regex("a"), Choices("yes")):
+    for grammar in (schema, JsonObject(), Regex("a"), Choices("yes"), ToolCalls((Function("f", ANY),))):
         params = SamplingParams(grammar=grammar)
         assert pickle.loads(pickle.dumps(params)) == params
         assert hash(grammar) == hash(pickle.loads(pickle.dumps(grammar)))

@@ -14,7 +14,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniserve import LLM, SamplingParams, load_model
-from miniserve.core.grammar import Choices, JsonObject, JsonSchema, Regex
+from miniserve.core.grammar import (
+    CALL_ARGUMENTS,
+    CALL_BEGIN,
+    CALL_BETWEEN,
+    CALL_END,
+    CALL_NAME,
+    Choices,
+    Function,
+    JsonObject,
+    JsonSchema,
+    Regex,
+    ToolCalls,
+)
 from miniserve.core.request import FinishReason
 from miniserve.errors import InvalidRequestError
 from miniserve.model.tokenizer.tokenizer import Tokenizer
@@ -30,6 +42,10 @@ PERSON = JsonSchema(
         "additionalProperties": False,
     }
 )
+
+
+def call(schema, name="f", **options):
+    return ToolCalls((Function(name, JsonSchema({"type": "object", **schema})),), **options)
 
 
 @pytest.fixture(scope="module")
@@ -116,6 +132,53 @@ def test_one_of_some_texts(grammars, tokenizer, texts, seed):
     assert walk(grammars, tokenizer, Choices(texts), random.Random(seed)) in texts
 
 
+def written(name, arguments):
+    return f"{CALL_BEGIN}{CALL_NAME}{name}{CALL_ARGUMENTS}{arguments}{CALL_END}"
+
+
+@settings(max_examples=20, deadline=None)
+@given(schema=st.recursive(SCALARS, _containers, max_leaves=4), seed=st.integers(0, 2**32), several=st.booleans())
+def test_calls_obey_their_functions(grammars, tokenizer, schema, seed, several):
+    inside = {"properties": {"x": schema}, "required": ["x"], "additionalProperties": False}
+    grammar = call(inside, required=True, several=several)
+    text = walk(grammars, tokenizer, grammar, random.Random(seed))
+    if text is None:
+        return
+    calls = text.split(CALL_END + CALL_BETWEEN + CALL_BEGIN)
+    assert len(calls) == 1 or several
+    for each in calls:
+        head, arguments = each.removesuffix(CALL_END).removeprefix(CALL_BEGIN).split(CALL_ARGUMENTS, 1)
+        assert head == CALL_NAME + "f"
+        jsonschema.validate(json.loads(arguments), {"type": "object", **inside})
+
+
+ONE = {"properties": {"x": {"enum": [1]}}, "required": ["x"], "additionalProperties": False}
+GOOD, OTHER, WRONG = written("f", '{"x": 1}'), written("g", '{"x": 1}'), written("f", '{"x": 2}')
+
+
+@pytest.mark.parametrize(
+    ("grammar", "whole", "refused"),
+    [
+        (call(ONE), ["hi", "a < b, <tool_cal", GOOD, "è\n" + GOOD, GOOD + "\n" + GOOD], [OTHER, "hi" + WRONG, GOOD + "!", GOOD + GOOD]),
+        (call(ONE, required=True), [GOOD, GOOD + "\n" + GOOD], ["hi", "\n" + GOOD, OTHER]),
+        (call(ONE, several=False), ["hi", "hi " + GOOD], [GOOD + "\n" + GOOD]),
+        (call(ONE, otherwise=JsonSchema({"const": 5})), ["5", GOOD], ["hi", "5" + GOOD, "6"]),
+        (ToolCalls(()), ["hi", "<tool_cal"], ["<tool_call>", GOOD]),
+        (ToolCalls((), otherwise=JsonObject()), ["{}"], ["hi", GOOD]),
+    ],
+)  # fmt: skip
+def test_text_and_calls(grammars, tokenizer, grammar, whole, refused):
+    def fits(text):
+        matcher = grammars.matcher(grammar, tokenizer.eos_token_ids)._matcher
+        tokens = tokenizer.encode(text, add_special_tokens=False)
+        return (
+            matcher.validate_tokens(tokens) == len(tokens) and matcher.consume_tokens(tokens) and matcher.is_accepting()
+        )
+
+    assert [text for text in whole if not fits(text)] == []
+    assert [text for text in refused if fits(text)] == []
+
+
 @pytest.mark.parametrize(
     ("grammar", "says"),
     [
@@ -132,7 +195,9 @@ def test_one_of_some_texts(grammars, tokenizer, texts, seed):
         (JsonSchema({"type": "string", "format": "wombat"}), "wombat"),
         (JsonSchema({"type": "string", "const": 5}), "incompatible types"),
         (JsonSchema({"minimum": 5, "maximum": 3, "type": "integer"}), "greater than maximum"),
-        (JsonSchema({"$ref": "#"}), "cannot be satisfied"),
+        (JsonSchema({"properties": {f"p{i}": {} for i in range(1000)}}), "too complex"),
+        (call({"properties": {f"p{i}": {} for i in range(1000)}}), "too complex: behind <tool_call>"),
+        (call({"properties": {"a": {"uniqueItems": True}}}), "parameters of function f: Unimplemented keys"),
         (JsonSchema({"$ref": "http://example.org/x"}), "example.org"),
         (JsonSchema({"allOf": [{"anyOf": [{"properties": {f"{i}-{j}": {}}} for j in range(9)]} for i in range(9)]}),
          "too large"),

@@ -1,24 +1,38 @@
-"""What a whole output must be: JSON of a schema, any JSON object, a match of a regex, or one of some texts.
+"""What a whole output must be: JSON of a schema, any JSON object, a match of a regex, one of some texts, or calls.
 
 Plain values, checked for form and size when they are made; the runtime compiles them for a tokenizer's vocabulary, and
 refuses there what cannot be compiled or satisfied.
 
 A schema's keyword that would be ignored is refused: `JsonSchema` does so where JSON Schema's own rule is to ignore it
-(a word that it does not know, often a misspelt one), the compiler where a known keyword is not implemented.
+(a word that it does not know, often a misspelt one), the compiler where a known keyword is not implemented. A schema
+that only endless values satisfy is refused, too.
+
+A call of a function is written as CALL_BEGIN, CALL_NAME, its name, CALL_ARGUMENTS, a JSON object, CALL_END, and between
+two calls stands CALL_BETWEEN. It is the form that the chat templates of Qwen 2.5, Qwen 3 and Hermes write.
 """
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from miniserve.core.finite_schema import has_finite_value
 from miniserve.errors import InvalidRequestError
 
 MAX_SIZE = 65536  # characters of a schema, a regex, or all choices together
 MAX_CHOICES = 1024
+MAX_FUNCTIONS = 128
+MAX_FUNCTIONS_SIZE = 4 * MAX_SIZE  # characters of the schemas of all functions together
 MAX_MULTIPLE = 10_000  # compiling takes time in proportion to the least common multiple
+
+CALL_BEGIN = "<tool_call>"
+CALL_NAME = '\n{"name": "'
+CALL_ARGUMENTS = '", "arguments": '
+CALL_END = "}\n</tool_call>"  # JSON cannot hold it: a line break followed by "<" stands in no value
+CALL_BETWEEN = "\n"
 
 # Keywords whose value is a schema, a list of them, or both; and those that map names to schemas.
 _HOLD_SCHEMAS = {"items", "additionalItems", "additionalProperties", "prefixItems", "anyOf", "oneOf", "allOf"}
@@ -47,7 +61,8 @@ class JsonSchema:
             its order.
 
     Raises:
-        InvalidRequestError: not JSON, not an object, too large, or a keyword that is not known. Names it.
+        InvalidRequestError: not JSON, not an object, too large, a keyword that is not known, or a schema that refers
+            to itself so that its values cannot end. Names it.
     """
 
     schema: str
@@ -69,6 +84,8 @@ class JsonSchema:
                 f"the JSON schema: its values of multipleOf are too fine or too coarse: as fractions, the product of "
                 f"their numerators and denominators is {product:.3g}, of at most {MAX_MULTIPLE}"
             )
+        if not has_finite_value(parsed):
+            raise InvalidRequestError("the JSON schema refers to itself so that only endless values satisfy it")
         object.__setattr__(self, "schema", text)
 
 
@@ -105,7 +122,63 @@ class Choices:
         _check_size("all choices together", "".join(self.texts))
 
 
-Grammar = JsonSchema | JsonObject | Regex | Choices
+@dataclass(frozen=True)
+class Function:
+    """One that may be called.
+
+    Args:
+        name: 1 to 64 letters, digits, `_` and `-`.
+        parameters: what its arguments are: a schema of `"type": "object"`.
+
+    Raises:
+        InvalidRequestError: not so. Names the function.
+    """
+
+    name: str
+    parameters: JsonSchema
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[\w-]{1,64}", self.name, re.ASCII):
+            raise InvalidRequestError(f"the function name {self.name!r:.80}: 1 to 64 of a-z, A-Z, 0-9, _ and -")
+        if json.loads(self.parameters.schema).get("type") != "object":
+            raise InvalidRequestError(f"the parameters of function {self.name}: the schema must say type: object")
+
+
+@dataclass(frozen=True)
+class ToolCalls:
+    """Calls of functions; or, before or instead of them, text in which no call begins.
+
+    Args:
+        functions: which may be called; none of them: text in which no call begins is all there may be.
+        required: a call comes at once.
+        several: more than one may come.
+        otherwise: what an output without calls must be; None: any text. With it, no text comes before a call.
+
+    Raises:
+        InvalidRequestError: too many functions, two of one name, or all schemas together too large.
+    """
+
+    functions: tuple[Function, ...]
+    required: bool = False
+    several: bool = True
+    otherwise: JsonSchema | JsonObject | None = None
+
+    def __post_init__(self) -> None:
+        if not self.required <= len(self.functions) <= MAX_FUNCTIONS:
+            raise InvalidRequestError(
+                f"{len(self.functions)} functions: {int(self.required)} to {MAX_FUNCTIONS} may be"
+            )
+        names = [function.name for function in self.functions]
+        if len(set(names)) < len(names):
+            twice = next(name for name in names if names.count(name) > 1)
+            raise InvalidRequestError(f"two functions have the name {twice}")
+        if (size := sum(len(each.parameters.schema) for each in self.functions)) > MAX_FUNCTIONS_SIZE:
+            raise InvalidRequestError(
+                f"the schemas of all functions together: {size} characters, of at most {MAX_FUNCTIONS_SIZE}"
+            )
+
+
+Grammar = JsonSchema | JsonObject | Regex | Choices | ToolCalls
 
 
 def _whole_number(digits: str) -> int:

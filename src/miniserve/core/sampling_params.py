@@ -131,7 +131,7 @@ class SamplingParams:
     def _check_collections(self) -> None:
         if not isinstance(self.grammar, Grammar | None):
             raise InvalidRequestError(
-                f"grammar is {self.grammar!r:.80}: it must be a JsonSchema, a JsonObject, a Regex or Choices"
+                f"grammar is {self.grammar!r:.80}: it must be a JsonSchema, JsonObject, Regex, Choices or ToolCalls"
             )
         if len(self.stop) > MAX_STOP_STRINGS:
             raise InvalidRequestError(f"stop has {len(self.stop)} strings: at most {MAX_STOP_STRINGS} are allowed")

@@ -4,36 +4,30 @@ The library is llguidance (the extra `structured`): of the two that fit, it need
 torch, transformers and triton; it takes any tokenizer as a list of bytes; and it refuses the keywords of JSON Schema
 that it does not implement, of which xgrammar 0.2.8 ignores several (`uniqueItems`, `contains`, `not`).
 
-Compiling happens when a request is made, in its maker's thread and before it is queued; a bounded number of grammars is
-kept compiled.
+Compiling happens before a request is queued: in its maker's thread, or, with `compile`, in any other one before that;
+the library lets other threads run meanwhile. It is bounded by the grammar's size, not by a clock: some tenths of a
+second at most. A bounded number of grammars is kept compiled.
 
 A matcher's state is the tokens that the request has accepted, and nothing else: preemption leaves it as it is, and a
 draft's guesses are taken and taken back within one call.
 """
 
-import re
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from miniserve.core.grammar import Choices, Grammar, JsonObject, JsonSchema, Regex
+from miniserve.core.grammar import Grammar, ToolCalls
 from miniserve.core.request import FinishReason
 from miniserve.errors import InvalidRequestError
 from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.runtime.grammar_source import beginnings, source
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 MAX_COMPILED = 64
-# White space between JSON's parts is bounded: a small model left free to indent does so for ever.
-_JSON_OPTIONS = {
-    "lenient": False,
-    "coerce_one_of": False,
-    "whitespace_flexible": True,
-    "whitespace_pattern": r"[ \n\r\t]{1,32}",
-}
 
 
 class Grammars:
@@ -59,33 +53,61 @@ class Grammars:
             InvalidRequestError: the grammar does not compile, is too complex, or no output satisfies it; or llguidance
                 is not installed.
         """
-        with self._lock:
-            compiled = self._compiled.pop(grammar, None)
-            if compiled is not None:
-                self._compiled[grammar] = compiled
-        if compiled is None:
-            compiled = self._compile(grammar)  # without the lock: others go on meanwhile
-            with self._lock:
-                self._compiled[grammar] = compiled
-                if len(self._compiled) > MAX_COMPILED:
-                    self._compiled.popitem(last=False)
+        compiled = self._kept(grammar) or self.compile(grammar)
         return GrammarMatcher(compiled.deep_copy(), stop_token_ids, self._tokenizer.eos_token_ids)
 
-    def _compile(self, grammar: Grammar) -> "LLMatcher":
-        vocabulary = self._vocabulary
-        from llguidance import LLMatcher
+    def has(self, grammar: Grammar) -> bool:
+        """Whether it is compiled: `matcher` takes no time."""
+        return self._kept(grammar) is not None
 
-        try:
-            matcher = LLMatcher(vocabulary, _source(grammar), log_level=0, limits=_limits())
-        except ValueError as error:
-            raise InvalidRequestError(f"the grammar cannot be used: {error}") from error
+    def compile(self, grammar: Grammar) -> "LLMatcher":
+        """Compile it, and keep it for `matcher`, which raises the same errors."""
+        compiled = self._compile(grammar)  # without the lock: others go on meanwhile
+        with self._lock:
+            self._compiled[grammar] = compiled
+            if len(self._compiled) > MAX_COMPILED:
+                self._compiled.popitem(last=False)
+        return compiled
+
+    def _kept(self, grammar: Grammar) -> "LLMatcher | None":
+        with self._lock:
+            compiled = self._compiled.get(grammar)
+            if compiled is not None:
+                self._compiled.move_to_end(grammar)
+            return compiled
+
+    def _compile(self, grammar: Grammar) -> "LLMatcher":
+        matcher = self._parse(grammar)
+        if matcher.is_error() and isinstance(grammar, ToolCalls):
+            for function in grammar.functions:  # whose is it?
+                if (alone := self._parse(function.parameters)).is_error():
+                    where = f"the parameters of function {function.name}"
+                    raise InvalidRequestError(f"the grammar cannot be used: {where}: {alone.get_error():.500}")
         if matcher.is_error():
             raise InvalidRequestError(f"the grammar cannot be used: {matcher.get_error():.500}")
         first = GrammarMatcher(matcher.deep_copy(), frozenset(), self._tokenizer.eos_token_ids)
         first.mask(())
         if first.failed:
             raise InvalidRequestError("the grammar cannot be satisfied: no token of this model begins such an output")
+        for text in beginnings(grammar):
+            probe = matcher.deep_copy()
+            tokens = self._vocabulary.tokenize_str(text)
+            if not probe.consume_tokens(tokens[: probe.validate_tokens(tokens)]):
+                raise InvalidRequestError(f"the grammar is too complex: behind {text}: {probe.get_error():.200}")
         return matcher
+
+    def _parse(self, grammar: Grammar) -> "LLMatcher":
+        vocabulary = self._vocabulary
+        from llguidance import LLMatcher
+
+        try:
+            return LLMatcher(vocabulary, source(grammar), log_level=0, limits=_limits())
+        except ValueError as error:
+            raise InvalidRequestError(f"the grammar cannot be used: {error}") from error
+        except BaseException as error:  # a panic of Rust code, whose class cannot be imported, and is no Exception
+            if type(error).__name__ != "PanicException":
+                raise
+            raise InvalidRequestError(f"the grammar cannot be used: the compiler failed on it: {error}") from error
 
     @cached_property
     def _vocabulary(self) -> "LLTokenizer":
@@ -178,21 +200,6 @@ class _Vocabulary:
             tokens.append(self._by_bytes[piece])
             at += len(piece)
         return tokens
-
-
-def _source(grammar: Grammar) -> str:
-    """The grammar in the library's language. Raises ValueError where that fails."""
-    from llguidance import LLMatcher
-
-    match grammar:
-        case JsonSchema(schema):
-            return LLMatcher.grammar_from_json_schema(schema, overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
-        case JsonObject():
-            return LLMatcher.grammar_from_json_schema('{"type": "object"}', overrides=_JSON_OPTIONS)  # type: ignore[arg-type]
-        case Regex(pattern):
-            return LLMatcher.grammar_from_regex(pattern)
-        case Choices(texts):
-            return LLMatcher.grammar_from_regex("|".join(map(re.escape, texts)))
 
 
 def _limits() -> "LLParserLimits":

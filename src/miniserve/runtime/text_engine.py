@@ -71,12 +71,15 @@ class TextEngine:
         engine: the core's.
         tokenizer: the model's.
         model_key: names the model in the identity of KV blocks.
+
+    Attributes:
+        grammars: compiles the grammars of requests: `make` does where it has not been done before.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, model_key: str) -> None:
         self.engine, self.tokenizer = engine, tokenizer
         self._model_key = model_key
-        self._grammars = Grammars(tokenizer)
+        self.grammars = Grammars(tokenizer)
         self._generations: dict[str, Generation] = {}
         self._by_request: dict[str, tuple[Generation, Choice]] = {}
         self._names = itertools.count()
@@ -134,7 +137,7 @@ class TextEngine:
                 params.seed_of(index),
                 priority,
                 (self._model_key, cache_salt),
-                self._grammars.matcher(params.grammar, limits.stop_token_ids) if params.grammar else None,
+                self.grammars.matcher(params.grammar, limits.stop_token_ids) if params.grammar else None,
             )
             self.engine.scheduler.check_fits(request)
             generation.choices.append(Choice(index, request, self._text_stream(generation)))

@@ -2,7 +2,7 @@
 
 It computes and nothing else: HTTP, JSON and slow readers are the other process's, so that none of them holds up a step.
 A thread empties the pipe, so that the server never waits for a step to write into it; requests change between steps
-only. When the pipe closes, because the server ended in whatever way, this process ends too.
+only. Another compiles grammars, one by one, while steps go on. When the pipe closes, because the server ended in whatever way, this process ends too.
 An exception of the executor ends the process: what state the device is in is not known then. The server starts another.
 """
 
@@ -10,10 +10,12 @@ import re
 import signal
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
+from miniserve.core.grammar import Grammar
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.messages import (
     Abort,
@@ -36,6 +38,13 @@ if TYPE_CHECKING:
     from miniserve.runtime.text_engine import Delta, Generation
 
 Opener = Callable[[], "LLM"]
+
+
+class _Compiled(NamedTuple):
+    """A submission whose grammar has been compiled, or cannot be."""
+
+    submit: Submit
+    error: Exception | None
 
 
 def run_engine(connection: Connection, opener: Opener) -> None:
@@ -62,7 +71,9 @@ class Worker:
 
     def __init__(self, connection: Connection, llm: "LLM") -> None:
         self._connection, self._llm, self._text = connection, llm, llm.text_engine
-        self._inbox: SimpleQueue[ToEngine | None] = SimpleQueue()
+        self._inbox: SimpleQueue[ToEngine | _Compiled | None] = SimpleQueue()
+        self._compiler = ThreadPoolExecutor(1, "grammars")
+        self._compiling: set[int] = set()
         self._live: dict[int, list[Generation]] = {}
         self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
 
@@ -99,6 +110,8 @@ class Worker:
                 return False
             if isinstance(message, Submit):
                 self._submit(message)
+            elif isinstance(message, _Compiled):
+                self._go_on(message)
             elif isinstance(message, Abort):
                 self._abort(message.key)
             elif isinstance(message, Ask):
@@ -106,6 +119,35 @@ class Worker:
         return True
 
     def _submit(self, submit: Submit) -> None:
+        grammar = submit.params.grammar
+        if grammar is None or self._text.grammars.has(grammar):
+            self._begin(submit)
+        else:
+            self._compiling.add(submit.key)
+            self._compiler.submit(self._compile, submit, grammar)
+
+    def _compile(self, submit: Submit, grammar: Grammar) -> None:
+        """In the compiler's thread."""
+        error: Exception | None = None
+        try:
+            self._text.grammars.compile(grammar)
+        except Exception as failure:
+            error = failure
+        self._inbox.put(_Compiled(submit, error))
+
+    def _go_on(self, compiled: _Compiled) -> None:
+        submit, error = compiled
+        if submit.key not in self._compiling:
+            return  # aborted meanwhile
+        self._compiling.remove(submit.key)
+        if isinstance(error, InvalidRequestError):
+            self._send(Refused(submit.key, str(error)))
+        elif error:
+            raise error
+        else:
+            self._begin(submit)
+
+    def _begin(self, submit: Submit) -> None:
         try:
             made = [
                 self._text.make(prompt, submit.params, request_id=f"{submit.key}.{index}", cache_salt=submit.cache_salt)
@@ -123,6 +165,7 @@ class Worker:
         self._send(Accepted(submit.key))
 
     def _abort(self, key: int) -> None:
+        self._compiling.discard(key)
         for generation in self._live.pop(key, ()):
             self._text.abort(generation.request_id)
             self._owner.pop(generation.request_id, None)

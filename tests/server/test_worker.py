@@ -1,0 +1,104 @@
+"""The engine's process, in a thread here: grammars are compiled beside the steps."""
+
+import threading
+from multiprocessing import Pipe
+
+import pytest
+
+from miniserve import LLM, SamplingParams
+from miniserve.core.grammar import Choices, Regex
+from miniserve.server.messages import Abort, Accepted, Ask, Ready, Refused, Report, Stepped, Submit
+from miniserve.server.worker import Worker
+
+
+class Engine:
+    """A worker, and what it sends."""
+
+    def __init__(self, llm):
+        self.pipe, theirs = Pipe()
+        self.thread = threading.Thread(target=Worker(theirs, llm).run)
+        self.thread.start()
+        self.seen = []
+        assert isinstance(self.next(), Ready)
+
+    def next(self):
+        assert self.pipe.poll(60), "nothing comes"
+        self.seen.append(self.pipe.recv())
+        return self.seen[-1]
+
+    def until(self, kind, key=None):
+        while not (isinstance(self.next(), kind) and key in (None, getattr(self.seen[-1], "key", None))):
+            pass
+        return self.seen[-1]
+
+    def text(self, key):
+        pieces = [
+            piece for message in self.seen if isinstance(message, Stepped) for k, piece in message.pieces if k == key
+        ]
+        return "".join(piece.text for piece in pieces), pieces[-1].finish_reason if pieces else None
+
+    def close(self):
+        self.pipe.send(None)
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def gate():
+    """Opens the compiler."""
+    gate = threading.Event()
+    yield gate
+    gate.set()
+
+
+@pytest.fixture
+def engine(tiny_chat_model, gate, monkeypatch):
+    with LLM(tiny_chat_model, dtype="float32", device="cpu", backend="torch", kv_cache_memory=2**22) as llm:
+        compile_it = llm.text_engine.grammars.compile
+
+        def late(grammar):
+            assert threading.current_thread() is not engine.thread
+            assert gate.wait(60)
+            return compile_it(grammar)
+
+        monkeypatch.setattr(llm.text_engine.grammars, "compile", late)
+        engine = Engine(llm)
+        yield engine
+        engine.close()
+
+
+def submit(key, grammar=None, tokens=400):
+    return Submit(key, [[5, 6]], SamplingParams(max_tokens=tokens, grammar=grammar, ignore_eos=True), "")
+
+
+def test_streams_go_on_while_a_grammar_is_compiled(engine, gate):
+    for message in (submit(0), submit(1, Choices(["yes", "no"])), submit(2, Regex("a("))):
+        engine.pipe.send(message)
+    engine.until(Accepted, 0)
+    for _ in range(20):
+        engine.until(Stepped)
+    assert engine.text(1) == ("", None)
+    gate.set()
+    while engine.text(1)[1] is None:
+        engine.next()
+    assert engine.text(1) in (("yes", "stop"), ("no", "stop"))
+    assert "unclosed group" in engine.until(Refused, 2).message
+    engine.pipe.send(submit(3, Choices(["yes", "no"])))  # known by now
+    gate.clear()
+    engine.until(Accepted, 3)
+
+
+def test_who_leaves_while_it_is_compiled_leaves_nothing(engine, gate):
+    engine.pipe.send(submit(0, Choices(["yes"])))
+    engine.pipe.send(Abort(0))
+    engine.pipe.send(submit(1, tokens=5))
+    engine.until(Accepted, 1)
+    gate.set()
+    engine.pipe.send(submit(2, Choices(["no"])))
+    engine.until(Accepted, 2)
+    while not all(engine.text(key)[1] for key in (1, 2)):
+        engine.next()
+    engine.pipe.send(Ask())
+    report = engine.until(Report)
+    assert (report.num_running, report.num_waiting) == (0, 0)
+    assert not [message for message in engine.seen if isinstance(message, Accepted | Refused) and message.key == 0]
