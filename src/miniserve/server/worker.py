@@ -2,7 +2,8 @@
 
 It computes and nothing else: HTTP, JSON and slow readers are the other process's, so that none of them holds up a step.
 A thread empties the pipe, so that the server never waits for a step to write into it; requests change between steps
-only. Another compiles grammars, one by one, while steps go on. When the pipe closes, because the server ended in whatever way, this process ends too.
+only. Another compiles grammars, one by one, while steps go on. When the pipe closes, because the server ended in
+whatever way, this process ends too.
 An exception of the executor ends the process: what state the device is in is not known then. The server starts another.
 """
 
