@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import httpx
@@ -27,13 +28,15 @@ class Server:
     def __init__(self, model, *options, **environment):
         command = [sys.executable, "-m", "miniserve", "serve", model, "--served-model-name", "tiny", "--port", "0"]
         command += ["--dtype", "float32", "--device", "cpu", "--backend", "torch", "--threads", "1", *options]
+        self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below. A pipe that nobody empties would stop it
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | environment
+            command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=os.environ | environment
         )
         line = self.process.stdout.readline()
         found = re.search(r"http://\S+:\d+", line)
         if not found:
-            raise RuntimeError(f"no address in {line!r}: {self.process.communicate(timeout=30)[1]}")
+            self.process.wait(timeout=30)
+            raise RuntimeError(f"no address in {line!r}: {self._written()}")
         self.url = found.group()
         self.http = httpx.Client(base_url=self.url, timeout=60)
 
@@ -62,14 +65,20 @@ class Server:
     def end(self, number=signal.SIGTERM):
         """Send a signal; returns the exit code and the log's lines."""
         self.process.send_signal(number)
-        _, errors = self.process.communicate(timeout=60)
-        return self.process.returncode, [json.loads(line) for line in errors.splitlines() if line.startswith("{")]
+        self.process.wait(timeout=60)
+        return self.process.returncode, [json.loads(line) for line in self._written() if line.startswith("{")]
+
+    def _written(self):
+        self._log.seek(0)
+        return self._log.read().splitlines()
 
     def close(self):
         self.http.close()
         if self.process.poll() is None:
             self.process.kill()
-            self.process.communicate()
+            self.process.wait()
+        self.process.stdout.close()
+        self._log.close()
 
 
 @pytest.fixture(scope="session")

@@ -25,6 +25,7 @@ from miniserve.server.errors import APIError, invalid
 from miniserve.server.exchange import Exchange
 from miniserve.server.generate import Job, respond
 from miniserve.server.metrics import exposition
+from miniserve.server.openapi import CHAT_OUTPUT, ERRORS, KEY, PLAIN_TEXT, TEXT_OUTPUT, describe
 from miniserve.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Message, TokenizeRequest
 from miniserve.server.replies import ChatForm, Form, TextForm
 from miniserve.server.traces import Traced, span_of
@@ -54,7 +55,7 @@ class ServerSettings:
 
 def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> FastAPI:
     """The application around an engine that has been started."""
-    app = FastAPI(title="miniserve", version=__version__, redoc_url=None)
+    app = FastAPI(title="miniserve", version=__version__, redoc_url=None, responses=ERRORS)
     # Each layer goes around those before it.
     app.add_middleware(Exchange, access=access, max_body_bytes=settings.max_body_bytes)
     if settings.traces:
@@ -69,7 +70,7 @@ def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> 
         )
     routes, started = Routes(engine, settings), int(time.time())
 
-    @app.get("/v1/models")
+    @app.get("/v1/models", dependencies=[KEY])
     async def models() -> dict[str, Any]:
         """The model that is served."""
         model = {"id": settings.model_name, "object": "model", "created": started, "owned_by": "miniserve"}
@@ -91,17 +92,21 @@ def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> 
         """Of this server."""
         return {"version": __version__}
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=Response, responses=PLAIN_TEXT)
     async def metrics() -> Response:
         """For Prometheus."""
         body, media_type = exposition(await engine.report(), engine, settings.model_name)
         return Response(body, media_type=media_type)
 
-    app.post("/v1/completions", response_model=None)(routes.completions)
-    app.post("/v1/chat/completions", response_model=None)(routes.chat)
-    app.post("/tokenize")(routes.tokenize)
-    app.post("/detokenize")(routes.detokenize)
+    for path, route, outputs in (
+        ("/v1/completions", routes.completions, TEXT_OUTPUT),
+        ("/v1/chat/completions", routes.chat, CHAT_OUTPUT),
+    ):
+        app.post(path, response_model=None, dependencies=[KEY], responses=outputs)(route)
+    app.post("/tokenize", dependencies=[KEY])(routes.tokenize)
+    app.post("/detokenize", dependencies=[KEY])(routes.detokenize)
     _handle_errors(app)
+    describe(app)
     return app
 
 

@@ -7,12 +7,28 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+from msgspec import Struct
 
 # Parameters of the OpenAI API that this server knows of and does not have.
 UNSUPPORTED = frozenset((
     "audio", "best_of", "function_call", "functions", "modalities", "parallel_tool_calls", "prediction",
     "reasoning_effort", "service_tier", "store", "suffix", "tool_choice", "tools", "verbosity", "web_search_options",
 ))  # fmt: skip
+
+
+class ErrorDetail(Struct):
+    """What is wrong: for people; its kind; the field that is to blame; for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Struct):
+    """The body of a response that is an error."""
+
+    error: ErrorDetail
 
 
 class APIError(Exception):
@@ -43,9 +59,7 @@ class APIError(Exception):
     def body(self) -> bytes:
         """JSON."""
         kind = "server_error" if self.status >= 500 else _KINDS.get(self.status, "invalid_request_error")
-        return msgspec.json.encode(
-            {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
-        )
+        return msgspec.json.encode(Error(ErrorDetail(self.message, kind, self.param, self.code)))
 
 
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}

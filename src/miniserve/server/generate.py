@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
-from msgspec import UNSET
+from msgspec import UNSET, Struct
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
@@ -85,7 +85,7 @@ class Job:
             "gen_ai.response.finish_reasons": self.reasons,
         })  # fmt: skip
 
-    def body(self, kind: str, choices: list[object]) -> Body:
+    def body(self, kind: str, choices: list[Struct]) -> Body[Struct]:
         """The response object around choices."""
         return Body(self.form.id_prefix + self.request_id, kind, self.created, self.asked.model, choices)
 

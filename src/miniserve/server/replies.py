@@ -4,7 +4,7 @@
 """
 
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -12,6 +12,8 @@ from msgspec import UNSET, Struct, UnsetType
 from miniserve.core.request import TokenLogprob
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 from miniserve.server.messages import Piece
+
+Choice = TypeVar("Choice")
 
 
 class PromptDetails(Struct):
@@ -29,14 +31,14 @@ class Usage(Struct):
     prompt_tokens_details: PromptDetails
 
 
-class Body(Struct):
+class Body(Struct, Generic[Choice]):
     """A response, or a chunk of one."""
 
     id: str
     object: str
     created: int
     model: str
-    choices: list[Any]
+    choices: list[Choice]
     usage: Usage | UnsetType | None = UNSET
 
 
