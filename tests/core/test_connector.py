@@ -14,9 +14,9 @@ from support.fake_device import FakeDevice, alone
 
 
 class Engine:
-    def __init__(self, num_blocks=8, block_size=4, tier_options=None, **options):
+    def __init__(self, num_blocks=8, block_size=4, tier_options=None, tier=FakeTier, **options):
         self.pool, self.device = BlockPool(num_blocks, block_size), FakeDevice(num_blocks, block_size)
-        self.tier = FakeTier(self.device, **(tier_options or {}))
+        self.tier = tier(self.device, **(tier_options or {}))
         limits = {"max_num_seqs": 4, "max_num_batched_tokens": 16, "max_model_len": num_blocks * block_size}
         self.scheduler = Scheduler(self.pool, **{**limits, **options}, connector=self.tier)
 
@@ -182,8 +182,8 @@ class Exporter(FakeTier):
 
 
 def test_blocks_of_an_ended_request_can_be_kept_for_a_peer():
-    engine = Engine()
-    engine.scheduler.connector = exporter = Exporter(engine.device)
+    engine = Engine(tier=Exporter)
+    exporter = engine.tier
     request = engine.add("export", list(range(6)), max_tokens=1)
     engine.step()
     assert request.status is Status.FINISHED

@@ -12,7 +12,7 @@ from its thread; `add_drafts` is the scheduler's last act when it puts a step to
 from collections.abc import Sequence
 from typing import Protocol
 
-from miniserve.core.block_pool import BlockPool
+from miniserve.core.block_tables import BlockTables
 from miniserve.core.executor import Scheduled, Step
 from miniserve.core.request import Request
 
@@ -50,7 +50,7 @@ class NoProposer:
         """Nothing is known of anyone."""
 
 
-def add_drafts(step: Step, budget: int, proposer: Proposer, pool: BlockPool) -> None:
+def add_drafts(step: Step, budget: int, proposer: Proposer, tables: BlockTables) -> None:
     """Let a step's decodes compute guesses too, by rank, as long as there is budget, and as free blocks allow.
 
     At least one token follows a draft, so it ends one before the request's last.
@@ -66,9 +66,6 @@ def add_drafts(step: Step, budget: int, proposer: Proposer, pool: BlockPool) -> 
     for (index, room), draft in zip(rooms.items(), drafts, strict=True):
         assert len(draft) <= room, "a draft has room"
         request, start = step.scheduled[index][:2]
-        length, table = len(request.token_ids), request.block_table
-        wanted = min(len(draft), budget)
-        table.extend(pool.allocate(max(-(-(length + wanted) // pool.block_size) - len(table), 0)) or ())
-        kept = draft[: min(wanted, len(table) * pool.block_size - length)]
+        kept = draft[: tables.lend(request, min(len(draft), budget))]
         step.scheduled[index] = Scheduled(request, start, 1 + len(kept), kept)
         budget -= len(kept)

@@ -57,9 +57,10 @@ class WaitingQueue:
 
 
 class PendingBlocks:
-    """Blocks being filled: who fills each, and who waits for it."""
+    """Blocks being filled: who fills each, and who waits for it instead of in `queue`."""
 
-    def __init__(self) -> None:
+    def __init__(self, queue: WaitingQueue) -> None:
+        self._queue = queue
         self._filler: dict[BlockHash, Request] = {}
         self._parked: dict[BlockHash, list[Request]] = {}
 
@@ -78,18 +79,17 @@ class PendingBlocks:
             found = content
         return found
 
-    def park(self, request: Request, content: BlockHash) -> None:
-        """Keep `request` until `content` is settled."""
-        self._parked.setdefault(content, []).append(request)
+    def park(self, content: BlockHash) -> None:
+        """Keep the first of the queue out of it until `content` is settled."""
+        self._parked.setdefault(content, []).append(self._queue.set_aside())
 
-    def settle(self, request: Request, contents: Sequence[BlockHash]) -> list[Request]:
-        """`request` has filled these, or gave up on them. Returns who waited for any of them."""
-        waited: list[Request] = []
+    def settle(self, request: Request, contents: Sequence[BlockHash]) -> None:
+        """`request` has filled these, or gave up on them: whoever waited for any of them goes back to the queue."""
         for content in contents:
             if self._filler.get(content) is request:
                 del self._filler[content]
-                waited += self._parked.pop(content, ())
-        return waited
+                for waited in self._parked.pop(content, ()):
+                    self._queue.put_back(waited)
 
     def check(self) -> None:
         """Raise AssertionError unless every filler runs and every parked request waits for a block being filled."""
