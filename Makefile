@@ -15,7 +15,7 @@ $(VENV)/run.stamp: pyproject.toml requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else "miniserve needs Python 3.11 to 3.13, and $(PYTHON) is %d.%d: try make PYTHON=python3.12" % sys.version_info[:2])'
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing miniserve and what it runs on into $(VENV): a minute, or more where torch must be downloaded."
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[serve]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.txt --editable '.[serve,bench]'
 	@touch $@
 
 $(VENV)/dev.stamp: $(VENV)/run.stamp

@@ -3,7 +3,6 @@
 `--out FILE` keeps a result with its provenance, in the form the book reads.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
+from miniserve.cli import bench_serve
 from miniserve.cli import bench_tables as tables
 from miniserve.cli.loading import (
     BackendOption,
@@ -25,14 +25,13 @@ from miniserve.cli.loading import (
     open_llm,
     open_model,
 )
+from miniserve.cli.results import AsJson, Out, give
 
 if TYPE_CHECKING:
     from miniserve.model.load import LoadedModel
 
 app = typer.Typer(help="Measure the engine.", no_args_is_help=True)
-
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Out = Annotated[Path | None, typer.Option(help="Write the result with its provenance to this file.")]
+app.command("serve")(bench_serve.serve)
 
 
 @app.command()
@@ -59,7 +58,7 @@ def throughput(
     with open_llm(model, how, max_num_seqs=num_requests, **options) as llm:
         data = _what_ran(llm.model) | {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
-    _give(data, as_json, out, tables.throughput)
+    give(data, as_json, out, tables.throughput)
 
 
 @app.command()
@@ -85,7 +84,7 @@ def ceilings(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("starting", total=1.0)
         data = bench_ceilings(chosen, lambda done, what: bar.update(task, completed=done, description=what))
-    _give(data, as_json, out or Path("results") / device_slug(chosen.type) / "ceilings.json", tables.ceilings)
+    give(data, as_json, out or Path("results") / device_slug(chosen.type) / "ceilings.json", tables.ceilings)
 
 
 @app.command()
@@ -93,7 +92,7 @@ def scheduler(as_json: AsJson = False, out: Out = None) -> None:
     """What a step costs in the core alone, without a model."""
     from miniserve.bench.scheduler import bench_scheduler
 
-    _give(bench_scheduler(), as_json, out, tables.scheduler)
+    give(bench_scheduler(), as_json, out, tables.scheduler)
 
 
 @app.command()
@@ -115,7 +114,7 @@ def prefix(
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
     loaded = open_model(model, how)
     data = bench_prefix(loaded, num_chats, turns=turns)
-    _give(_what_ran(loaded) | {"num_chats": num_chats, "turns": turns} | data, as_json, out, tables.flat)
+    give(_what_ran(loaded) | {"num_chats": num_chats, "turns": turns} | data, as_json, out, tables.flat)
 
 
 @app.command()
@@ -137,7 +136,7 @@ def speculation(
 
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
     loaded = open_model(model, how)
-    _give(_what_ran(loaded) | bench_speculation(loaded, proposer), as_json, out, tables.speculation)
+    give(_what_ran(loaded) | bench_speculation(loaded, proposer), as_json, out, tables.speculation)
 
 
 @app.command()
@@ -163,7 +162,7 @@ def soak(
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("soaking", total=minutes * 60)
         data = run_soak(loaded, minutes * 60, seed=seed, progress=lambda gone: bar.update(task, completed=gone))
-    _give(_what_ran(loaded) | {"seed": seed} | data, as_json, out, tables.flat)
+    give(_what_ran(loaded) | {"seed": seed} | data, as_json, out, tables.flat)
 
 
 @app.command()
@@ -190,7 +189,7 @@ def accuracy(
     words = "\n".join(path.read_text(encoding="utf-8") for path in text)
     console = Console(stderr=True)
     data = bench_accuracy(load, words, num_tokens=tokens, window=window, forms=FORMS[kind], progress=console.print)
-    _give({"model": model, "device": kind} | data, as_json, out, tables.accuracy)
+    give({"model": model, "device": kind} | data, as_json, out, tables.accuracy)
 
 
 def _what_ran(loaded: "LoadedModel") -> dict[str, Any]:
@@ -206,16 +205,3 @@ def _what_ran(loaded: "LoadedModel") -> dict[str, Any]:
         "quantization": choices.quantization,
         "threads": threads,
     }
-
-
-def _give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any) -> None:
-    if out:
-        from miniserve.bench.record import write_record
-
-        arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
-        kind = "auto" if str(data.get("device")).startswith("cuda") else "cpu"
-        write_record(out, data, " ".join(["miniserve", *arguments]), kind)
-    if as_json:
-        typer.echo(json.dumps(data))
-    else:
-        Console().print(table(data))

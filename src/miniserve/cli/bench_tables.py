@@ -91,6 +91,31 @@ def accuracy(data: dict[str, Any]) -> Table:
     return table
 
 
+def serving(data: dict[str, Any]) -> Group:
+    """Latencies, rates, and what to know about them."""
+    failed = sum(data["errors"].values())
+    title = f"{data['requests']} requests of {data['endpoint']} in {data['seconds']:.1f} s, {failed} failed"
+    latencies = Table("ms", "mean", "p50", "p90", "p99", "max", title=title)
+    for name in ("ttft", "itl", "tpot", "e2e"):
+        if found := data[f"{name}_s"]:
+            latencies.add_row(name.upper(), *(f"{value * 1e3:,.1f}" for value in found.values()))
+    rates = Table("what", "value")
+    rates.add_row("requests/s", f"{data['requests_per_s']:.2f}")
+    rates.add_row("output tokens/s", f"{data['output_tokens_per_s']:,.1f}")
+    rates.add_row("prompt tokens/s", f"{data['prompt_tokens_per_s']:,.1f}")
+    for name in ("prompt_tokens", "output_tokens"):
+        if found := data[name]:
+            rates.add_row(f"{name.replace('_', ' ')}, mean and most", f"{found['mean']:,.1f}, {found['max']:,.0f}")
+    if data["slo"] is not None:
+        limits = ", ".join(f"{name[:-2]} {limit * 1e3:g} ms" for name, limit in data["slo"].items())
+        rates.add_row(f"goodput/s ({limits})", f"{data['goodput_per_s']:.2f}")
+        rates.add_row("requests that met it", f"{data['slo_attainment'] or 0:.1%}")
+    for kind, count in data["errors"].items():
+        rates.add_row(f"failed: {kind}", str(count))
+    rates.add_row("client's share of a core", f"{data['client']['cpu_share']:.1%}")
+    return Group(latencies, rates, *data["remarks"])
+
+
 def flat(data: dict[str, Any]) -> Table:
     """Names and values, one a row."""
     table = Table("what", "value")
