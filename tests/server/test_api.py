@@ -208,7 +208,7 @@ def test_a_json_object_that_is_cut_is_the_beginning_of_one(client):
         ({"messages": [{"role": "king", "content": "hi"}]}, "messages", "messages.0.role"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]}, "messages", "text"),
         ({"messages": [{"role": "user", "content": "x" * 600}]}, "messages", "max_model_len is 512"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools", "tools is not supported"),
+        ({"reasoning_effort": "low"}, "reasoning_effort", "reasoning_effort is not supported"),
         ({"response_format": {"type": "yaml"}}, "response_format", "json_schema"),
         ({"response_format": {"type": "json_schema"}}, "response_format", "needs a json_schema"),
         ({"response_format": schema_format({"typ": "integer"})}, "response_format", "keyword 'typ'"),

@@ -78,6 +78,15 @@ GOOD = [
         "logprobs": True, "presence_penalty": 0.5, "response_format": {"type": "json_schema", "json_schema": {
             "name": "s", "schema": {"type": "object", "properties": {"a": {"enum": [1, "b", None]}}}}},
     }),
+    ("/v1/chat/completions", {
+        "model": "tiny", "messages": [
+            {"role": "assistant", "content": "c", "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}]},
+            {"role": "tool", "tool_call_id": "1", "content": "d"}],
+        "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object", "properties": {
+            "a": {"type": "integer"}}}}}],
+        "max_tokens": 3, "tool_choice": {"type": "function", "function": {"name": "f"}}, "parallel_tool_calls": True,
+    }),
     ("/tokenize", {"model": "tiny", "prompt": "some text", "add_special_tokens": True}),
     ("/detokenize", {"model": "tiny", "tokens": [1, 2, 3]}),
 ]  # fmt: skip

@@ -19,15 +19,18 @@ from starlette.responses import Response
 from miniserve._version import __version__
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import MiniserveError
+from miniserve.model.tokenizer.tool_prompt import for_template
 from miniserve.server.access import Access
+from miniserve.server.chat_protocol import ChatRequest, Message, TokenizeRequest, turns
+from miniserve.server.chat_replies import ChatForm
 from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import APIError, invalid
 from miniserve.server.exchange import Exchange
 from miniserve.server.generate import Job, respond
 from miniserve.server.metrics import exposition
 from miniserve.server.openapi import CHAT_OUTPUT, ERRORS, KEY, PLAIN_TEXT, TEXT_OUTPUT, describe
-from miniserve.server.protocol import ChatRequest, CompletionRequest, DetokenizeRequest, Message, TokenizeRequest
-from miniserve.server.replies import ChatForm, Form, TextForm
+from miniserve.server.protocol import CompletionRequest, DetokenizeRequest
+from miniserve.server.replies import Form, TextForm
 from miniserve.server.traces import Traced, span_of
 
 if TYPE_CHECKING:
@@ -135,18 +138,22 @@ class Routes:
             message = f"chat_template_kwargs has {min(taken)}, which is not a variable of its own"
             raise APIError(400, message, param="chat_template_kwargs")
         variables = {"add_generation_prompt": body.add_generation_prompt, **body.chat_template_kwargs}
-        ids = await self._chat_ids(body.messages, **variables)
-        return await self._respond(body, params, [ids], ChatForm(self._engine.tokenizer), request)
+        ids = await self._chat_ids(body.messages, body.shown_tools, **variables)
+        form = ChatForm(self._engine.tokenizer, reads_calls=bool(body.shown_tools))
+        return await self._respond(body, params, [ids], form, request)
 
     async def tokenize(self, body: TokenizeRequest) -> dict[str, Any]:
         """The tokens of a text, or of a conversation in the form the model gets it."""
         self._check_model(body.model or self._settings.model_name)
         if (body.prompt is None) == (body.messages is None):
             raise APIError(400, "give prompt or messages, one of them", param="prompt")
+        if body.tools and body.messages is None:
+            raise APIError(400, "tools are for messages: there are none", param="tools")
         if body.prompt is not None:
             ids = await self._ids(body.prompt, add_special_tokens=body.add_special_tokens)
         else:
-            ids = await self._chat_ids(body.messages or [], add_generation_prompt=body.add_generation_prompt)
+            tools = [tool.for_template() for tool in body.tools]
+            ids = await self._chat_ids(body.messages or [], tools, add_generation_prompt=body.add_generation_prompt)
         return {"count": len(ids), "max_model_len": self._engine.facts.max_model_len, "tokens": ids}
 
     async def detokenize(self, body: DetokenizeRequest) -> dict[str, str]:
@@ -175,9 +182,19 @@ class Routes:
     async def _ids(self, text: str, **options: Any) -> list[int]:
         return list(await self._tokenizing("prompt", self._engine.tokenizer.encode, text, **options))
 
-    async def _chat_ids(self, messages: Sequence[Message], **variables: Any) -> list[int]:
-        turns = [message.for_template() for message in messages]
-        return list(await self._tokenizing("messages", self._engine.tokenizer.encode_chat, turns, **variables))
+    async def _chat_ids(
+        self, messages: Sequence[Message], tools: Sequence[dict[str, Any]], **variables: Any
+    ) -> list[int]:
+        return list(await self._tokenizing("messages", self._encode_chat, turns(messages), tools, variables))
+
+    def _encode_chat(
+        self, messages: list[dict[str, Any]], tools: Sequence[dict[str, Any]], variables: dict[str, Any]
+    ) -> list[int]:
+        tokenizer = self._engine.tokenizer
+        if tokenizer.chat_template is not None:
+            told, shown = for_template(tokenizer.chat_template, messages, tools)
+            return tokenizer.encode_chat(told, tools=shown, **variables)
+        return tokenizer.encode_chat(messages, **variables)
 
     async def _shown(self, prompt: str | list[int]) -> str:
         if isinstance(prompt, str):

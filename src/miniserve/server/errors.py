@@ -11,8 +11,8 @@ from msgspec import Struct
 
 # Parameters of the OpenAI API that this server knows of and does not have.
 UNSUPPORTED = frozenset((
-    "audio", "best_of", "function_call", "functions", "modalities", "parallel_tool_calls", "prediction",
-    "reasoning_effort", "service_tier", "store", "suffix", "tool_choice", "tools", "verbosity", "web_search_options",
+    "audio", "best_of", "function_call", "functions", "metadata", "modalities", "prediction", "prompt_cache_key",
+    "reasoning_effort", "safety_identifier", "service_tier", "store", "suffix", "verbosity", "web_search_options",
 ))  # fmt: skip
 
 

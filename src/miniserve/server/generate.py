@@ -139,9 +139,9 @@ async def _whole(job: Job, reply: Reply) -> Response:
 async def _events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
     wants_usage = job.asked.stream_options.include_usage
     async for piece in _counted(job, reply):
-        if not (piece.text or piece.logprobs or piece.finish_reason):
-            continue  # a character or a stop string that is not complete yet
-        body = job.body(job.form.chunk_object, [job.form.chunk(piece)])
+        if (choice := job.form.chunk(piece)) is None:
+            continue
+        body = job.body(job.form.chunk_object, [choice])
         body.usage = None if wants_usage else UNSET
         yield b"data: " + encode(body) + b"\n\n"
     if wants_usage:

@@ -10,8 +10,9 @@ import msgspec
 from fastapi import Depends, FastAPI
 from fastapi.security import HTTPBearer
 
+from miniserve.server.chat_replies import ChatChoice
 from miniserve.server.errors import Error
-from miniserve.server.replies import Body, ChatChoice, TextChoice
+from miniserve.server.replies import Body, TextChoice
 
 _PLACE = "#/components/schemas/"
 _REFERENCES, _COMPONENTS = msgspec.json.schema_components(

@@ -1,4 +1,4 @@
-"""Requests of the OpenAI API, and what they ask of the engine.
+"""Requests of the OpenAI API, and what they ask of the engine. Those with a conversation are in `chat_protocol`.
 
 Every field is honoured or refused by name: a body with a field that is not here is an error. A null stands for the
 default, as in the OpenAI API. Beyond that API stand the engine's further sampling parameters, under the names that
@@ -17,7 +17,9 @@ from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError
 
 
-class _Strict(BaseModel):
+class Strict(BaseModel):
+    """A JSON object with these fields and no others."""
+
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     @model_validator(mode="before")
@@ -26,13 +28,13 @@ class _Strict(BaseModel):
         return {name: value for name, value in values.items() if value is not None} if type(values) is dict else values
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """How a stream ends."""
 
     include_usage: bool = Field(False, description="A last chunk with the token counts.")
 
 
-class NamedSchema(_Strict):
+class NamedSchema(Strict):
     """A JSON schema. It is always followed to the letter, `strict` or not."""
 
     name: str
@@ -41,14 +43,14 @@ class NamedSchema(_Strict):
     strict: bool = False
 
 
-class ResponseFormat(_Strict):
+class ResponseFormat(Strict):
     """What form the output has. One that `max_tokens` or a stop string cuts is only the beginning of it."""
 
     type: Literal["text", "json_object", "json_schema"]
     json_schema: NamedSchema | None = None
 
     @property
-    def grammar(self) -> Grammar | None:
+    def grammar(self) -> JsonSchema | JsonObject | None:
         """What the output must be; None: any text.
 
         Raises:
@@ -65,7 +67,7 @@ class ResponseFormat(_Strict):
         return JsonObject() if self.type == "json_object" else None
 
 
-class GenerationRequest(_Strict, ABC):
+class GenerationRequest(Strict, ABC):
     """What both endpoints take."""
 
     model: str
@@ -95,6 +97,16 @@ class GenerationRequest(_Strict, ABC):
     def most_tokens(self) -> int | None:
         """Of output; None: what fits."""
         return self.max_tokens
+
+    @property
+    def grammar(self) -> Grammar | None:
+        """What the output must be; None: any text. Raises APIError where what is asked cannot be."""
+        return self.response_format.grammar
+
+    @property
+    def grammar_field(self) -> str:
+        """The name of the field that it is from."""
+        return "response_format"
 
     @property
     @abstractmethod
@@ -135,7 +147,7 @@ class GenerationRequest(_Strict, ABC):
                 logprobs=self.num_logprobs,
                 prompt_logprobs=self.num_logprobs if self.wants_prompt_logprobs else None,
                 skip_special_tokens=self.skip_special_tokens,
-                grammar=self.response_format.grammar,
+                grammar=self.grammar,
             )
         except InvalidRequestError as error:
             raise self.blame(error) from error
@@ -145,7 +157,7 @@ class GenerationRequest(_Strict, ABC):
         message = str(error)
         words = re.findall(r"\w+", message)
         own = type(self).model_fields.keys() - {"model", self.prompt_field}
-        param = "response_format" if "grammar" in words else next((word for word in words if word in own), None)
+        param = self.grammar_field if "grammar" in words else next((word for word in words if word in own), None)
         code = "context_length_exceeded" if "max_model_len" in words else "invalid_value"
         return APIError(400, message, param=param or self.prompt_field, code=code)
 
@@ -195,68 +207,7 @@ class CompletionRequest(GenerationRequest):
         return list(prompt)
 
 
-class TextPart(_Strict):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Message(_Strict):
-    """One turn of a chat."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart]
-    name: str | None = None
-
-    def for_template(self) -> dict[str, Any]:
-        """As chat templates expect it: the content one text."""
-        parts = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": self.role, "content": parts} | ({"name": self.name} if self.name is not None else {})
-
-
-class ChatRequest(GenerationRequest):
-    """`POST /v1/chat/completions`."""
-
-    messages: list[Message] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(None, description="The newer name of max_tokens.")
-    logprobs: bool = False
-    top_logprobs: int = Field(0, description="With logprobs: so many likeliest tokens for each token.")
-    add_generation_prompt: bool = Field(True, description="End the prompt with the header of the assistant's turn.")
-    chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, description="Variables of the chat template.")
-
-    @property
-    def most_tokens(self) -> int | None:
-        """See the base."""
-        both = {"max_tokens", "max_completion_tokens"} <= self.model_fields_set
-        if both and self.max_tokens != self.max_completion_tokens:
-            raise APIError(400, "max_tokens and max_completion_tokens differ: give one of them", param="max_tokens")
-        return self.max_tokens if self.max_completion_tokens is None else self.max_completion_tokens
-
-    @property
-    def num_logprobs(self) -> int | None:
-        """See the base."""
-        if "top_logprobs" in self.model_fields_set and not self.logprobs:
-            raise APIError(400, "top_logprobs needs logprobs: true", param="top_logprobs")
-        return self.top_logprobs if self.logprobs else None
-
-    @property
-    def prompt_field(self) -> str:
-        """See the base."""
-        return "messages"
-
-
-class TokenizeRequest(_Strict):
-    """`POST /tokenize`."""
-
-    model: str | None = None
-    prompt: str | None = Field(None, description="A text; or:")
-    messages: list[Message] | None = Field(None, description="A conversation, in the form the model gets it.")
-    add_special_tokens: bool = Field(True, description="To a text those the model puts around a prompt.")
-    add_generation_prompt: bool = Field(True, description="To a conversation the header of the assistant's turn.")
-
-
-class DetokenizeRequest(_Strict):
+class DetokenizeRequest(Strict):
     """`POST /detokenize`."""
 
     model: str | None = None

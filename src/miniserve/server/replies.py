@@ -1,10 +1,11 @@
 """Response objects of the OpenAI API, as structs that msgspec writes as JSON.
 
-`Form` is what the two endpoints differ in: how a choice looks, whole and as a chunk of a stream.
+`Form` is what the two endpoints differ in: how a choice looks, whole and as a chunk of a stream. Chats have theirs in
+`chat_replies`.
 """
 
 from abc import ABC, abstractmethod
-from typing import Generic, Literal, TypeVar
+from typing import Generic, TypeVar
 
 import msgspec
 from msgspec import UNSET, Struct, UnsetType
@@ -61,49 +62,6 @@ class TextChoice(Struct):
     stop_reason: str | int | None
 
 
-class Candidate(Struct):
-    """A token that could have come."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-
-
-class ChatLogprob(Struct):
-    """A token that came, and the likeliest ones."""
-
-    token: str
-    logprob: float
-    bytes: list[int]
-    top_logprobs: list[Candidate]
-
-
-class ChatLogprobs(Struct):
-    """Of a chat's choice: an entry a token."""
-
-    content: list[ChatLogprob]
-    refusal: None = None
-
-
-class ChatMessage(Struct):
-    """The assistant's turn, or the next part of it."""
-
-    content: str
-    role: Literal["assistant"] | UnsetType = UNSET
-    refusal: UnsetType | None = UNSET
-
-
-class ChatChoice(Struct):
-    """Of a chat: `message` when whole, `delta` in a stream."""
-
-    index: int
-    logprobs: ChatLogprobs | None
-    finish_reason: str | None
-    stop_reason: str | int | None
-    message: ChatMessage | UnsetType = UNSET
-    delta: ChatMessage | UnsetType = UNSET
-
-
 class Form(ABC):
     """How one request's choices are written.
 
@@ -123,43 +81,8 @@ class Form(ABC):
         """A choice that is complete: all its pieces as one."""
 
     @abstractmethod
-    def chunk(self, piece: Piece) -> Struct:
-        """The next part of a choice."""
-
-
-class ChatForm(Form):
-    """Chat completions."""
-
-    id_prefix, whole_object, chunk_object = "chatcmpl-", "chat.completion", "chat.completion.chunk"
-    operation = "chat"
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._tokenizer = tokenizer
-        self._begun: set[int] = set()
-
-    def whole(self, piece: Piece) -> ChatChoice:
-        """See the base."""
-        message = ChatMessage(piece.text, "assistant", None)
-        return self._choice(piece, message=message)
-
-    def chunk(self, piece: Piece) -> ChatChoice:
-        """See the base. The first of a choice names the role."""
-        role: Literal["assistant"] | UnsetType = UNSET if piece.choice in self._begun else "assistant"
-        self._begun.add(piece.choice)
-        return self._choice(piece, delta=ChatMessage(piece.text, role))
-
-    def _choice(self, piece: Piece, **text: ChatMessage) -> ChatChoice:
-        logprobs = None if piece.logprobs is None else ChatLogprobs([self._logprob(each) for each in piece.logprobs])
-        return ChatChoice(piece.choice, logprobs, piece.finish_reason, piece.stop_reason, **text)
-
-    def _logprob(self, entry: TokenLogprob) -> ChatLogprob:
-        chosen = self._candidate(entry.token_id, entry.logprob)
-        top = [self._candidate(token, logprob) for token, logprob in entry.top]
-        return ChatLogprob(chosen.token, chosen.logprob, chosen.bytes, top)
-
-    def _candidate(self, token: int, logprob: float) -> Candidate:
-        data = self._tokenizer.token_bytes(token)
-        return Candidate(data.decode(errors="replace"), finite(logprob), list(data))
+    def chunk(self, piece: Piece) -> Struct | None:
+        """The next part of a choice; None: nothing to say, as a character or a marker is not complete yet."""
 
 
 class TextForm(Form):
@@ -178,12 +101,12 @@ class TextForm(Form):
         self._begun: set[int] = set()
         self._offsets: dict[int, int] = {}
 
-    def whole(self, piece: Piece) -> TextChoice:
+    def chunk(self, piece: Piece) -> TextChoice | None:
         """See the base."""
-        return self.chunk(piece)
+        return self.whole(piece) if piece.text or piece.logprobs or piece.finish_reason else None
 
-    def chunk(self, piece: Piece) -> TextChoice:
-        """See the base."""
+    def whole(self, piece: Piece) -> TextChoice:
+        """See the base. Of a stream, the next part, which goes on where the last one ended."""
         text, entries = piece.text, list(piece.logprobs or ())
         ids = piece.tokens
         known: list[TokenLogprob | None] = list(entries)
