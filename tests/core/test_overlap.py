@@ -192,6 +192,19 @@ def test_output_cut_while_its_request_is_in_flight():
     assert right(other)
 
 
+def test_a_block_is_found_only_once_the_step_that_fills_it_has_ended():
+    """The third step fills the first block, and fails: between the second and the fourth, which do not."""
+    engine = build(breaks={("result", 2): RuntimeError("the device is gone")})
+    request = add(engine, "a", [1, 2], max_tokens=9)
+    with pytest.raises(RuntimeError, match="gone"):
+        drain(engine)
+    assert request.output_token_ids == expected(request)[:2]
+    again = add(engine, "again", [*request.token_ids, 7], max_tokens=3)
+    drain(engine)
+    assert again.num_cached == 0
+    assert right(again)
+
+
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(
     requests=st.lists(

@@ -198,11 +198,11 @@ class Scheduler:
                     kept.append(token)
                     if request.append(token):
                         break
-            # All but the last of the new tokens were computed, as part of the draft. Of what has ended meanwhile, and
-            # was cut, only the tokens that are left count.
+            # All but the last of the new tokens were computed, as part of the draft. Of a request that has ended
+            # meanwhile only those tokens count that were not cut, and not computed on top of a step that failed.
             accepted = max(len(kept) - 1, 0)
             request.num_computed -= len(draft) - accepted
-            end = min(end + accepted, len(request.token_ids))
+            end = min(end + accepted, len(request.token_ids), request.num_computed)
             if end >= (request.num_registered + 1) * size:
                 self._tables.filled(request, end)
             if kept:
@@ -219,6 +219,7 @@ class Scheduler:
             request = part.request
             request.num_in_flight -= 1
             request.num_pending -= part.samples
+            request.num_computed = min(request.num_computed, part.start)
             if request.finish_reason is None:
                 request.finish_reason = reason
                 outputs.append(Output(request, (), reason))
