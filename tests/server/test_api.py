@@ -66,6 +66,12 @@ def test_chat_streamed_or_not(client, llm):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    counts = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(chat(client, stream=True, stream_options=counts))
+    said = [chunk.usage.completion_tokens for chunk in chunks]
+    assert said == sorted(said)
+    assert said[0] < said[-1] == whole.usage.completion_tokens
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {whole.usage.prompt_tokens}
     parts = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}]
     assert chat(client, messages=parts).choices[0].message.content == expected.text
 
@@ -162,6 +168,7 @@ def test_stop_strings_and_biases(client, llm):
         ({"extra_body": {"colour": "red"}}, "colour", "not a parameter"),
         ({"extra_body": {"top_k": "3"}}, "top_k", "integer"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream is false"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options", "needs include_usage"),
     ],
 )  # fmt: skip
 def test_completions_refuse_by_name(client, options, param, says):

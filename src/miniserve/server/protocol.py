@@ -29,9 +29,10 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """How a stream ends."""
+    """Where in a stream the token counts are."""
 
     include_usage: bool = Field(False, description="A last chunk with the token counts.")
+    continuous_usage_stats: bool = Field(False, description="With include_usage: each chunk has the counts so far.")
 
 
 class NamedSchema(Strict):
@@ -81,7 +82,7 @@ class GenerationRequest(Strict, ABC):
     frequency_penalty: float = 0.0
     logit_bias: dict[str, float] = Field(default_factory=dict, description="Token ids to what is added to their logit.")
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions(include_usage=False)
+    stream_options: StreamOptions = StreamOptions(include_usage=False, continuous_usage_stats=False)
     response_format: ResponseFormat = ResponseFormat(type="text")
     user: str | None = Field(None, description="The caller's name for a user; goes to the log.")
     top_k: int = Field(0, description="Draw from the k likeliest tokens; 0: from all.")
@@ -126,6 +127,9 @@ class GenerationRequest(Strict, ABC):
         """
         if "stream_options" in self.model_fields_set and not self.stream:
             raise APIError(400, "stream_options is for streams: stream is false", param="stream_options")
+        if self.stream_options.continuous_usage_stats and not self.stream_options.include_usage:
+            message = "stream_options has continuous_usage_stats, which needs include_usage: true"
+            raise APIError(400, message, param="stream_options")
         try:
             return SamplingParams(
                 max_tokens=self.most_tokens,
