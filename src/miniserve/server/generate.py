@@ -116,7 +116,8 @@ async def respond(engine: EngineClient, job: Job, request: Request) -> Response:
 async def _counted(job: Job, reply: Reply) -> AsyncIterator[Piece]:
     job.begun()
     try:
-        async for piece in reply:
+        async for came in reply:
+            piece = came.without_output() if job.asked.wants_no_output else came
             job.count(piece)
             yield piece
     except APIError as error:

@@ -119,6 +119,11 @@ class GenerationRequest(Strict, ABC):
         """Whether the prompt's log-probabilities are part of the reply."""
         return False
 
+    @property
+    def wants_no_output(self) -> bool:
+        """Whether the reply is about the prompt alone. The engine makes a token all the same, which is left out."""
+        return False
+
     def params(self) -> SamplingParams:
         """For the engine.
 
@@ -181,7 +186,7 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="A text or token ids, or several.")
-    max_tokens: int | None = 16
+    max_tokens: int | None = Field(16, description="With echo it may be 0: the prompt alone is reported.")
     logprobs: int | None = Field(None, description="So many likeliest tokens for each token.")
     echo: bool = Field(False, description="Put the prompt before the output.")
 
@@ -191,9 +196,19 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
     @property
+    def most_tokens(self) -> int | None:
+        """See the base."""
+        return 1 if self.wants_no_output else self.max_tokens
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """See the base."""
         return self.echo
+
+    @property
+    def wants_no_output(self) -> bool:
+        """See the base."""
+        return self.echo and self.max_tokens == 0
 
     @property
     def prompt_field(self) -> str:
