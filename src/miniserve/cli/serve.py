@@ -41,12 +41,14 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin whose pages may use the API from a browser; *: any.")
     ] = None,
-    live_view: Annotated[bool, typer.Option(help="A page at / that shows the engine at work.")] = True,
     drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.", min=0)] = 30.0,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of one request.")] = None,
     max_num_seqs: Annotated[int, typer.Option(help="Most outputs computed at once.")] = 64,
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Most tokens computed in a step.")] = None,
+    kv_cache_mib: Annotated[
+        int | None, typer.Option(help="Memory for the KV cache; default: a share of what is free.", min=1)
+    ] = None,
     prefix_caching: Annotated[bool, typer.Option(help="Share KV blocks between prompts that begin alike.")] = True,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
@@ -86,6 +88,7 @@ def serve(
         max_num_seqs=max_num_seqs,
         max_num_batched_tokens=max_num_batched_tokens,
         enable_prefix_caching=prefix_caching,
+        kv_cache_memory=None if kv_cache_mib is None else kv_cache_mib * 2**20,
         kv_cache_dtype=kv_cache_dtype,
         speculation=speculation,
         tensor_parallel_size=tensor_parallel_size,
@@ -93,11 +96,7 @@ def serve(
     run_server(
         EngineClient(opener, max_waiting=max_waiting, silence_s=silence_seconds),
         ServerSettings(
-            served_model_name or model,
-            max_body_mib * 2**20,
-            tuple(allow_origin or ()),
-            provider_from_environment(),
-            live_view,
+            served_model_name or model, max_body_mib * 2**20, tuple(allow_origin or ()), provider_from_environment()
         ),
         Access(tenants),
         bind(host, port),

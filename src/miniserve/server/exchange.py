@@ -16,9 +16,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from miniserve.server.access import Access
 from miniserve.server.errors import APIError
-from miniserve.server.view import pages as view
 
-OPEN_PATHS = frozenset(("/health", "/ready", "/version", "/metrics", "/openapi.json")) | view.OPEN_PATHS
+OPEN_PATHS = frozenset(("/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"))
 
 MAX_HEADER_BYTES = 64 * 2**10
 

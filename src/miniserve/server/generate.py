@@ -116,8 +116,7 @@ async def respond(engine: EngineClient, job: Job, request: Request) -> Response:
 async def _counted(job: Job, reply: Reply) -> AsyncIterator[Piece]:
     job.begun()
     try:
-        async for came in reply:
-            piece = came.without_output() if job.asked.wants_no_output else came
+        async for piece in reply:
             job.count(piece)
             yield piece
     except APIError as error:
@@ -138,13 +137,12 @@ async def _whole(job: Job, reply: Reply) -> Response:
 
 
 async def _events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
-    options = job.asked.stream_options
-    wants_usage = options.include_usage
+    wants_usage = job.asked.stream_options.include_usage
     async for piece in _counted(job, reply):
         if (choice := job.form.chunk(piece)) is None:
             continue
         body = job.body(job.form.chunk_object, [choice])
-        body.usage = job.usage if options.continuous_usage_stats else None if wants_usage else UNSET
+        body.usage = None if wants_usage else UNSET
         yield b"data: " + encode(body) + b"\n\n"
     if wants_usage:
         body = job.body(job.form.chunk_object, [])
@@ -159,8 +157,7 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, reply: Reply, events: AsyncIterator[bytes]) -> None:
-        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", "x-engine-request": str(reply.key)}
-        super().__init__(headers=headers)
+        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
         self._reply, self._events = reply, events
 

@@ -11,7 +11,6 @@ from miniserve.core.metrics import Metrics
 from miniserve.core.request import TokenLogprob
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.server.view.records import Update
 
 
 class Submit(NamedTuple):
@@ -40,19 +39,12 @@ class Ask(NamedTuple):
     """Send a `Report`."""
 
 
-class Watch(NamedTuple):
-    """Send an `Update` now and then, or no more."""
-
-    on: bool
-
-
 class Facts(NamedTuple):
     """What the server needs to know of an engine: its limits, and a line for people."""
 
     description: str
     max_model_len: int
     max_num_seqs: int
-    max_num_batched_tokens: int
     num_blocks: int
     block_size: int
 
@@ -105,16 +97,6 @@ class Piece(NamedTuple):
     num_cached: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
-    def without_output(self) -> "Piece":
-        """What it says of the prompt."""
-        return self._replace(
-            text="",
-            tokens=[],
-            logprobs=None if self.logprobs is None else [],
-            finish_reason=self.finish_reason and "length",
-            stop_reason=None,
-        )
-
     def then(self, later: "Piece") -> "Piece":
         """Both as one."""
         logprobs = None if self.logprobs is None else [*self.logprobs, *(later.logprobs or ())]
@@ -141,5 +123,5 @@ class Report(NamedTuple):
     num_free_blocks: int
 
 
-ToEngine = Submit | Abort | Ask | Watch  # and None: end
-FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report | Update
+ToEngine = Submit | Abort | Ask  # and None: end
+FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report

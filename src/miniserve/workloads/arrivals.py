@@ -26,6 +26,7 @@ class Arrival(NamedTuple):
         blocks: names of the prompt's successive blocks, where a trace has them: prompts whose first names are equal
             begin with the same tokens. The last block may be incomplete.
         block_size: tokens of such a block.
+        then: what the same user asks when this one has been answered; its `at_s` is the pause before it.
     """
 
     at_s: float
@@ -33,6 +34,7 @@ class Arrival(NamedTuple):
     output_tokens: int
     blocks: tuple[int, ...] = ()
     block_size: int = 0
+    then: "Arrival | None" = None
 
 
 @dataclass(frozen=True)

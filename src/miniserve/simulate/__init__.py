@@ -1,0 +1,1 @@
+"""The same engine and scheduler on hardware from the catalogue, under a virtual clock. Torch-free."""

@@ -1,0 +1,126 @@
+"""`Instance`: one engine of a simulated cluster: the real `Engine` and `Scheduler` over a `SimulatedDevice`.
+
+Its clock is set by whoever drives it: to the present when a request comes, and through a step to the step's end. A step
+is computed when it begins, so the instance may know of things that have not happened yet, as far as that step goes.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+from miniserve.core.block_pool import BlockPool
+from miniserve.core.connector import KVConnector
+from miniserve.core.engine import Engine
+from miniserve.core.hashing import BlockHash
+from miniserve.core.request import Request
+from miniserve.core.routing import Load
+from miniserve.core.scheduler import Output, Scheduler
+from miniserve.simulate.deployment import Deployment
+from miniserve.simulate.device import SimulatedDevice, VirtualClock
+from miniserve.simulate.storage import Delivered, Tiered
+
+Connector = Delivered | Tiered
+
+
+class Instance:
+    """One engine.
+
+    Args:
+        name: for reports.
+        deployment: what it runs on.
+        horizon: see `SimulatedDevice`; None: no leaps.
+        prefix_caching: whether prompts may share blocks.
+        make_connector: given the clock, where KV comes from besides; None: from nowhere.
+
+    Attributes:
+        free_s: when the step in progress ends.
+        busy_s: how long it has computed.
+        live: its requests.
+        slowdown: of its steps, for what goes wrong.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        deployment: Deployment,
+        *,
+        horizon: Callable[[], float] | None = None,
+        prefix_caching: bool = True,
+        make_connector: Callable[[VirtualClock], Connector] | None = None,
+    ) -> None:
+        self.name, self.deployment = name, deployment
+        self._horizon, self._prefix_caching, self._make_connector = horizon, prefix_caching, make_connector
+        self.busy_s = 0.0
+        self.step_time = deployment.step_time
+        self.slowdown = 1.0
+        self.start()
+
+    def start(self) -> None:
+        """A new engine, with nothing cached."""
+        self.clock, limits = VirtualClock(), self.deployment
+        self.connector = self._make_connector(self.clock) if self._make_connector else None
+        self.device = SimulatedDevice(
+            self.step_time, self.clock, horizon=self._until if self._horizon else None,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+        )  # fmt: skip
+        connector: KVConnector | None = self.connector
+        scheduler = Scheduler(
+            BlockPool(limits.num_blocks, limits.block_size),
+            max_num_seqs=limits.max_num_seqs,
+            max_num_batched_tokens=limits.max_num_batched_tokens,
+            max_model_len=limits.max_model_len,
+            prefix_caching=self._prefix_caching,
+            connector=connector,
+            proposer=self.device,
+        )
+        self.device.running = scheduler.running
+        self.engine = Engine(scheduler, self.device, self.clock)
+        self.free_s = -math.inf
+        self.live: dict[str, Request] = {}
+        self._prompt_tokens = 0  # of live requests without a token yet
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any request is unfinished."""
+        return self.engine.has_work
+
+    @property
+    def load(self) -> Load:
+        """Of `EngineView`."""
+        pool = self.engine.scheduler.pool
+        waiting = self.engine.scheduler.num_waiting
+        used = pool.num_blocks - pool.num_free + (self._prompt_tokens // pool.block_size if waiting else 0)
+        return Load(self._prompt_tokens, used, len(self.live))
+
+    def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
+        """Of `EngineView`."""
+        return len(self.engine.scheduler.pool.find(hashes))
+
+    def submit(self, request: Request, now_s: float) -> None:
+        """Queue a request. Raises InvalidRequestError if it can never fit."""
+        self.clock.now_s = now_s
+        self.engine.add_request(request)
+        self.live[request.request_id] = request
+        self._prompt_tokens += request.num_prompt_tokens
+
+    def step(self, now_s: float) -> list[Output]:
+        """Compute a step that begins now: what came of it, at `device.ends_s`, and `free_s` is set.
+
+        Where there is nothing to compute until a load has ended, it waits for that.
+        """
+        self.clock.now_s = now_s
+        self.device.slowdown = self.slowdown
+        outputs = self.engine.step()
+        self.free_s = self.clock.now_s
+        self.busy_s += self.free_s - now_s
+        if self.free_s == now_s and self.connector and self.connector.next_s < math.inf:
+            self.free_s = max(now_s, self.connector.next_s)
+        for request, tokens, reason in outputs:
+            if tokens and request.num_output_tokens == len(tokens):
+                self._prompt_tokens -= request.num_prompt_tokens
+            if reason is not None:
+                del self.live[request.request_id]
+        return outputs
+
+    def _until(self) -> float:
+        assert self._horizon is not None, "there are leaps only with a horizon"
+        return min(self._horizon(), self.connector.next_s if self.connector else math.inf)

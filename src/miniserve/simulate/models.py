@@ -1,0 +1,57 @@
+"""Models by name: a simulation needs their sizes, and no weights.
+
+Those in `models.toml`, and any directory with a config.json that the loaders understand.
+"""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from miniserve.errors import InvalidRequestError
+from miniserve.hardware.shape import Experts, Shape
+from miniserve.model.config_hf import read_hf_config
+from miniserve.model.shape import shape_of
+
+
+@dataclass(frozen=True)
+class KnownModel:
+    """An entry of the table: its sizes, where they are from, and how many parameters its card says it has."""
+
+    shape: Shape
+    source: str
+    parameters: float
+
+
+@cache
+def known_models() -> Mapping[str, KnownModel]:
+    """The table."""
+    text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
+    return {name: _known(entry) for name, entry in tomllib.loads(text).items()}
+
+
+def shape_by_name(name: str) -> Shape:
+    """The sizes of a model in the table, or of one in a directory.
+
+    Raises:
+        InvalidRequestError: there is none by that name. Names those near it.
+    """
+    table = known_models()
+    if name.lower() in table:
+        return table[name.lower()].shape
+    if (Path(name) / "config.json").is_file():
+        return shape_of(read_hf_config(Path(name) / "config.json"))
+    near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.3) or list(table)
+    raise InvalidRequestError(
+        f"model '{name}' is neither a directory with a config.json nor known by its sizes; near it: {', '.join(near)}"
+    )
+
+
+def _known(entry: dict[str, object]) -> KnownModel:
+    sizes = dict(entry)
+    source, parameters = str(sizes.pop("source")), float(str(sizes.pop("parameters"))) * 1e9
+    experts = sizes.pop("experts", None)
+    mixture = Experts(**experts) if isinstance(experts, dict) else None
+    return KnownModel(Shape(**sizes, experts=mixture), source, parameters)  # type: ignore[arg-type]

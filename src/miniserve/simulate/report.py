@@ -1,0 +1,77 @@
+"""What a simulation's counts are worth: a device's throughput, a user's speed, energy and money.
+
+Prices and powers are the catalogue's, each with its source and mark; where it has none, the figure is left out rather
+than guessed.
+"""
+
+from typing import Any
+
+from miniserve.errors import InvalidRequestError
+from miniserve.hardware.catalog import Accelerator, Figure
+from miniserve.simulate.cluster import Cluster
+
+DEFAULT_PRICE = "hyperscaler_tco"
+MILLION = 1e6
+
+
+def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
+    """Of a cluster that has run: the tally's summary, and by device, user, megawatt and dollar.
+
+    Args:
+        cluster: whose engines all run on devices of one kind, or of two.
+        price: which of the catalogue's prices an hour counts.
+
+    Returns:
+        Plain numbers and names. `tokens_per_s_user` is the inverse of the median TPOT.
+    """
+    found = cluster.tally.summary(cluster.now_s - cluster.began_s)
+    output_per_s, devices = found["output_tokens_per_s"], cluster.num_devices
+    tpot = found["tpot_s"]
+    found |= {
+        "devices": devices,
+        "output_tokens_per_s_device": output_per_s / devices,
+        "tokens_per_s_user": 1 / tpot["p50"] if tpot and tpot["p50"] else None,
+        "utilisation": {each.name: each.busy_s / cluster.now_s for each in cluster.instances if cluster.now_s},
+    }
+    watts, dollars = _sum(cluster, "all_in_power_w"), _sum(cluster, price)
+    if watts is not None:
+        found["output_tokens_per_s_megawatt"] = output_per_s / watts * MILLION
+    if dollars is not None and output_per_s:
+        found["usd_per_million_output_tokens"] = dollars / 3600 / output_per_s * MILLION
+        if found["completed"]:
+            found["usd_per_request"] = dollars / 3600 * cluster.now_s / found["completed"]
+    found["figures"] = _sources(cluster, price)
+    return found
+
+
+def _figure(device: Accelerator, name: str) -> Figure | None:
+    return device.figures.get(name) or device.usd_per_hour.get(name)
+
+
+def _sum(cluster: Cluster, name: str) -> float | None:
+    """Over all devices; None if the catalogue lacks it for one."""
+    total = 0.0
+    for instance in cluster.instances:
+        figure = _figure(instance.deployment.device, name)
+        if figure is None:
+            return None
+        total += figure.value * instance.deployment.num_devices
+    return total
+
+
+def _sources(cluster: Cluster, price: str) -> dict[str, str]:
+    """Where the numbers that were used come from, by device and name."""
+    found = {}
+    for instance in cluster.instances:
+        device = instance.deployment.device
+        for name in ("all_in_power_w", price):
+            if figure := _figure(device, name):
+                found[f"{device.key} {name}"] = f"{figure.value:g} ({figure.mark}, {figure.source.title})"
+    return found
+
+
+def check_price(price: str, device: Accelerator) -> None:
+    """Raise InvalidRequestError where the catalogue has no such price of a device, and names those it has."""
+    if device.usd_per_hour and price not in device.usd_per_hour:
+        has = ", ".join(device.usd_per_hour)
+        raise InvalidRequestError(f"the catalogue has no price '{price}' for a {device.name}; it has {has}")
