@@ -64,16 +64,19 @@ class RoundRobin:
 
 
 class LeastLoaded:
-    """Whoever has the fewest requests, and among those the fewest blocks."""
+    """Whoever has the fewest requests, and among those the fewest blocks; of equal ones each in turn."""
+
+    def __init__(self) -> None:
+        self._turns = count()
 
     def choose(self, hashes: Sequence[BlockHash], block_size: int, engines: Sequence[EngineView]) -> int:  # noqa: ARG002
         """Of `Router`."""
         loads = [engine.load for engine in engines]
-        return min(range(len(engines)), key=lambda at: (loads[at].num_requests, loads[at].used_blocks, at))
+        return _least([(load.num_requests, load.used_blocks) for load in loads], next(self._turns))
 
 
 class KVAware:
-    """Whoever is done first with the prompt, counted in blocks, its own decodes weighed in.
+    """Whoever is done first with the prompt, counted in blocks, its own decodes weighed in; of equal ones each in turn.
 
     cost = overlap_weight · (blocks of prompts to compute, this one's that are not cached included) + blocks in use,
     the form that NVIDIA Dynamo's router has. A weight of 0 looks at load alone.
@@ -83,17 +86,21 @@ class KVAware:
     """
 
     def __init__(self, overlap_weight: float = 1.0) -> None:
-        self._weight = overlap_weight
+        self._weight, self._turns = overlap_weight, count()
 
     def choose(self, hashes: Sequence[BlockHash], block_size: int, engines: Sequence[EngineView]) -> int:
         """Of `Router`."""
+        costs = []
+        for engine in engines:
+            load = engine.load
+            prefill = load.prompt_tokens / block_size + len(hashes) - engine.cached_blocks(hashes)
+            costs.append((self._weight * prefill + load.used_blocks, load.num_requests))
+        return _least(costs, next(self._turns))
 
-        def cost(at: int) -> tuple[float, int]:
-            load = engines[at].load
-            prefill = load.prompt_tokens / block_size + len(hashes) - engines[at].cached_blocks(hashes)
-            return self._weight * prefill + load.used_blocks, load.num_requests
 
-        return min(range(len(engines)), key=lambda at: (*cost(at), at))
+def _least(costs: Sequence[tuple[float, float]], turn: int) -> int:
+    """Where the cost is least; of several such places the next one, counted from `turn`."""
+    return min(range(len(costs)), key=lambda at: (costs[at], (at - turn) % len(costs)))
 
 
 ROUTERS: Mapping[str, Callable[[], Router]] = {
