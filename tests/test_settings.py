@@ -8,10 +8,25 @@ import torch
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import load_model
 from miniserve.runtime import trial
-from miniserve.settings import EngineSettings, Speculation
+from miniserve.settings import EngineOptions, EngineSettings, Speculation
 
-OPTIONS = {"max_model_len": 64, "max_num_batched_tokens": None, "max_num_seqs": 4, "kv_cache_memory": 2**22}
-OPTIONS |= {"memory_fraction": None, "prefix_caching": True, "speculation": None, "draft": None}
+OPTIONS = EngineOptions(
+    max_model_len=64,
+    max_num_batched_tokens=None,
+    max_num_seqs=4,
+    block_size=16,
+    kv_cache_memory=2**22,
+    kv_cache_dtype="auto",
+    memory_fraction=None,
+    prefix_caching=True,
+    cuda_graphs=False,
+    speculation=None,
+    overlap=None,
+)
+
+
+def decide(model, draft=None, **options):
+    return EngineSettings.decide(model, replace(OPTIONS, **options), draft=draft)
 
 
 def with_memory(model, free, step, monkeypatch, device="cuda", **options):
@@ -20,8 +35,7 @@ def with_memory(model, free, step, monkeypatch, device="cuda", **options):
     monkeypatch.setattr(trial, "free_memory", lambda device: free)
     monkeypatch.setattr(trial, "step_bytes", lambda decoder, *sizes: asked.append(sizes[:3]) or step)
     model.decoder.device = torch.device(device)
-    given = OPTIONS | {"kv_cache_memory": None, "max_num_seqs": 1000, "cuda_graphs": True, "block_size": 16} | options
-    return EngineSettings.decide(model, **given), asked
+    return decide(model, **{"kv_cache_memory": None, "max_num_seqs": 1000} | options), asked
 
 
 def test_on_a_gpu_the_cache_gets_its_share_of_what_a_step_leaves(on_triton, monkeypatch):
@@ -49,27 +63,27 @@ def on_triton(tiny_directory):
 
 @pytest.mark.parametrize("asked", [True, False])
 def test_graphs_where_kernels_never_wait(on_triton, asked):
-    assert EngineSettings.decide(on_triton, block_size=16, cuda_graphs=asked, **OPTIONS).cuda_graphs == asked
+    assert decide(on_triton, cuda_graphs=asked).cuda_graphs == asked
     plain = replace(on_triton, choices=replace(on_triton.choices, backend="torch"))
-    assert not EngineSettings.decide(plain, block_size=16, cuda_graphs=asked, **OPTIONS).cuda_graphs
+    assert not decide(plain, cuda_graphs=asked).cuda_graphs
 
 
 @pytest.mark.parametrize(("graphs", "asked", "given"), [(True, None, True), (True, False, False), (False, None, False)])
 def test_steps_overlap_with_graphs(on_triton, graphs, asked, given):
-    decided = EngineSettings.decide(on_triton, block_size=16, cuda_graphs=graphs, overlap=asked, **OPTIONS)
+    decided = decide(on_triton, cuda_graphs=graphs, overlap=asked)
     assert decided.overlap is given
 
 
 def test_overlap_without_graphs_is_refused(on_triton):
     with pytest.raises(InvalidRequestError, match="overlap is True: it needs CUDA graphs"):
-        EngineSettings.decide(on_triton, block_size=16, cuda_graphs=False, overlap=True, **OPTIONS)
+        decide(on_triton, overlap=True)
 
 
 def test_a_block_size_that_the_kernels_do_not_take(on_triton):
     with pytest.raises(
         InvalidRequestError, match="block_size is 24: with the Triton kernels it must be a multiple of 16"
     ):
-        EngineSettings.decide(on_triton, block_size=24, cuda_graphs=True, **OPTIONS)
+        decide(on_triton, block_size=24)
 
 
 @pytest.mark.parametrize(
@@ -94,20 +108,18 @@ def test_speculation_that_is_refused(text):
 
 def test_the_memory_holds_as_many_blocks_of_the_draft_model(on_triton):
     block = 16 * on_triton.config.kv_bytes_per_token(on_triton.decoder.dtype.itemsize)
-    given = OPTIONS | {"kv_cache_memory": 9 * block, "draft": on_triton, "speculation": Speculation(4, "itself")}
-    decided = EngineSettings.decide(on_triton, block_size=16, cuda_graphs=False, **given)
+    decided = decide(on_triton, draft=on_triton, kv_cache_memory=9 * block, speculation=Speculation(4, "itself"))
     assert (decided.num_blocks, decided.kv_cache_bytes) == (4, 8 * block)
 
 
 def test_a_draft_model_of_another_vocabulary_or_a_shorter_context_is_refused(on_triton):
-    def decide(**changed):
+    def with_draft(**changed):
         draft = replace(on_triton, config=replace(on_triton.config, **changed))
-        given = OPTIONS | {"draft": draft, "speculation": Speculation(4, "draft")}
-        EngineSettings.decide(on_triton, block_size=16, cuda_graphs=False, **given)
+        decide(on_triton, draft=draft, speculation=Speculation(4, "draft"))
 
     with pytest.raises(
         InvalidRequestError, match=r"draft model .*llama0 has a vocabulary of 7 tokens; .*llama0 has one of 128"
     ):
-        decide(vocab_size=7)
+        with_draft(vocab_size=7)
     with pytest.raises(InvalidRequestError, match="has a context of 32 tokens; max_model_len is 64"):
-        decide(max_position_embeddings=32)
+        with_draft(max_position_embeddings=32)

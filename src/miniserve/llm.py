@@ -4,42 +4,29 @@
         for output in llm.generate(["1, 2, 3,", "The sky is"], SamplingParams(max_tokens=20)):
             print(output.text)
 
-It builds the whole engine (decoder, KV cache, scheduler, tokenizer) and drives it from the caller's thread. Nothing
-runs between calls, and two of them can live side by side. Everything inside can be looked at: `llm.step()` computes one
-step, `llm.engine` is the core's engine, `llm.blocks()` says who holds which KV block.
+`assembly` builds the whole engine (decoder, KV cache, scheduler, tokenizer); this drives it from the caller's thread.
+Nothing runs between calls, and two of them can live side by side. Everything inside can be looked at: `llm.step()`
+computes one step, `llm.engine` is the core's engine, `llm.blocks()` says who holds which KV block.
 """
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from miniserve.core.block_pool import BlockPool
-from miniserve.core.engine import Engine
+from miniserve.assembly import Placement, assemble
 from miniserve.core.metrics import StepRecord
-from miniserve.core.ngram import NGramProposer
-from miniserve.core.proposer import Proposer
 from miniserve.core.request import FinishReason
 from miniserve.core.sampling_params import GREEDY, SamplingParams
-from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
-from miniserve.model.communicator import ALONE
-from miniserve.model.load import LoadedModel, load_model
+from miniserve.model.load import LoadedModel
 from miniserve.outputs import RequestOutput, snapshot
-from miniserve.runtime.draft_model import DraftModel
-from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.interrupts import delayed_interrupt
-from miniserve.runtime.kv_cache import KVCache, choose_kv_dtype
-from miniserve.runtime.model_runner import ModelRunner
-from miniserve.runtime.newest import Newest
-from miniserve.runtime.ranks import Ranks
-from miniserve.runtime.sharded_runner import ShardedModelRunner
 from miniserve.runtime.text_engine import Delta, Generation, TextEngine
-from miniserve.settings import EngineSettings, Speculation
+from miniserve.settings import EngineOptions, EngineSettings, Speculation
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
@@ -107,80 +94,24 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
-        guesses = Speculation.parse(speculation) if speculation is not None else None
-        with ExitStack() as stack:
-            ranks, communicator = None, ALONE
-            if isinstance(model, LoadedModel):
-                if {dtype, device, backend, quantization} != {"auto"} or tensor_parallel_size != 1:
-                    raise InvalidRequestError(
-                        "dtype, device, backend, quantization and tensor_parallel_size decide how a model is loaded: "
-                        "this model is loaded already"
-                    )
-            else:
-                how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization}
-                if tensor_parallel_size != 1:
-                    ranks = stack.enter_context(Ranks(model, tensor_parallel_size, **how))
-                    how["device"], communicator = ranks.device, ranks.communicator
-                model = load_model(model, **how, communicator=communicator, progress=progress)
-            draft = None
-            if guesses and guesses.model:
-                chosen = model.choices
-                draft = load_model(guesses.model, device=str(chosen.device), backend=chosen.backend, progress=progress)
-            self.settings = settings = EngineSettings.decide(
-                model,
-                max_model_len=max_model_len,
-                max_num_batched_tokens=max_num_batched_tokens,
-                max_num_seqs=max_num_seqs,
-                block_size=block_size,
-                kv_cache_memory=kv_cache_memory,
-                kv_cache_dtype=kv_cache_dtype,
-                memory_fraction=memory_fraction,
-                prefix_caching=enable_prefix_caching,
-                cuda_graphs=cuda_graphs,
-                speculation=guesses,
-                draft=draft,
-                overlap=overlap,
-                free=ranks.free_beside_steps if ranks else None,
-            )
-            decoder = model.decoder
-            kv_dtype = choose_kv_dtype(kv_cache_dtype, model.choices)
-            cache = KVCache(
-                decoder.config, settings.num_blocks, settings.block_size, dtype=kv_dtype, device=decoder.device
-            )
-            newest = Newest(settings.max_num_seqs, decoder.device) if settings.overlap else None
-            graphs = None
-            if settings.cuda_graphs:
-                longest = -(-settings.max_model_len // settings.block_size)
-                graphs = DecodeGraphs(
-                    decoder,
-                    cache,
-                    max_batch=settings.max_num_seqs,
-                    max_blocks=longest,
-                    block_size=settings.block_size,
-                    newest=newest,
-                )
-            if ranks:
-                ranks.make_caches(settings.num_blocks, settings.block_size, kv_dtype)
-                runner: ModelRunner = ShardedModelRunner(decoder, cache, settings.block_size, ranks)
-            else:
-                runner = ModelRunner(decoder, cache, settings.block_size, graphs, newest)
-            if settings.backend == "triton":
-                runner.warm_up()
-            proposer = _proposer(settings, draft)
-            self._ranks = stack.pop_all()  # had anything failed, they would have ended here
-        self.model = model
-        self.tokenizer = model.tokenizer
-        scheduler = Scheduler(
-            BlockPool(settings.num_blocks, settings.block_size),
-            max_num_seqs=settings.max_num_seqs,
-            max_num_batched_tokens=settings.max_num_batched_tokens,
-            max_model_len=settings.max_model_len,
-            prefix_caching=settings.prefix_caching,
-            proposer=proposer,
+        placement = Placement(dtype, device, backend, quantization, tensor_parallel_size)
+        options = EngineOptions(
+            max_model_len=max_model_len,
+            max_num_batched_tokens=max_num_batched_tokens,
+            max_num_seqs=max_num_seqs,
+            block_size=block_size,
+            kv_cache_memory=kv_cache_memory,
+            kv_cache_dtype=kv_cache_dtype,
+            memory_fraction=memory_fraction,
+            prefix_caching=enable_prefix_caching,
+            cuda_graphs=cuda_graphs,
+            speculation=Speculation.parse(speculation) if speculation is not None else None,
+            overlap=overlap,
         )
-        self.engine = Engine(scheduler, runner, on_step=on_step)
-        identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds
-        self._text = TextEngine(self.engine, model.tokenizer, identity)
+        assembly = assemble(model, placement, options, progress=progress, on_step=on_step)
+        self.model, self.settings, self._text, self._ranks = assembly
+        self.tokenizer = self.model.tokenizer
+        self.engine = self._text.engine
         self._generations: dict[str, Generation] = {}
         self._streams: dict[str, deque[str]] = {}
 
@@ -410,21 +341,6 @@ class TextIterator:
         finally:
             del llm._streams[generation.request_id]
             llm.abort(generation.request_id)
-
-
-def _proposer(settings: EngineSettings, draft: LoadedModel | None) -> Proposer | None:
-    """Who guesses: a draft model with KV memory of its own, the request's text, or nobody."""
-    if settings.speculation is None:
-        return None
-    longest = settings.speculation.num_tokens
-    if draft is None:
-        return NGramProposer(longest)
-    decoder, blocks, size = draft.decoder, settings.num_blocks, settings.block_size
-    cache = KVCache(draft.config, blocks, size, dtype=decoder.dtype, device=decoder.device)
-    runner = ModelRunner(decoder, cache, size)
-    if draft.choices.backend == "triton":
-        runner.warm_up()
-    return DraftModel(runner, BlockPool(blocks, size), longest, settings.max_num_batched_tokens)
 
 
 def _with_bar(done: Iterable[Generation], total: int, show: bool) -> Iterator[Generation]:

@@ -1,4 +1,6 @@
-"""`EngineSettings`: what an engine is built with, every "as you see fit" decided for the device it runs on."""
+"""`EngineOptions`: what is asked of an engine. `EngineSettings`: what it is built with, every "as you see fit" decided
+for the device it runs on.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -55,6 +57,23 @@ class Speculation:
         return cls(int(number), None if name == "ngram" else name)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """What is asked of an engine. The names and the meaning of None are those of `LLM`'s arguments."""
+
+    max_model_len: int | None
+    max_num_batched_tokens: int | None
+    max_num_seqs: int
+    block_size: int | None
+    kv_cache_memory: int | None
+    kv_cache_dtype: str
+    memory_fraction: float | None
+    prefix_caching: bool
+    cuda_graphs: bool
+    speculation: Speculation | None
+    overlap: bool | None
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What an engine was built with, everything decided.
@@ -98,31 +117,25 @@ class EngineSettings:
     def decide(
         cls,
         model: LoadedModel,
+        options: EngineOptions,
         *,
-        max_model_len: int | None,
-        max_num_batched_tokens: int | None,
-        max_num_seqs: int,
-        block_size: int | None,
-        kv_cache_memory: int | None,
-        memory_fraction: float | None,
-        prefix_caching: bool,
-        cuda_graphs: bool,
-        speculation: Speculation | None,
-        draft: LoadedModel | None,
-        overlap: bool | None = None,
-        kv_cache_dtype: str = "auto",
+        draft: LoadedModel | None = None,
         free: Callable[[Decoder, int, int, int], int] | None = None,
     ) -> "EngineSettings":
-        """Settings for a model whose weights are in memory already, and those of its `draft` model if it has one.
+        """Settings for a model whose weights are in memory already.
 
-        The other arguments are those of `LLM`.
-
-        `free` says how many bytes a KV cache could take, as `trial.free_beside_steps` does for one rank, its default.
+        Args:
+            model: what the engine is built around.
+            options: what is asked of it.
+            draft: the draft model, if it has one; its weights are in memory too.
+            free: says how many bytes a KV cache could take; None: `trial.free_beside_steps`, which does for one rank.
 
         Raises:
-            InvalidRequestError: an argument is out of its range, or memory does not suffice. Names it and the limit.
+            InvalidRequestError: an option is out of its range, or memory does not suffice. Names it and the limit.
         """
-        device, kv_dtype = model.decoder.device, choose_kv_dtype(kv_cache_dtype, model.choices)
+        device, kv_dtype = model.decoder.device, choose_kv_dtype(options.kv_cache_dtype, model.choices)
+        max_num_seqs, speculation = options.max_num_seqs, options.speculation
+        block_size, max_num_batched_tokens = options.block_size, options.max_num_batched_tokens
         if block_size is None:
             block_size = BLOCK_SIZE[device.type]
         if max_num_batched_tokens is None:
@@ -138,6 +151,7 @@ class EngineSettings:
             raise InvalidRequestError(
                 f"block_size is {block_size}: with the Triton kernels it must be a multiple of {TRITON_BLOCK_MULTIPLE}"
             )
+        kv_cache_memory, memory_fraction = options.kv_cache_memory, options.memory_fraction
         if memory_fraction is not None and not 0 < memory_fraction <= 1:
             raise InvalidRequestError(f"memory_fraction is {memory_fraction}: it must lie above 0 and at most 1")
         if kv_cache_memory is not None and memory_fraction is not None:
@@ -156,20 +170,20 @@ class EngineSettings:
             dtype=kv_dtype,
             memory_bytes=kv_cache_memory * block // (block + draft_block),  # the draft model has as many blocks
             max_num_seqs=max_num_seqs,
-            max_model_len=max_model_len,
+            max_model_len=options.max_model_len,
         )
         if draft:
             _check_draft(model, draft, max_model_len)
-        cuda_graphs = cuda_graphs and model.choices.backend == "triton" and ranks == 1
-        if overlap and not cuda_graphs:
+        cuda_graphs = options.cuda_graphs and model.choices.backend == "triton" and ranks == 1
+        if options.overlap and not cuda_graphs:
             raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
-        if overlap and speculation:
+        if options.overlap and speculation:
             raise InvalidRequestError("overlap and speculation exclude each other: a draft follows the newest token")
         return cls(
             model=model.files.name,
             device=str(model.choices.device),
             backend=model.choices.backend,
-            dtype=str(model.choices.dtype).removeprefix("torch."),
+            dtype=_dtype_name(model.choices.dtype),
             quantization=model.choices.quantization,
             note=model.choices.note,
             max_model_len=max_model_len,
@@ -178,12 +192,12 @@ class EngineSettings:
             block_size=block_size,
             num_blocks=num_blocks,
             kv_cache_bytes=num_blocks * (block + draft_block),
-            kv_cache_dtype=str(kv_dtype).removeprefix("torch.") if kv_cache_dtype == "auto" else kv_cache_dtype,
-            prefix_caching=prefix_caching,
+            kv_cache_dtype=_dtype_name(kv_dtype) if options.kv_cache_dtype == "auto" else options.kv_cache_dtype,
+            prefix_caching=options.prefix_caching,
             cuda_graphs=cuda_graphs,
             speculation=speculation,
             tensor_parallel_size=ranks,
-            overlap=cuda_graphs and not speculation if overlap is None else overlap,
+            overlap=cuda_graphs and not speculation if options.overlap is None else options.overlap,
         )
 
     def __str__(self) -> str:
@@ -196,6 +210,10 @@ class EngineSettings:
         ranks = f", {self.tensor_parallel_size} ranks" if self.tensor_parallel_size > 1 else ""
         kv = f", {self.kv_cache_dtype} KV" if self.kv_cache_dtype in KV_DTYPES else ""
         return f"{self.model} on {self.device} ({kernels}{ranks}), {self.dtype}{weights}{kv}"
+
+
+def _dtype_name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _check_draft(model: LoadedModel, draft: LoadedModel, max_model_len: int) -> None:

@@ -22,7 +22,6 @@ from miniserve.core.sampling_params import Limits, SamplingParams
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError, RankError
 from miniserve.llm import LLM
-from miniserve.model.communicator import ALONE
 from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
 from miniserve.runtime.ranks import PROGRAM
@@ -178,30 +177,6 @@ def test_what_is_refused_starts_no_process(directory):
     result = CliRunner().invoke(app, ["generate", "hello", *options])
     assert "tensor_parallel_size is 0" in str(result.exception)
     assert ranks() == before
-
-
-def test_an_engine_that_cannot_be_built_ends_its_ranks(directory, monkeypatch):
-    class Idle:
-        """Ranks that are none."""
-
-        communicator, device, closed = ALONE, "cpu", False
-
-        def __init__(self, *args, **how):
-            pass
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            Idle.closed = True
-
-        def free_beside_steps(self, decoder, *limits):
-            return 2**22
-
-    monkeypatch.setattr("miniserve.llm.Ranks", Idle)
-    with pytest.raises(InvalidRequestError, match="max_model_len is 10000"):
-        LLM(str(directory), device="cpu", max_model_len=10_000, tensor_parallel_size=2)
-    assert Idle.closed
 
 
 def test_a_rank_that_fails_sends_its_traceback(llm):

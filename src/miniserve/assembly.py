@@ -1,0 +1,162 @@
+"""An engine put together: from a model's name and what is asked of an engine to one that takes prompts.
+
+The order is that of memory: weights first, of the draft model too; then the KV cache, sized by what they leave; then
+the CUDA graphs, which are captured on it. Where anything fails on the way, the processes of the other ranks end.
+
+What is decided for the device is `settings`' business, what is computed the runtime's. Nothing here is of use after the
+engine stands.
+"""
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from typing import NamedTuple
+
+from miniserve.core.block_pool import BlockPool
+from miniserve.core.engine import Engine
+from miniserve.core.metrics import StepRecord
+from miniserve.core.ngram import NGramProposer
+from miniserve.core.proposer import Proposer
+from miniserve.core.scheduler import Scheduler
+from miniserve.errors import InvalidRequestError
+from miniserve.model.load import LoadedModel, load_model
+from miniserve.runtime.draft_model import DraftModel
+from miniserve.runtime.graphs import DecodeGraphs
+from miniserve.runtime.kv_cache import KV_DTYPES, KVCache
+from miniserve.runtime.model_runner import ModelRunner
+from miniserve.runtime.newest import Newest
+from miniserve.runtime.ranks import Ranks
+from miniserve.runtime.sharded_runner import ShardedModelRunner
+from miniserve.runtime.text_engine import TextEngine
+from miniserve.settings import EngineOptions, EngineSettings
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Placement:
+    """How a model is loaded, as `load_model` takes it, and by how many processes."""
+
+    dtype: str = "auto"
+    device: str = "auto"
+    backend: str = "auto"
+    quantization: str = "auto"
+    tensor_parallel_size: int = 1
+
+
+class Assembly(NamedTuple):
+    """An engine, and what it is made of.
+
+    Attributes:
+        model: its weights and tokenizer.
+        settings: what it was built with.
+        text_engine: the engine, with text around it.
+        ranks: the processes of the other ranks, if there are any; they end when it is closed.
+    """
+
+    model: LoadedModel
+    settings: EngineSettings
+    text_engine: TextEngine
+    ranks: ExitStack
+
+
+def assemble(
+    model: str | LoadedModel,
+    placement: Placement,
+    options: EngineOptions,
+    *,
+    progress: Progress | None = None,
+    on_step: Callable[[StepRecord], None] | None = None,
+) -> Assembly:
+    """Load a model, unless it is loaded, and build an engine around it.
+
+    Args:
+        model: alias, path or Hugging Face name, or a model that is loaded already.
+        placement: how it is loaded; of a loaded one, the default.
+        options: what is asked of the engine.
+        progress, on_step: see `LLM`.
+
+    Raises:
+        MiniserveError: one of its subclasses, naming what is wrong.
+    """
+    with ExitStack() as stack:
+        ranks = None
+        if not isinstance(model, LoadedModel):
+            model, ranks = _load(model, placement, stack, progress)
+        elif placement != Placement():
+            raise InvalidRequestError(
+                "dtype, device, backend, quantization and tensor_parallel_size decide how a model is loaded: "
+                "this model is loaded already"
+            )
+        draft = None
+        if options.speculation and options.speculation.model:
+            device, backend = str(model.choices.device), model.choices.backend
+            draft = load_model(options.speculation.model, device=device, backend=backend, progress=progress)
+        free = ranks.free_beside_steps if ranks else None
+        settings = EngineSettings.decide(model, options, draft=draft, free=free)
+        runner = _runner(model, settings, ranks)
+        scheduler = Scheduler(
+            BlockPool(settings.num_blocks, settings.block_size),
+            max_num_seqs=settings.max_num_seqs,
+            max_num_batched_tokens=settings.max_num_batched_tokens,
+            max_model_len=settings.max_model_len,
+            prefix_caching=settings.prefix_caching,
+            proposer=_proposer(settings, draft),
+        )
+        identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds
+        text_engine = TextEngine(Engine(scheduler, runner, on_step=on_step), model.tokenizer, identity)
+        return Assembly(model, settings, text_engine, stack.pop_all())
+
+
+def _load(
+    name: str, placement: Placement, stack: ExitStack, progress: Progress | None
+) -> tuple[LoadedModel, Ranks | None]:
+    """The model, or rank 0's slice of it, and the other ranks, which `stack` ends."""
+    how = asdict(placement)
+    size = how.pop("tensor_parallel_size")
+    if size == 1:
+        return load_model(name, **how, progress=progress), None
+    ranks = stack.enter_context(Ranks(name, size, **how))
+    how |= {"device": ranks.device}
+    return load_model(name, **how, communicator=ranks.communicator, progress=progress), ranks
+
+
+def _runner(model: LoadedModel, settings: EngineSettings, ranks: Ranks | None) -> ModelRunner:
+    """What computes steps, with its KV cache, and graphs where the settings say so."""
+    decoder, size = model.decoder, settings.block_size
+    kv_dtype = KV_DTYPES.get(settings.kv_cache_dtype, model.choices.dtype)
+    cache = KVCache(decoder.config, settings.num_blocks, size, dtype=kv_dtype, device=decoder.device)
+    newest = Newest(settings.max_num_seqs, decoder.device) if settings.overlap else None
+    graphs = None
+    if settings.cuda_graphs:
+        graphs = DecodeGraphs(
+            decoder,
+            cache,
+            max_batch=settings.max_num_seqs,
+            max_blocks=-(-settings.max_model_len // size),
+            block_size=size,
+            newest=newest,
+        )
+    if ranks:
+        ranks.make_caches(settings.num_blocks, size, kv_dtype)
+        runner: ModelRunner = ShardedModelRunner(decoder, cache, size, ranks)
+    else:
+        runner = ModelRunner(decoder, cache, size, graphs, newest)
+    if settings.backend == "triton":
+        runner.warm_up()
+    return runner
+
+
+def _proposer(settings: EngineSettings, draft: LoadedModel | None) -> Proposer | None:
+    """Who guesses: a draft model with KV memory of its own, the request's text, or nobody."""
+    if settings.speculation is None:
+        return None
+    longest = settings.speculation.num_tokens
+    if draft is None:
+        return NGramProposer(longest)
+    decoder, blocks, size = draft.decoder, settings.num_blocks, settings.block_size
+    cache = KVCache(draft.config, blocks, size, dtype=decoder.dtype, device=decoder.device)
+    runner = ModelRunner(decoder, cache, size)
+    if draft.choices.backend == "triton":
+        runner.warm_up()
+    return DraftModel(runner, BlockPool(blocks, size), longest, settings.max_num_batched_tokens)
