@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 
 from miniserve.cli import app
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.catalog import MARKS, load_catalog
+from miniserve.hardware.catalog import load_catalog
+from miniserve.hardware.devices import MARKS
 
 
 def invoke(*arguments: str) -> str:
@@ -104,7 +105,7 @@ def test_the_command_line_stays_light():
     code = (
         "import sys; sys.argv = ['miniserve', 'hardware', 'h100', '--json']\n"
         "import miniserve.cli as cli\n"
-        "assert 'miniserve.hardware.catalog' not in sys.modules\n"
+        "assert 'miniserve.hardware.devices' not in sys.modules\n"
         "try:\n    cli.main()\nexcept SystemExit as error:\n    assert not error.code\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules\n"
     )

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 import miniserve.hardware.catalog as module
 from miniserve.errors import CorruptFileError, InvalidRequestError
-from miniserve.hardware.catalog import MARKS, Accelerator, Catalog, Figure, System, load_catalog, plain
+from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.catalog_file import read_catalog
+from miniserve.hardware.devices import MARKS, Accelerator, Catalog, Figure, System, plain
 
 FILE = Path(module.__file__).with_name("catalog.toml")
 SHARED = Path(__file__).parents[3] / "shared/data/hardware.json"

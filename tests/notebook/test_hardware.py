@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from miniserve.hardware.catalog import MARKS, Figure, Source, load_catalog
+from miniserve.hardware.catalog import load_catalog
+from miniserve.hardware.devices import MARKS, Figure, Source
 from miniserve.notebook.hardware import (
     Table,
     card_rows,

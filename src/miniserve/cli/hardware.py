@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from miniserve.hardware.catalog import Accelerator, Figure, Source, System
+    from miniserve.hardware.devices import Accelerator, Figure, Source, System
 
 
 def hardware(
@@ -53,7 +53,7 @@ def _print_overview(accelerators: Sequence["Accelerator"], systems: Sequence["Sy
 
 
 def _print_card(entry: "Accelerator | System") -> None:
-    from miniserve.hardware.catalog import System
+    from miniserve.hardware.devices import System
     from miniserve.notebook.hardware import card_rows, system_sums
 
     typer.echo(f"{entry.name} ({entry.key}): {entry.vendor}, {entry.generation}, {entry.released}")
@@ -101,7 +101,7 @@ def _print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]], groups
 
 
 def _entry_json(entry: "Accelerator | System") -> dict[str, Any]:
-    from miniserve.hardware.catalog import System
+    from miniserve.hardware.devices import System
 
     texts = ("key", "name", "vendor", "generation", "released", "link")
     common = {name: getattr(entry, name) for name in texts} | {"aliases": entry.aliases, "notes": entry.notes}

@@ -2,7 +2,7 @@
 
 A figure is a bare number, which takes the `source` and `mark` of the table it stands in, or a table of its own with
 `value` and whichever of `source`, `mark`, `note` and `also` differ. Nothing is guessed: an unknown key, a source that
-is not listed, a missing mark, or a value no device can have is refused. Lookup and arithmetic are `catalog.py`'s.
+is not listed, a missing mark, or a value no device can have is refused. Lookup and arithmetic are `devices.py`'s.
 """
 
 import re
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miniserve.errors import CorruptFileError
-from miniserve.hardware.catalog import MARKS, Accelerator, Catalog, Figure, Source, System, plain
+from miniserve.hardware.devices import MARKS, Accelerator, Catalog, Figure, Source, System, plain
 
 #: Scalar quantities: unit, and the least and the most that is believable. A slip of a prefix falls outside.
 QUANTITIES: Mapping[str, tuple[str, float, float]] = {

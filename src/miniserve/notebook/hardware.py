@@ -1,13 +1,13 @@
 """The hardware catalogue for people: a figure as text, tables of the catalogue, one device's card, as HTML and as text.
 
 Every number carries its mark as a letter, and a card its source as a link. What the numbers are is
-`miniserve.hardware.catalog`'s business; nothing here computes.
+`miniserve.hardware.devices`' business; nothing here computes.
 """
 
 import html
 from collections.abc import Iterable, Sequence
 
-from miniserve.hardware.catalog import MARKS, Accelerator, Figure, Source, System
+from miniserve.hardware.devices import MARKS, Accelerator, Figure, Source, System
 from miniserve.notebook.units import format_value
 
 #: The columns of an overview: heading, quantity, the unit's size.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.catalog import Accelerator
+from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.efficiency import IDEAL, Efficiency, load_efficiencies
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision, Shape

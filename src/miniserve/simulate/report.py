@@ -7,7 +7,7 @@ than guessed.
 from typing import Any
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.catalog import Accelerator, Figure
+from miniserve.hardware.devices import Accelerator, Figure
 from miniserve.simulate.cluster import Cluster
 
 DEFAULT_PRICE = "hyperscaler_tco"
