@@ -10,6 +10,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does: oth
 import pytest
 
 from support import tiny_models
+from support.chromium import chromium
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -50,6 +51,13 @@ def tiny_directory(tmp_path_factory):
         return made[family]
 
     return get
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """A Chromium driven by playwright."""
+    with chromium() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

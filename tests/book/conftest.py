@@ -1,12 +1,10 @@
-"""Fixtures of the book's tests: the built site, a server for it, and a real Chromium.
+"""Fixtures of the book's tests: the built site, and a server for it.
 
-The site is built once a session, with warnings as errors, unless `MINISERVE_SITE` names a built one. Chromium is Debian's, or the
-one that `CHROMIUM` names; without it the browser's tests are skipped with a plain message, except in CI, where they fail.
+The site is built once a session, with warnings as errors, unless `MINISERVE_SITE` names a built one.
 """
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -17,25 +15,6 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT / "book" / "_tools")]  # the tools are scripts, not a package
-
-# Nothing but the page itself may use the network, and a container has no sandbox and little shared memory.
-ARGUMENTS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-dev-shm-usage",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-
-def skip_or_fail(reason: str) -> None:
-    """A machine may lack a browser; CI may not."""
-    if os.environ.get("CI", "").lower() in ("1", "true"):
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
@@ -74,22 +53,6 @@ def server(site) -> Iterator[str]:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_address[1]}/"
         running.shutdown()
-
-
-@pytest.fixture(scope="session")
-def browser():
-    """A Chromium driven by playwright."""
-    executable = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
-    if not executable or not shutil.which(executable):
-        skip_or_fail("no Chromium here: install Debian's `chromium`, or name one in CHROMIUM")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ModuleNotFoundError:
-        skip_or_fail("playwright is not installed: pip install -r requirements.txt")
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=executable, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
 
 
 @pytest.fixture(scope="session")

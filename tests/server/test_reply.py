@@ -11,7 +11,7 @@ from support import asynchronous
 
 def test_what_is_not_read_is_joined_one_piece_a_choice():
     async def run():
-        reply = Reply(2, lambda: None)
+        reply = Reply(0, 2, lambda: None)
         for step in range(1000):
             for choice in range(2):
                 entry = TokenLogprob(step, -1.0, 1)
@@ -36,7 +36,7 @@ def test_a_failure_reaches_the_reader_and_closing_is_told_once():
     closed = []
 
     async def run():
-        reply = Reply(1, lambda: closed.append(1))
+        reply = Reply(0, 1, lambda: closed.append(1))
         reply.put(Piece(0, "a", [1]))
         pieces = aiter(reply)
         assert (await anext(pieces)).text == "a"
@@ -45,7 +45,7 @@ def test_a_failure_reaches_the_reader_and_closing_is_told_once():
             await anext(pieces)
         reply.close()
         reply.close()
-        done = Reply(1, lambda: None)
+        done = Reply(0, 1, lambda: None)
         done.put(Piece(0, "b", [1], finish_reason="stop"))
         done.fail(unavailable("gone"))  # too late to matter
         assert [piece.text async for piece in done] == ["b"]

@@ -41,6 +41,7 @@ def serve(
     allow_origin: Annotated[
         list[str] | None, typer.Option(help="Origin whose pages may use the API from a browser; *: any.")
     ] = None,
+    live_view: Annotated[bool, typer.Option(help="A page at / that shows the engine at work.")] = True,
     drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.", min=0)] = 30.0,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     max_model_len: Annotated[int | None, typer.Option(help="Most tokens of one request.")] = None,
@@ -96,7 +97,11 @@ def serve(
     run_server(
         EngineClient(opener, max_waiting=max_waiting, silence_s=silence_seconds),
         ServerSettings(
-            served_model_name or model, max_body_mib * 2**20, tuple(allow_origin or ()), provider_from_environment()
+            served_model_name or model,
+            max_body_mib * 2**20,
+            tuple(allow_origin or ()),
+            provider_from_environment(),
+            live_view,
         ),
         Access(tenants),
         bind(host, port),

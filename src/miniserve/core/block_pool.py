@@ -14,7 +14,7 @@ registered is the cached one.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 from miniserve.core.hashing import BlockHash
@@ -69,6 +69,11 @@ class BlockPool:
     def is_cached(self, block: int) -> bool:
         """Whether the block's content can be found by its hash."""
         return self._hash_of[block] is not None
+
+    @property
+    def cached_blocks(self) -> Collection[int]:
+        """The blocks whose content can be found by its hash."""
+        return self._cached.values()
 
     def find(self, hashes: Iterable[BlockHash]) -> list[int]:
         """The cached blocks of the longest prefix of `hashes` that is here. Takes none of them."""

@@ -32,12 +32,14 @@ class Tenant:
         sha256: the key's, in hexadecimal; "" for everybody.
         max_concurrent: most requests at once; None: any number.
         requests_per_minute: on average, with as many at once; None: any number.
+        may_watch: whether it may see the engine at work, everybody's requests included.
     """
 
     name: str
     sha256: str
     max_concurrent: int | None = None
     requests_per_minute: int | None = None
+    may_watch: bool = False
     num_running: int = 0
     _tokens: float = math.inf
     _refilled_s: float = 0.0
@@ -71,7 +73,7 @@ class Access:
 
     def __init__(self, tenants: Sequence[Tenant] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._tenants, self._clock = list(tenants), clock
-        self._everybody = Tenant("everybody", "")
+        self._everybody = Tenant("everybody", "", may_watch=True)
 
     @contextmanager
     def enter(self, authorization: str | None) -> Iterator[Tenant]:
@@ -113,18 +115,19 @@ def new_key() -> str:
 
 
 def tenant_of(name: str, key: str) -> Tenant:
-    """A tenant without limits.
+    """A tenant without limits, who may watch.
 
     Raises:
         InvalidRequestError: the key is short enough to be guessed.
     """
     if len(key) < MIN_KEY_LENGTH:
         raise InvalidRequestError(f"the API key has {len(key)} characters: it needs at least {MIN_KEY_LENGTH}")
-    return Tenant(name, hash_key(key))
+    return Tenant(name, hash_key(key), may_watch=True)
 
 
 def read_keys(path: Path) -> list[Tenant]:
-    """Read a file of keys: TOML, a table a tenant, with `sha256` and, if it has limits, those of `Tenant`.
+    """Read a file of keys: TOML, a table a tenant, with `sha256` and, if it has limits, those of `Tenant`;
+    `watch = true` lets it watch.
 
     Raises:
         InvalidRequestError: it cannot be read, or says something else. Names the file and the tenant.
@@ -142,13 +145,16 @@ def _tenant(path: Path, name: str, table: object) -> Tenant:
     where = f"{path}, [{name}]"
     if not isinstance(table, dict):
         raise InvalidRequestError(f"{where} is no table")
-    if unknown := table.keys() - {"sha256", "max_concurrent", "requests_per_minute"}:
+    if unknown := table.keys() - {"sha256", "max_concurrent", "requests_per_minute", "watch"}:
         raise InvalidRequestError(f"{where}: {min(unknown)} is not known here")
     digest = table.get("sha256")
     if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
         raise InvalidRequestError(f"{where}: sha256 must be 64 hexadecimal digits")
-    limits = {key: value for key, value in table.items() if key != "sha256"}
+    may_watch = table.get("watch", False)
+    if not isinstance(may_watch, bool):
+        raise InvalidRequestError(f"{where}: watch is {may_watch!r}: it must be true or false")
+    limits = {key: value for key, value in table.items() if key not in ("sha256", "watch")}
     for key, value in limits.items():
         if type(value) is not int or value < 1:
             raise InvalidRequestError(f"{where}: {key} is {value!r}: it must be a whole number of at least 1")
-    return Tenant(name, digest, **limits)
+    return Tenant(name, digest, **limits, may_watch=may_watch)

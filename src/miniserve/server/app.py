@@ -32,6 +32,8 @@ from miniserve.server.openapi import CHAT_OUTPUT, ERRORS, KEY, PLAIN_TEXT, TEXT_
 from miniserve.server.protocol import CompletionRequest, DetokenizeRequest
 from miniserve.server.replies import Form, TextForm
 from miniserve.server.traces import Traced, span_of
+from miniserve.server.view.pages import add_docs, add_view
+from miniserve.server.view.watchers import Watchers
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
@@ -48,17 +50,19 @@ class ServerSettings:
         max_body_bytes: of a request.
         allow_origins: of other sites whose pages may use this server from a browser; "*": of any.
         traces: where OpenTelemetry's spans go; None: nowhere.
+        live_view: whether there is a page that shows the engine at work.
     """
 
     model_name: str
     max_body_bytes: int = 16 * 2**20
     allow_origins: Sequence[str] = ()
     traces: "TracerProvider | None" = None
+    live_view: bool = True
 
 
 def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> FastAPI:
     """The application around an engine that has been started."""
-    app = FastAPI(title="miniserve", version=__version__, redoc_url=None, responses=ERRORS)
+    app = FastAPI(title="miniserve", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS)
     # Each layer goes around those before it.
     app.add_middleware(Exchange, access=access, max_body_bytes=settings.max_body_bytes)
     if settings.traces:
@@ -108,6 +112,9 @@ def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> 
         app.post(path, response_model=None, dependencies=[KEY], responses=outputs)(route)
     app.post("/tokenize", dependencies=[KEY])(routes.tokenize)
     app.post("/detokenize", dependencies=[KEY])(routes.detokenize)
+    add_docs(app)
+    if settings.live_view:
+        add_view(app, Watchers(engine, settings.model_name))
     _handle_errors(app)
     describe(app)
     return app

@@ -12,7 +12,7 @@ Single-threaded, on one event loop.
 import asyncio
 import contextlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 from miniserve.core.sampling_params import SamplingParams
@@ -33,8 +33,10 @@ from miniserve.server.messages import (
     Stepped,
     Submit,
     ToEngine,
+    Watch,
 )
 from miniserve.server.reply import Reply
+from miniserve.server.view.records import Update
 from miniserve.server.worker import Opener
 
 LONGEST_PAUSE_S = 30.0  # between two attempts to start the engine again
@@ -56,6 +58,7 @@ class EngineClient:
         ready: whether requests are taken.
         draining: set it to take no more.
         facts, tokenizer: of the engine, once it has been ready.
+        on_update: takes what the engine sends while it is watched.
     """
 
     def __init__(self, opener: Opener, *, max_waiting: int, silence_s: float) -> None:
@@ -65,6 +68,8 @@ class EngineClient:
         self.tokenizer: Tokenizer
         self.num_restarts = 0
         self.last_report: Report | None = None
+        self.on_update: Callable[[Update], None] = lambda _: None
+        self._watched = False
         self._running = False
         self._replies: dict[int, Reply] = {}
         self._keys = count()
@@ -105,6 +110,8 @@ class EngineClient:
         await self._started
         self._process.watch(self._silence_s)
         self._running = True
+        if self._watched:
+            self._send(Watch(True))
 
     async def stop(self) -> None:
         """End the process; what is still open fails."""
@@ -137,7 +144,7 @@ class EngineClient:
         if self.num_open + choices > limit:
             raise busy(f"{self.num_open} outputs are running or waiting, and {choices} more would exceed {limit}")
         key = next(self._keys)
-        reply = self._replies[key] = Reply(choices, lambda: self._forget(key))
+        reply = self._replies[key] = Reply(key, choices, lambda: self._forget(key))
         try:
             self._send(Submit(key, [list(prompt) for prompt in prompts], params, cache_salt))
             await reply.accepted
@@ -155,6 +162,12 @@ class EngineClient:
             with contextlib.suppress(TimeoutError, APIError):
                 return await asyncio.wait_for(answer, REPORT_TIMEOUT_S)
         return self.last_report
+
+    def watch(self, on: bool) -> None:
+        """Have the engine send updates to `on_update`, the next one, too, should this one die; or no more."""
+        self._watched = on
+        if self._running:
+            self._send(Watch(on))
 
     def fail_all(self, error: APIError) -> None:
         """End everything that is open with an error."""
@@ -175,7 +188,7 @@ class EngineClient:
         if reply is not None and reply.num_open and self._running:
             self._send(Abort(key))
 
-    def _handle(self, message: FromEngine) -> None:
+    def _handle(self, message: FromEngine) -> None:  # noqa: PLR0912
         match message:
             case Stepped(pieces):
                 for key, piece in pieces:
@@ -192,6 +205,8 @@ class EngineClient:
                 self._started.set_result(None)
             case Failed(reason):
                 self._started.set_exception(MiniserveError(reason))
+            case Update():
+                self.on_update(message)
             case Report():
                 self.last_report = message
                 for answer in self._asked:

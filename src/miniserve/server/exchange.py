@@ -16,8 +16,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from miniserve.server.access import Access
 from miniserve.server.errors import APIError
+from miniserve.server.view import pages as view
 
-OPEN_PATHS = frozenset(("/", "/health", "/ready", "/version", "/metrics", "/docs", "/openapi.json"))
+OPEN_PATHS = frozenset(("/health", "/ready", "/version", "/metrics", "/openapi.json")) | view.OPEN_PATHS
 
 MAX_HEADER_BYTES = 64 * 2**10
 

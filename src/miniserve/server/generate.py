@@ -157,7 +157,8 @@ class EventStream(Response):
     media_type = "text/event-stream"
 
     def __init__(self, reply: Reply, events: AsyncIterator[bytes]) -> None:
-        super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
+        headers = {"cache-control": "no-cache", "x-accel-buffering": "no", "x-engine-request": str(reply.key)}
+        super().__init__(headers=headers)
         del self.headers["content-length"]
         self._reply, self._events = reply, events
 

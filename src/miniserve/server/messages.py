@@ -11,6 +11,7 @@ from miniserve.core.metrics import Metrics
 from miniserve.core.request import TokenLogprob
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.server.view.records import Update
 
 
 class Submit(NamedTuple):
@@ -39,12 +40,19 @@ class Ask(NamedTuple):
     """Send a `Report`."""
 
 
+class Watch(NamedTuple):
+    """Send an `Update` now and then, or no more."""
+
+    on: bool
+
+
 class Facts(NamedTuple):
     """What the server needs to know of an engine: its limits, and a line for people."""
 
     description: str
     max_model_len: int
     max_num_seqs: int
+    max_num_batched_tokens: int
     num_blocks: int
     block_size: int
 
@@ -123,5 +131,5 @@ class Report(NamedTuple):
     num_free_blocks: int
 
 
-ToEngine = Submit | Abort | Ask  # and None: end
-FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report
+ToEngine = Submit | Abort | Ask | Watch  # and None: end
+FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report | Update

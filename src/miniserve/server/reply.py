@@ -18,6 +18,7 @@ class Reply:
     """The outputs of one submission. Use it as a context manager: leaving the block aborts what has not ended.
 
     Args:
+        key: the engine's number for it.
         num_choices: how many outputs there will be.
         on_close: called once when its reader is done with it.
 
@@ -26,8 +27,8 @@ class Reply:
         num_open: outputs that have not ended.
     """
 
-    def __init__(self, num_choices: int, on_close: Callable[[], None]) -> None:
-        self.num_open = num_choices
+    def __init__(self, key: int, num_choices: int, on_close: Callable[[], None]) -> None:
+        self.key, self.num_open = key, num_choices
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_close: Callable[[], None] | None = on_close
         self._pending: dict[int, Piece] = {}

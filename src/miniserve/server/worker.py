@@ -7,13 +7,14 @@ whatever way, this process ends too.
 An exception of the executor ends the process: what state the device is in is not known then. The server starts another.
 """
 
+import contextlib
 import re
 import signal
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.connection import Connection
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from miniserve.core.grammar import Grammar
@@ -32,7 +33,9 @@ from miniserve.server.messages import (
     Stepped,
     Submit,
     ToEngine,
+    Watch,
 )
+from miniserve.server.view.recorder import Recorder
 
 if TYPE_CHECKING:
     from miniserve.llm import LLM
@@ -76,14 +79,16 @@ class Worker:
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._compiling: set[int] = set()
         self._live: dict[int, list[Generation]] = {}
+        self._recorder = Recorder(llm.engine, self._send)
         self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
 
     def run(self) -> None:
         """Serve until the pipe closes."""
         settings = self._llm.settings
         facts = Facts(
-            str(settings), settings.max_model_len, settings.max_num_seqs, settings.num_blocks, settings.block_size
-        )
+            str(settings), settings.max_model_len, settings.max_num_seqs, settings.max_num_batched_tokens,
+            settings.num_blocks, settings.block_size,
+        )  # fmt: skip
         self._send(Ready(facts, self._llm.tokenizer))
         threading.Thread(target=self._receive, daemon=True).start()
         while self._take_messages():
@@ -92,6 +97,7 @@ class Worker:
                 self._send(Stepped([self._piece(delta) for delta in deltas]))
             for generation in {delta.generation for delta in deltas if delta.generation.finished}:
                 self._forget(generation)
+            self._recorder.after_step(deltas)
 
     def _send(self, message: FromEngine) -> None:
         self._connection.send(message)
@@ -106,7 +112,7 @@ class Worker:
     def _take_messages(self) -> bool:
         """Handle what has come, waiting for something if there is nothing to compute; False once the pipe is closed."""
         while not self._inbox.empty() or not self._text.has_work:
-            message = self._inbox.get()
+            message = self._next_message()
             if message is None:
                 return False
             if isinstance(message, Submit):
@@ -117,7 +123,18 @@ class Worker:
                 self._abort(message.key)
             elif isinstance(message, Ask):
                 self._report()
+            elif isinstance(message, Watch):
+                self._recorder.switch(message.on)
+            self._recorder.changed()
         return True
+
+    def _next_message(self) -> "ToEngine | _Compiled | None":
+        """Wait for one. Whoever watches is told meanwhile how the last step left things."""
+        if (due_in_s := self._recorder.due_in_s) is not None:
+            with contextlib.suppress(Empty):
+                return self._inbox.get(timeout=due_in_s)
+            self._recorder.send()
+        return self._inbox.get()
 
     def _submit(self, submit: Submit) -> None:
         grammar = submit.params.grammar

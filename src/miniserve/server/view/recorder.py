@@ -1,0 +1,197 @@
+"""`Recorder`: notes what the engine does while somebody watches, and nothing at all otherwise.
+
+It runs between the engine's steps and must not slow them. It sends at most ten updates a second, and fewer if they are
+dear: one that took t is followed by none for 200 t, so that whatever the number of blocks and requests, updates take half
+a percent of the time. t is the thread's CPU time: that others were given the core is no reason to send less.
+Between updates it keeps no more than the last steps and two sketches.
+"""
+
+import math
+import time
+from array import array
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from miniserve.core.engine import Engine
+from miniserve.core.metrics import StepRecord
+from miniserve.core.request import Request
+from miniserve.server.view.records import Holder, Part, ShownStep, Totals, Update
+
+if TYPE_CHECKING:
+    from miniserve.runtime.text_engine import Delta
+
+INTERVAL_S = 0.1
+LARGEST_SHARE = 1 / 200
+MAX_STEPS = 8  # of an update: more than 80 columns a second no eye can follow
+
+
+class Recorder:
+    """Watches one engine.
+
+    Args:
+        engine: its `on_step` is this recorder's while it is on.
+        send: takes the updates.
+        clock: the engine's, in seconds.
+        effort: the CPU time of this thread, in seconds.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        send: Callable[[Update], None],
+        clock: Callable[[], float] = time.monotonic,
+        effort: Callable[[], float] = time.thread_time,
+    ) -> None:
+        self._engine, self._send, self._clock, self._effort = engine, send, clock, effort
+        self._on = self._is_due = False
+        self._reset()
+
+    def _reset(self) -> None:
+        self._steps: deque[ShownStep] = deque(maxlen=MAX_STEPS)
+        self._ttft: Counter[int] = Counter()
+        self._itl: Counter[int] = Counter()
+        self._began_s = self._next_s = self._stepped_s = self._clock()
+        self._cost_s = 0.0
+
+    def switch(self, on: bool) -> None:
+        """Begin to record, with an update of how things are, or end."""
+        if on is not self._on:
+            self._reset()
+        self._on = self._is_due = on
+        self._engine.on_step = self._note_step if on else None
+
+    @property
+    def due_in_s(self) -> float | None:
+        """When there is something to send, in seconds from now; None: nothing new, or nobody watches."""
+        return max(0.0, self._next_s - self._clock()) if self._is_due else None
+
+    def changed(self) -> None:
+        """Requests came or went outside a step."""
+        self._is_due = self._on
+
+    def after_step(self, deltas: Sequence["Delta"]) -> None:
+        """A step's outputs are on their way.
+
+        Args:
+            deltas: what came of it.
+        """
+        if not self._on:
+            return
+        now, spent_s = self._clock(), self._effort()
+        if self._steps:
+            self._steps[-1].seconds["text, send"] = now - self._stepped_s
+        self._note_latencies(deltas)
+        self._is_due = True
+        self._cost_s += self._effort() - spent_s
+        if now >= self._next_s:
+            self.send()
+
+    def send(self) -> None:
+        """Send an update now."""
+        now, spent_s = self._clock(), self._effort()
+        self._send(self._update(now))
+        self._steps.clear()
+        self._ttft, self._itl = Counter(), Counter()
+        self._is_due = False
+        took_s = self._effort() - spent_s
+        self._cost_s += took_s
+        self._next_s = now + max(INTERVAL_S, took_s / LARGEST_SHARE)
+
+    def _note_step(self, record: StepRecord) -> None:
+        spent_s = self._effort()
+        # What is no request's any more by the time of the update is noted now.
+        parts = [Part(name_of(p.request_id), p.num_tokens, p.num_drafted, p.num_accepted) for p in record.parts]
+        preempted = [name_of(request_id) for request_id in record.preempted]
+        self._steps.append(ShownStep(record.index, record.start_s, split(record), parts, preempted))
+        self._cost_s += self._effort() - spent_s
+        self._stepped_s = self._clock()
+
+    def _note_latencies(self, deltas: Sequence["Delta"]) -> None:
+        gaps: Counter[float] = Counter()  # those of requests that decode together are equal
+        for _, choice, _, tokens in deltas:
+            times = choice.request.times
+            if not tokens:
+                continue
+            moments = times.tokens_s[-len(tokens) - 1 :]
+            if len(moments) == len(tokens):
+                self._ttft[bucket(moments[0] - times.queued_s)] += 1
+            gaps.update(after - before for before, after in pairwise(moments))
+        for gap, number in gaps.items():
+            self._itl[bucket(gap)] += number
+
+    def _update(self, now: float) -> Update:
+        scheduler, metrics = self._engine.scheduler, self._engine.metrics
+        return Update(
+            at_s=now,
+            requests=[_holder(request) for request in (*scheduler.running, *scheduler.loading)],
+            waiting=scheduler.num_waiting,
+            free=scheduler.pool.num_free,
+            cached=runs_of_set(scheduler.pool.cached_blocks, scheduler.pool.num_blocks),
+            totals=Totals(
+                steps=metrics.num_steps,
+                computed=metrics.num_computed_tokens,
+                output=metrics.num_output_tokens,
+                prompt=metrics.num_prompt_tokens,
+                cached=metrics.num_cached_tokens,
+                drafted=sum(metrics.drafted),
+                accepted=sum(metrics.accepted),
+                finished=sum(metrics.finished.values()),
+            ),
+            steps=list(self._steps),
+            ttft=dict(self._ttft),
+            itl=dict(self._itl),
+            cost=self._cost_s / max(now - self._began_s, INTERVAL_S),
+        )
+
+
+def _holder(request: Request) -> Holder:
+    return Holder(
+        name=name_of(request.request_id),
+        prompt=request.num_prompt_tokens,
+        tokens=len(request.token_ids),
+        computed=request.num_computed,
+        cached=request.num_cached or 0,
+        preemptions=request.num_preemptions,
+        blocks=runs(request.block_table),
+    )
+
+
+def name_of(request_id: str) -> str:
+    """What a request is called: "7.1/0" with a prompt's and a choice's number, less the prompt's where that is 0."""
+    return request_id.replace(".0", "", 1)
+
+
+def split(record: StepRecord) -> dict[str, float]:
+    """Where a step's time went, by name."""
+    named = sum(record.seconds.values())
+    if not 0 < named <= record.execute_s:  # larger on a device that computed while the host was elsewhere
+        return {"schedule": record.schedule_s, "launch, wait": record.execute_s}
+    return {"schedule": record.schedule_s, **record.seconds, "other": record.execute_s - named}
+
+
+def bucket(seconds: float) -> int:
+    """Of a sketch."""
+    return math.floor(50 * math.log(max(seconds, 1e-6) * 1e6))
+
+
+def runs(blocks: "array[int]") -> list[int]:
+    """A row of blocks as runs."""
+    row = np.array(blocks, np.int64)  # a copy: a view would forbid the table to grow
+    if not len(row):
+        return []
+    starts = np.concatenate(([0], np.flatnonzero(np.diff(row) != 1) + 1))
+    counts = np.diff(starts, append=len(row))
+    return [int(each) for each in np.stack((row[starts], counts), axis=1).ravel()]
+
+
+def runs_of_set(blocks: Iterable[int], num_blocks: int) -> list[int]:
+    """A set of blocks as runs."""
+    held = np.zeros(num_blocks + 2, np.int8)  # with an edge on both sides
+    held[np.fromiter(blocks, np.int64) + 1] = 1
+    edges = np.flatnonzero(np.diff(held))
+    edges[1::2] -= edges[::2]
+    return [int(each) for each in edges]

@@ -1,0 +1,124 @@
+"""What is said about the engine: made by the recorder, pickled to the server, written as JSON for the page.
+
+Runs: a set or a row of blocks is a flat list of first block and number of blocks, in turn: [4, 2, 9, 1] is 4, 5, 9.
+Sketch: counts by bucket, for quantiles over any window of updates. A value of s seconds is in bucket
+floor(50 ln(s / 1 µs)), which knows it to 2%.
+"""
+
+from typing import NamedTuple
+
+from msgspec import Struct
+
+
+class Engine(Struct):
+    """The engine as a whole, and how it is.
+
+    Attributes:
+        state: "ready", "starting" or "draining".
+        model: the name that requests give.
+        description: for people.
+        num_blocks, block_size: of the KV pool; a block holds `block_size` tokens.
+        budget: most tokens of a step.
+        max_num_seqs: most requests computed at once.
+        max_model_len: most tokens of one.
+        restarts: engine processes that died.
+    """
+
+    state: str
+    model: str
+    description: str
+    num_blocks: int
+    block_size: int
+    budget: int
+    max_num_seqs: int
+    max_model_len: int
+    restarts: int
+
+
+class Part(NamedTuple):
+    """One request's part of a step: of its `tokens` the last `drafted` were guesses, `accepted` of them right."""
+
+    request: str
+    tokens: int
+    drafted: int
+    accepted: int
+
+
+class ShownStep(Struct):
+    """One step.
+
+    Attributes:
+        index: a running number.
+        start_s: of the engine's clock.
+        seconds: where the time went, by name. "schedule" and "text, send" are the host's; the executor names the parts
+            of its own, and what is left is "other". Where the host runs ahead of a GPU, its time in the executor is
+            "launch, wait", which is less than the step takes.
+        parts: who computed what.
+        preempted: who lost its blocks.
+    """
+
+    index: int
+    start_s: float
+    seconds: dict[str, float]
+    parts: list[Part]
+    preempted: list[str]
+
+
+class Holder(Struct):
+    """A request that holds blocks.
+
+    Attributes:
+        name: its number; those of a submission with several prompts or choices have it in common: "7.1", "7/0".
+        prompt, tokens, computed: how many tokens it was given, has now, and has KV of.
+        cached: of the prompt, those that the prefix cache had.
+        preemptions: how often it lost its blocks.
+        blocks: runs, in the order of its block table. A block that several have is shared.
+    """
+
+    name: str
+    prompt: int
+    tokens: int
+    computed: int
+    cached: int
+    preemptions: int
+    blocks: list[int]
+
+
+class Totals(Struct):
+    """Since the engine was started; see `Metrics`."""
+
+    steps: int
+    computed: int
+    output: int
+    prompt: int
+    cached: int
+    drafted: int
+    accepted: int
+    finished: int
+
+
+class Update(Struct):
+    """What the page gets some ten times a second.
+
+    Attributes:
+        at_s: now, of the engine's clock.
+        requests: who holds blocks, by rank.
+        waiting: how many wait.
+        free: blocks that nobody holds.
+        cached: runs of the blocks, held or free, whose content can be found again.
+        totals: see there.
+        steps: the latest since the last update, 8 at most.
+        ttft, itl: sketches of what was measured since the last update: times to first token, and between tokens.
+        cost: share of the time since somebody began to watch that went into recording it.
+    """
+
+    at_s: float
+    requests: list[Holder]
+    waiting: int
+    free: int
+    cached: list[int]
+    totals: Totals
+    steps: list[ShownStep]
+    ttft: dict[int, int]
+    itl: dict[int, int]
+    cost: float

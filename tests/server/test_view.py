@@ -1,0 +1,263 @@
+"""The live view and the page about the API, in a real Chromium."""
+
+import contextlib
+import os
+import re
+import signal
+
+import pytest
+
+from support.chromium import violations
+
+SYSTEM = "You are the guide of a museum, and you know all about machines. " * 2
+LONG = {"model": "tiny", "max_tokens": 12000, "ignore_eos": True}
+CONTROLS = ["pause", "theme", "log", "prompt", "send", "fresh", "visitors", "pool", "strip"]
+
+
+class Page:
+    """A tab, and what went wrong in it."""
+
+    def __init__(self, browser, server, path="/", **options):
+        self.context = browser.new_context(**({"viewport": {"width": 1280, "height": 900}} | options))
+        self.tab, self.problems = self.context.new_page(), []
+        self.tab.on("pageerror", lambda error: self.problems.append(f"script error: {error}"))
+        self.tab.on("console", lambda m: self.problems.append(m.text) if m.type in ("error", "warning") else None)
+        self.tab.on("request", lambda r: r.url.startswith(server.url) or self.problems.append(f"asks {r.url}"))
+        self.answer = self.tab.goto(server.url + path)
+        if path == "/":
+            self.live()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.context.close()
+
+    def wait(self, expression, argument=None, timeout_s=20):
+        self.tab.wait_for_function(expression, arg=argument, timeout=1000 * timeout_s)
+
+    def told(self, text, timeout_s=20):
+        self.wait("text => document.querySelector('#status').textContent.includes(text)", text, timeout_s)
+
+    def live(self, timeout_s=20):
+        self.told("Live", timeout_s)
+
+    def open_tables(self):
+        self.tab.eval_on_selector_all("details.alternative", "all => all.forEach(each => { each.open = true; })")
+
+    def rows(self, table):
+        return self.tab.eval_on_selector_all(
+            f"#{table} tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
+        )
+
+    def points_at(self, figure):
+        return self.tab.get_attribute(f"#{figure}", "aria-valuetext")
+
+
+@pytest.fixture(scope="module")
+def server(start):
+    with start("--max-num-seqs", "4") as server:
+        yield server
+
+
+@pytest.fixture
+def open_page(browser, server):
+    pages = []
+
+    def open_one(path="/", **options):
+        pages.append(Page(browser, server, path, **options))
+        return pages[-1]
+
+    yield open_one
+    for page in pages:
+        page.context.close()
+    assert not [problem for page in pages for problem in page.problems]
+
+
+@pytest.fixture
+def load(server):
+    """Begin completions that go on while a test looks at them; returns their numbers."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(prompts):
+            names = []
+            for prompt in prompts:
+                body = LONG | {"prompt": prompt, "stream": True}
+                reply = stack.enter_context(server.http.stream("POST", "/v1/completions", json=body))
+                begun.append(reply.iter_lines())  # kept: when it goes, so does the connection
+                next(begun[-1])
+                names.append(reply.headers["x-engine-request"])
+            return names
+
+        begun = []
+        yield begin
+    server.until(lambda: server.metric("num_requests_running") == 0)
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_it_asks_nobody_else_and_may_not(open_page, server, path):
+    page = open_page(path)
+    policy = page.answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'self';")
+    assert "unsafe" not in policy
+    page.tab.wait_for_load_state("load")
+    for name in page.tab.eval_on_selector_all("link, script, img", "all => all.map(each => each.src || each.href)"):
+        answer = server.http.get(name)
+        assert answer.headers["content-security-policy"] == policy
+        again = server.http.get(name, headers={"if-none-match": answer.headers["etag"]})
+        assert (again.status_code, again.content) == (304, b"")
+
+
+def test_the_api_is_described(open_page, server):
+    tab = open_page("/docs").tab
+    tab.wait_for_selector("#api[data-ready]")
+    told = tab.text_content("#api")
+    schema = server.http.get("/openapi.json").json()
+    for path in schema["paths"]:
+        assert path in told
+    for field in ("max_completion_tokens", "stream_options", "logit_bias", "json_schema"):
+        assert field in told
+    assert not [path for path in schema["paths"] if path.startswith("/view")]
+
+
+def test_chat_streams_stops_and_tells_times(open_page):
+    page = open_page()
+    tab = page.tab
+    tab.click("#chat summary")
+    tab.fill("#max-tokens", "12000")
+    tab.eval_on_selector("#temperature", "slider => { slider.value = 0; slider.dispatchEvent(new Event('input')); }")
+    tab.fill("#prompt", "hello")
+    tab.press("#prompt", "Enter")
+    grown = "n => document.querySelector('article.assistant p')?.textContent.length > n"
+    page.wait(grown, 0)
+    page.wait(grown, tab.evaluate("document.querySelector('article.assistant p').textContent.length"))
+    name = re.fullmatch(r"request (\d+)", tab.text_content("article.assistant h3")).group(1)
+    page.open_tables()
+    page.wait("name => document.querySelector('#blocks-table td')?.textContent === name", name)
+    tab.click("#stop")
+    page.wait("document.querySelector('.note').textContent.startsWith('Stopped')")
+    page.wait("document.querySelectorAll('#blocks-table td').length === 0")  # and in the engine, too
+    assert tab.is_disabled("#stop")
+    tab.click("#fresh")
+    tab.fill("#max-tokens", "5")
+    tab.fill("#prompt", "again")
+    tab.click("#send")
+    page.wait("/^\\d+ tokens.*first after/.test(document.querySelector('.note')?.textContent)")
+    tab.fill("#max-tokens", "20000")  # refused, in the server's own words
+    tab.fill("#prompt", "and again")
+    tab.click("#send")
+    page.wait("document.querySelector('.note.error')?.textContent.includes('16384')")
+    page.problems[:] = [each for each in page.problems if "status of 400" not in each]
+
+
+def test_two_generations_and_what_they_share(open_page, load):
+    names = load([SYSTEM + "Who are you?", SYSTEM + "What is a bit?"])
+    page = open_page()
+    page.open_tables()
+    page.wait("document.querySelectorAll('#blocks-table tbody tr').length === 2")
+    rows = page.rows("blocks-table")
+    assert [row[0] for row in rows] == names
+    shared = len(SYSTEM) // 16  # a token is a character, a block 16 of them
+    assert [int(row[6]) for row in rows] == [shared, shared]
+    assert min(int(row[5]) for row in rows) > shared
+    page.tab.focus("#pool")  # it begins with the first block that somebody has
+    wanted = f"requests {', '.join(names)}; 2 references; can be found by others"
+    for _ in range(20):
+        if page.points_at("pool").endswith(wanted):
+            break
+        page.tab.press("#pool", "ArrowRight")
+    assert page.points_at("pool").endswith(wanted)
+    assert page.tab.text_content("#pool-told") == page.points_at("pool")
+    before = int(page.rows("steps-table")[0][0])
+    page.wait("n => +document.querySelector('#steps-table td').textContent > n", before)
+    assert int(page.rows("steps-table")[0][3]) == 2  # who decodes
+    page.wait("+document.querySelector('#n-output').textContent.replace(',', '') > 0")
+    assert page.tab.text_content("#n-running") == "2"
+    assert re.search(r"p50 [\d.]+ (ms|µs)", page.tab.get_attribute("#chart-itl", "aria-label"))
+    assert "forward" in page.tab.text_content("#split")
+    cost = page.tab.text_content("#cost")
+    assert 0 < float(cost.removesuffix("%")) < 5
+
+
+def test_every_control_by_keyboard(open_page):
+    page = open_page()
+    tab, seen = page.tab, []
+    tab.evaluate("document.activeElement.blur()")
+    for _ in range(40):
+        tab.keyboard.press("Tab")
+        if tab.evaluate("document.activeElement === document.body"):
+            break  # once around
+        name, outline = tab.evaluate(
+            "(e => [e.id || e.textContent, getComputedStyle(e).outlineStyle])(document.activeElement)"
+        )
+        seen.append(name)
+        assert outline != "none", f"{name} does not show that it has the focus"
+        if name == "pool":
+            first = page.points_at("pool")
+            tab.keyboard.press("ArrowDown")
+            assert page.points_at("pool") != first
+        if name == "theme":
+            for theme in ("light", "dark"):
+                tab.keyboard.press("Enter")
+                assert tab.evaluate("document.documentElement.dataset.theme") == theme
+        if name == "pause":
+            tab.keyboard.press("Space")
+            assert tab.get_attribute("#pause", "aria-pressed") == "true"
+            tab.keyboard.press("Space")
+    assert [name for name in seen if name in CONTROLS] == CONTROLS
+    assert seen.count("As a table") == 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_accessibility(open_page, load, scheme):
+    load([SYSTEM])
+    page = open_page(color_scheme=scheme)
+    page.tab.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    page.wait("document.querySelector('#charts-table td')")
+    assert not violations(page.tab)
+    docs = open_page("/docs", color_scheme=scheme)
+    docs.tab.wait_for_selector("#api[data-ready]")
+    docs.tab.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    assert not violations(docs.tab)
+
+
+def test_on_a_phone_nothing_is_wider_than_the_screen(open_page, load):
+    load([SYSTEM])
+    for path in ("/", "/docs"):
+        page = open_page(path, viewport={"width": 360, "height": 780}, reduced_motion="reduce")
+        page.tab.wait_for_selector("#api[data-ready]" if path == "/docs" else "#strip")
+        page.tab.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+        if path == "/":
+            page.wait("document.querySelector('#charts-table td') && document.querySelector('#blocks-table td')")
+        assert page.tab.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+def test_an_engine_that_dies_is_told_and_its_successor_shown(open_page, server, load):
+    page = open_page()
+    load([SYSTEM])
+    page.open_tables()
+    page.wait("document.querySelectorAll('#blocks-table tbody tr').length === 1")
+    os.kill(server.engine_pid(), signal.SIGKILL)
+    page.told("The engine died and is being started again")
+    page.wait("document.querySelectorAll('#blocks-table tbody tr').length === 0")
+    page.live(timeout_s=60)
+    load([SYSTEM])
+    page.wait("document.querySelectorAll('#blocks-table tbody tr').length === 1")
+    page.wait("+document.querySelector('#steps-table td')?.textContent >= 0")
+
+
+def test_a_lost_connection_is_told_and_comes_back_with_a_key(browser, start):
+    """And the map of a pool that is too large to show each block."""
+    key = "a-key-that-nobody-guesses"
+    with start("--max-num-seqs", "32") as first, Page(browser, first) as page:
+        assert re.search(r"One cell is \d+ of 32,768 blocks", page.tab.text_content("#scale"))
+        port = first.url.rpartition(":")[2]
+        first.process.kill()
+        page.told("Connection lost")
+        with start("--port", port, "--max-num-seqs", "4", MINISERVE_API_KEY=key):
+            page.told("An API key is needed")
+            page.tab.fill("#key", key)
+            page.tab.press("#key", "Enter")
+            page.live()
+            assert page.tab.evaluate("Object.values(sessionStorage)") == [key]
+            assert key not in page.tab.evaluate("JSON.stringify(localStorage) + document.cookie")
