@@ -1,6 +1,7 @@
 """The recorder beside a real scheduler, on a device and a clock of our own: what it says is so, and it says it seldom."""
 
 import math
+from itertools import pairwise
 from types import SimpleNamespace
 
 import msgspec
@@ -110,7 +111,7 @@ def test_updates_are_few_and_fewer_if_they_are_dear(update_s, gap_s):
         watched.add(f"{name}.0", [name] * 10, 100)
     watched.drain()
     times = [at for at, _ in watched.updates]
-    gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
+    gaps = [after - before for before, after in pairwise(times)]
     assert len(gaps) >= 2
     assert all(gap == pytest.approx(gap_s, abs=watched.step_s) for gap in gaps)
     assert min(gaps) > gap_s - 1e-9

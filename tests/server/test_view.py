@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import signal
+import time
 
 import pytest
 
@@ -34,7 +35,11 @@ class Page:
         self.context.close()
 
     def wait(self, expression, argument=None, timeout_s=20):
-        self.tab.wait_for_function(expression, arg=argument, timeout=1000 * timeout_s)
+        """Not by playwright's own `wait_for_function`, which the page's policy forbids: it evaluates a string there."""
+        deadline = time.monotonic() + timeout_s
+        while not self.tab.evaluate(expression, argument):
+            assert time.monotonic() < deadline, f"it did not come about: {expression}"
+            self.tab.wait_for_timeout(50)
 
     def told(self, text, timeout_s=20):
         self.wait("text => document.querySelector('#status').textContent.includes(text)", text, timeout_s)
@@ -56,7 +61,7 @@ class Page:
 
 @pytest.fixture(scope="module")
 def server(start):
-    with start("--max-num-seqs", "4") as server:
+    with start("--max-num-seqs", "6") as server:
         yield server
 
 
@@ -213,11 +218,12 @@ def test_accessibility(open_page, load, scheme):
     load([SYSTEM])
     page = open_page(color_scheme=scheme)
     page.tab.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
-    page.wait("document.querySelector('#charts-table td')")
+    page.wait("!!document.querySelector('#charts-table td') && !!document.querySelector('#split b')")
+    page.tab.click("#pause")
     assert not violations(page.tab)
     docs = open_page("/docs", color_scheme=scheme)
     docs.tab.wait_for_selector("#api[data-ready]")
-    docs.tab.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
+    docs.tab.eval_on_selector("details", "first => { first.open = true; }")
     assert not violations(docs.tab)
 
 
@@ -228,7 +234,8 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(open_page, load):
         page.tab.wait_for_selector("#api[data-ready]" if path == "/docs" else "#strip")
         page.tab.eval_on_selector_all("details", "all => all.forEach(each => { each.open = true; })")
         if path == "/":
-            page.wait("document.querySelector('#charts-table td') && document.querySelector('#blocks-table td')")
+            page.wait("!!document.querySelector('#charts-table td') && !!document.querySelector('#blocks-table td')")
+            assert re.search(r"One cell is [2-9] of 6,144 blocks", page.tab.text_content("#scale"))
         assert page.tab.evaluate("document.documentElement.scrollWidth") <= 360
 
 
@@ -246,15 +253,14 @@ def test_an_engine_that_dies_is_told_and_its_successor_shown(open_page, server, 
     page.wait("+document.querySelector('#steps-table td')?.textContent >= 0")
 
 
-def test_a_lost_connection_is_told_and_comes_back_with_a_key(browser, start):
-    """And the map of a pool that is too large to show each block."""
+def test_a_lost_connection_is_told_and_comes_back_with_a_key(browser, server, start):
+    """The last one: it ends the server."""
     key = "a-key-that-nobody-guesses"
-    with start("--max-num-seqs", "32") as first, Page(browser, first) as page:
-        assert re.search(r"One cell is \d+ of 32,768 blocks", page.tab.text_content("#scale"))
-        port = first.url.rpartition(":")[2]
-        first.process.kill()
+    with Page(browser, server) as page:
+        port = server.url.rpartition(":")[2]
+        server.close()
         page.told("Connection lost")
-        with start("--port", port, "--max-num-seqs", "4", MINISERVE_API_KEY=key):
+        with start("--port", port, MINISERVE_API_KEY=key):
             page.told("An API key is needed")
             page.tab.fill("#key", key)
             page.tab.press("#key", "Enter")

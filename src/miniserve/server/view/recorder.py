@@ -1,8 +1,8 @@
 """`Recorder`: notes what the engine does while somebody watches, and nothing at all otherwise.
 
 It runs between the engine's steps and must not slow them. It sends at most ten updates a second, and fewer if they are
-dear: one that took t is followed by none for 200 t, so that whatever the number of blocks and requests, updates take half
-a percent of the time. t is the thread's CPU time: that others were given the core is no reason to send less.
+dear: one that took t is followed by none for 200 t, so that whatever the number of blocks and requests, updates take
+half a percent of the time. t is the thread's CPU time: that others were given the core is no reason to send less.
 Between updates it keeps no more than the last steps and two sketches.
 """
 

@@ -32,7 +32,7 @@ export class Charts {
   }
 
   add(chart) {
-    const canvas = make("canvas", { id: `chart-${chart.id}`, role: "img" });
+    const canvas = make("canvas", { id: `chart-${chart.id}`, role: "img", ariaLabel: chart.title });
     const told = chart.lines.map(([name, colour, dash]) => {
       const value = make("b", { textContent: "–" });
       const swatch = make("i", { className: `swatch ${colour}${dash.length ? " dashed" : ""}` });

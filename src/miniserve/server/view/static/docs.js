@@ -39,7 +39,7 @@ function objects(schema, found = new Map()) {
   return found;
 }
 
-function fields(name, schema) {
+function fields(name, schema, where) {
   const rows = Object.entries(schema.properties).map(([field, of]) => {
     const needed = schema.required?.includes(field), standard = of.default;
     const otherwise = needed ? "required" : standard === undefined || standard === null ? "" : JSON.stringify(standard);
@@ -49,7 +49,7 @@ function fields(name, schema) {
   const head = make("tr", {}, ...["field", "what it may be", "unless given", ""].map(text => make("th", { textContent: text })));
   const table = make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows));
   const box = make("div", { className: "alternative", tabIndex: 0, role: "region" }, make("div", {}, table));
-  box.setAttribute("aria-label", `Fields of ${name}`);
+  box.setAttribute("aria-label", `Fields of ${name}, ${where}`);
   return [make("h3", { textContent: name }), ...(schema.description ? [make("p", { className: "hint", textContent: schema.description })] : []), box];
 }
 
@@ -58,7 +58,7 @@ for (const [path, methods] of Object.entries(api.paths)) {
     const body = operation.requestBody?.content?.["application/json"]?.schema;
     const title = make("h2", {}, make("code", {}, make("span", { className: "method", textContent: method.toUpperCase() }), path));
     const told = make("p", { textContent: operation.description ?? operation.summary ?? "" });
-    const parts = body ? [...objects(body)].filter(([, schema]) => schema.properties).flatMap(([name, schema]) => fields(name, schema)) : [];
+    const parts = body ? [...objects(body)].filter(([, schema]) => schema.properties).flatMap(([name, schema]) => fields(name, schema, path)) : [];
     const section = make("section", { className: "panel" }, title, told);
     if (parts.length) section.append(make("details", {}, make("summary", { textContent: "Its body" }), ...parts));
     document.querySelector("#api").append(section);
