@@ -51,7 +51,8 @@ class Recorder:
         self._reset()
 
     def _reset(self) -> None:
-        self._steps: deque[ShownStep] = deque(maxlen=MAX_STEPS)
+        self._steps: deque[StepRecord] = deque(maxlen=MAX_STEPS)
+        self._text_s: dict[int, float] = {}  # after a step, by its index
         self._ttft: Counter[int] = Counter()
         self._itl: Counter[int] = Counter()
         self._began_s = self._next_s = self._stepped_s = self._clock()
@@ -83,7 +84,7 @@ class Recorder:
             return
         now, spent_s = self._clock(), self._effort()
         if self._steps:
-            self._steps[-1].seconds["text, send"] = now - self._stepped_s
+            self._text_s[self._steps[-1].index] = now - self._stepped_s
         self._note_latencies(deltas)
         self._is_due = True
         self._cost_s += self._effort() - spent_s
@@ -95,6 +96,7 @@ class Recorder:
         now, spent_s = self._clock(), self._effort()
         self._send(self._update(now))
         self._steps.clear()
+        self._text_s.clear()
         self._ttft, self._itl = Counter(), Counter()
         self._is_due = False
         took_s = self._effort() - spent_s
@@ -102,25 +104,21 @@ class Recorder:
         self._next_s = now + max(INTERVAL_S, took_s / LARGEST_SHARE)
 
     def _note_step(self, record: StepRecord) -> None:
-        spent_s = self._effort()
-        # What is no request's any more by the time of the update is noted now.
-        parts = [Part(name_of(p.request_id), p.num_tokens, p.num_drafted, p.num_accepted) for p in record.parts]
-        preempted = [name_of(request_id) for request_id in record.preempted]
-        self._steps.append(ShownStep(record.index, record.start_s, split(record), parts, preempted))
-        self._cost_s += self._effort() - spent_s
+        self._steps.append(record)
         self._stepped_s = self._clock()
 
     def _note_latencies(self, deltas: Sequence["Delta"]) -> None:
-        gaps: Counter[float] = Counter()  # those of requests that decode together are equal
+        gaps: list[float] = []
         for _, choice, _, tokens in deltas:
             times = choice.request.times
-            if not tokens:
+            moments: Sequence[float] = times.tokens_s[-len(tokens) - 1 :] if tokens else ()
+            if len(moments) == 2 and len(tokens) == 1:  # nearly all of them
+                gaps.append(moments[1] - moments[0])
                 continue
-            moments = times.tokens_s[-len(tokens) - 1 :]
-            if len(moments) == len(tokens):
+            if tokens and len(moments) == len(tokens):
                 self._ttft[bucket(moments[0] - times.queued_s)] += 1
-            gaps.update(after - before for before, after in pairwise(moments))
-        for gap, number in gaps.items():
+            gaps += [after - before for before, after in pairwise(moments)]
+        for gap, number in Counter(gaps).items():  # those of requests that decode together are equal
             self._itl[bucket(gap)] += number
 
     def _update(self, now: float) -> Update:
@@ -141,11 +139,17 @@ class Recorder:
                 accepted=sum(metrics.accepted),
                 finished=sum(metrics.finished.values()),
             ),
-            steps=list(self._steps),
+            steps=[_shown(record, self._text_s.get(record.index, 0.0)) for record in self._steps],
             ttft=dict(self._ttft),
             itl=dict(self._itl),
             cost=self._cost_s / max(now - self._began_s, INTERVAL_S),
         )
+
+
+def _shown(record: StepRecord, text_s: float) -> ShownStep:
+    parts = [Part(name_of(p.request_id), p.num_tokens, p.num_drafted, p.num_accepted) for p in record.parts]
+    preempted = [name_of(request_id) for request_id in record.preempted]
+    return ShownStep(record.index, record.start_s, {**split(record), "text, send": text_s}, parts, preempted)
 
 
 def _holder(request: Request) -> Holder:
@@ -185,7 +189,8 @@ def runs(blocks: "array[int]") -> list[int]:
         return []
     starts = np.concatenate(([0], np.flatnonzero(np.diff(row) != 1) + 1))
     counts = np.diff(starts, append=len(row))
-    return [int(each) for each in np.stack((row[starts], counts), axis=1).ravel()]
+    flat: list[int] = np.stack((row[starts], counts), axis=1).ravel().tolist()
+    return flat
 
 
 def runs_of_set(blocks: Iterable[int], num_blocks: int) -> list[int]:
@@ -194,4 +199,5 @@ def runs_of_set(blocks: Iterable[int], num_blocks: int) -> list[int]:
     held[np.fromiter(blocks, np.int64) + 1] = 1
     edges = np.flatnonzero(np.diff(held))
     edges[1::2] -= edges[::2]
-    return [int(each) for each in edges]
+    flat: list[int] = edges.tolist()
+    return flat
