@@ -11,6 +11,7 @@ Single-threaded, on one event loop.
 
 import asyncio
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Sequence
 from itertools import count
@@ -238,5 +239,6 @@ class EngineClient:
                 await asyncio.sleep(pause)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
             else:
+                gc.collect()  # the dead process's objects, pipe and tokenizer among them, refer to each other
                 logger.warning("the engine is ready again", extra={"engine_pid": self.pid})
                 return
