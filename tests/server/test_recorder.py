@@ -141,7 +141,8 @@ def test_the_last_state_is_owed_until_it_is_sent():
 def test_latencies_are_the_engines():
     watched = Watched(step_s=0.02)
     watched.recorder.switch(True)
-    watched.add("1.0", [1, 2, 3], 30)
+    for name in range(3):  # they decode together
+        watched.add(f"{name}.0", [name, 2, 3], 30)
     watched.now += 0.5
     watched.drain()
     watched.recorder.send()
@@ -152,7 +153,7 @@ def test_latencies_are_the_engines():
                 into[key] = into.get(key, 0) + count
     assert quantile(ttft, 0.5) == pytest.approx(0.52, rel=0.02)
     assert quantile(itl, 0.99) == pytest.approx(0.02, rel=0.02)
-    assert (sum(ttft.values()), sum(itl.values())) == (1, 29)
+    assert (sum(ttft.values()), sum(itl.values())) == (3, 87)
     assert watched.updates[-1][1].steps[-1].seconds.keys() == {"schedule", "launch, wait", "text, send"}
 
 
