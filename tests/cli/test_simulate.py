@@ -38,6 +38,12 @@ def test_a_trace_and_a_split_cluster(tmp_path):
     assert "20 in" in shown
 
 
+def test_sessions_find_what_they_said_before():
+    data = json.loads(run("--workload", "agentic", "--num-requests", "3", "--json").stdout)
+    assert data["completed"] > 50  # turns
+    assert data["cached_share"] > 0.8
+
+
 def test_a_device_without_timings_says_so():
     data = json.loads(run("--hardware", "t4", "--tp", "2", "--weights", "fp16", "--concurrency", "2", "--json").stdout)
     assert "lower bound" in data["kernels"]
@@ -47,6 +53,8 @@ def test_a_device_without_timings_says_so():
     ("options", "message"),
     [
         (["--rate", "1", "--concurrency", "1"], "one of --rate"),
+        (["--workload", "rag", "--concurrency", "1"], "goes with --rate"),
+        (["--workload", "web"], "workload 'web'"),
         (["--router", "best"], "router 'best' is not one of"),
         (["--hardware", "h1000"], "h1000"),
         (["--model", "llama-3.1-405b"], "it does not fit: weights of"),

@@ -36,6 +36,9 @@ def simulate(
     rate: Annotated[float | None, typer.Option(help="Requests a second, Poisson.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="So many users, each asking again at once.", min=1)] = None,
     trace: Annotated[Path | None, typer.Option(help="An Azure or Mooncake trace.", exists=True, dir_okay=False)] = None,
+    workload: Annotated[
+        str | None, typer.Option(help="Synthetic: azure-conv, azure-code, chat, agentic or rag, at --rate or its own.")
+    ] = None,
     trace_speed: Annotated[float, typer.Option(help="How much faster than recorded.")] = 1.0,
     input_len: Annotated[str, typer.Option(help="Tokens: N, LOW-HIGH, or MEDIAN/P90 (log-normal).")] = "1024",
     output_len: Annotated[str, typer.Option(help="The same, of the output.")] = "256",
@@ -62,13 +65,14 @@ def simulate(
     from miniserve.simulate.report import check_price, report
     from miniserve.simulate.storage import Link
     from miniserve.workloads.arrivals import Lengths, arrival_times, drawn
+    from miniserve.workloads.presets import preset
     from miniserve.workloads.service import SLO
     from miniserve.workloads.traces import origin, read_trace
 
     if router not in ROUTERS:
         raise InvalidRequestError(f"router '{router}' is not one of {', '.join(ROUTERS)}")
-    if sum(given is not None for given in (rate, concurrency, trace)) > 1:
-        raise InvalidRequestError("give one of --rate, --concurrency and --trace")
+    if sum(given is not None for given in (rate, concurrency, trace)) > 1 or (workload and (trace or concurrency)):
+        raise InvalidRequestError("give one of --rate, --concurrency and --trace; --workload goes with --rate")
     device = load_catalog().accelerator(hardware)
     check_price(price, device)
     efficiency = efficiency_for(device)
@@ -88,16 +92,19 @@ def simulate(
         prefill=deployment(prefill_tensor_parallel_size or tensor_parallel_size),
         prefill_engines=prefill_engines,
         make_link=lambda: Link(link_gbytes_per_s * 1e9, 1e-4),
-        prefix_caching=trace is not None,
+        prefix_caching=bool(trace or workload),
     )
-    workload: dict[str, Any]
+    asked: dict[str, Any]
     arrivals: Iterator[Arrival]
+    rng = random.Random(seed)
     if trace:
-        workload, arrivals = origin(trace), read_trace(trace, speed=trace_speed)
+        asked, arrivals = origin(trace), read_trace(trace, speed=trace_speed)
+    elif workload:
+        asked, arrivals = {"name": workload, "rate_per_s": rate, "seed": seed}, preset(workload, rng, rate)
+        num_requests = num_requests or DEFAULT_REQUESTS
     else:
-        rng = random.Random(seed)
         times = None if rate is None else arrival_times(rate, rng)
-        workload = {"input": input_len, "output": output_len, "rate_per_s": rate, "seed": seed}
+        asked = {"input": input_len, "output": output_len, "rate_per_s": rate, "seed": seed}
         arrivals = drawn(Lengths.parse(input_len), Lengths.parse(output_len), rng, times)
         num_requests = num_requests or DEFAULT_REQUESTS
     warmup = warmup if warmup is not None else concurrency or 0
@@ -115,7 +122,7 @@ def simulate(
         "prefill_engines": prefill_engines,
         "router": router,
         "concurrency": concurrency,
-        "workload": workload,
+        "workload": asked,
         **report(cluster, price),
     }
     give(data, as_json, out, _table)
