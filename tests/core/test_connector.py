@@ -97,6 +97,26 @@ def test_a_request_that_loads_takes_no_part_in_steps_and_others_go_on():
     assert loads.num_loaded == 8
 
 
+def test_what_was_loaded_is_found_by_who_comes_in_next():
+    engine = Engine(max_num_seqs=2)
+    prompt = list(range(13))
+    engine.add("first", prompt)
+    engine.run()
+    forget_device(engine)
+    engine.tier.pace = lambda: 0
+    loads = engine.add("loads", prompt, max_tokens=4)
+    engine.add("other", [30, 31], max_tokens=1)
+    twin = engine.add("twin", prompt)
+    engine.step()
+    assert (loads.status, twin.status) == (Status.LOADING, Status.WAITING), "two seats are taken"
+    engine.tier.pace = lambda: 1000
+    engine.step()
+    assert (twin.num_cached, engine.tier.num_loads) == (12, 1)
+    engine.run()
+    assert right(loads)
+    assert right(twin)
+
+
 def test_a_load_that_fails_is_computed_instead():
     engine = Engine(tier_options={"loses": lambda: True})
     prompt = list(range(13))
@@ -124,7 +144,7 @@ def test_an_aborted_load_keeps_its_blocks_until_it_has_ended():
     assert not any(engine.pool.is_free(block) for block in table)
     engine.step()
     engine.tier.pace = lambda: 1000
-    engine.step()
+    assert [part.request for part in engine.step().scheduled] == [other], "nothing is computed for it"
     assert doomed.status is Status.FINISHED
     engine.run()
     assert doomed.output_token_ids == []

@@ -192,6 +192,21 @@ def test_output_cut_while_its_request_is_in_flight():
     assert right(other)
 
 
+def test_a_block_of_tokens_that_were_cut_is_not_found():
+    """The step in flight fills the fourth block, and the third one's tokens are the last that stay."""
+    engine = build(block_size=2)
+    request, other = add(engine, "a", [1, 2], max_tokens=20), add(engine, "other", [3], max_tokens=10)
+    for _ in range(6):
+        engine.step()
+    assert (len(request.token_ids), request.num_computed, request.num_in_flight) == (8, 8, 1)
+    table = list(request.block_table)
+    engine.finish("a", FinishReason.STOP)
+    request.cut(4)
+    drain(engine)
+    assert list(map(engine.scheduler.pool.is_cached, table)) == [True, True, True, False]
+    assert right(other)
+
+
 def test_a_block_is_found_only_once_the_step_that_fills_it_has_ended():
     """The third step fills the first block, and fails: between the second and the fourth, which do not."""
     engine = build(breaks={("result", 2): RuntimeError("the device is gone")})

@@ -242,6 +242,26 @@ def test_preemption_takes_the_latest_and_changes_no_output():
     assert all(right(request) for request in requests)
 
 
+def test_a_step_that_preempts_lets_nobody_in():
+    """Whoever gave up its blocks did so for those that run, not for one that waits."""
+    engine = Engine(num_blocks=4)
+    first, last = engine.add("first", [1] * 7, max_tokens=6), engine.add("last", [2] * 7, max_tokens=6, priority=1)
+    engine.step()
+    between = engine.add("between", [3], max_tokens=3)
+    engine.step()
+    engine.step()
+    assert last.num_preemptions == 1
+    assert engine.pool.num_free == 1, "enough for one of them"
+    engine.step()
+    assert engine.steps[1:] == [
+        [("first", 7, 1), ("last", 7, 1)],
+        [("first", 8, 1)],
+        [("first", 9, 1), ("between", 0, 1)],
+    ]
+    engine.run()
+    assert all(map(right, (first, last, between)))
+
+
 def test_recomputation_after_preemption_is_not_a_cache_hit():
     engine = Engine(num_blocks=6, max_model_len=24)
     requests = [engine.add(name, [index] * 8, max_tokens=12) for index, name in enumerate("ab")]
