@@ -94,6 +94,25 @@ def test_the_same_tokens(model, directory, other, truth, proposer, tight):
         assert metrics.num_preemptions > 0 or not tight
 
 
+def test_a_draft_model_that_fails_loses_no_request_and_no_block(model, directory, truth, monkeypatch, caplog):
+    with engine(model, speculation=f"{directory}:3") as llm:
+        runner = llm.engine.scheduler.proposer._runner
+        launch, count = runner.launch, iter(range(10**6))
+
+        def fail(step):
+            if next(count) == 7:  # in the middle of a draft
+                raise RuntimeError("out of memory")
+            return launch(step)
+
+        monkeypatch.setattr(runner, "launch", fail)
+        params = SamplingParams(max_tokens=NEW, ignore_eos=True)
+        assert generated(llm, params) == truth["greedy"]
+        assert "out of memory" in caplog.text
+        drafted = sum(llm.engine.metrics.drafted)
+        assert generated(llm, params) == truth["greedy"]
+        assert sum(llm.engine.metrics.drafted) > 2 * drafted, "new requests have drafts again"
+
+
 @pytest.mark.parametrize(
     "params", [SamplingParams(max_tokens=NEW), SamplingParams(max_tokens=NEW, temperature=1, seed=1)]
 )

@@ -84,6 +84,35 @@ def test_a_wrong_draft_gives_the_token_that_comes_without_it():
     assert right(request)
 
 
+def test_a_proposer_that_fails_costs_its_requests_the_drafts_and_nothing_else(caplog):
+    class Fails(Says):
+        error, forgotten = RuntimeError("out of memory"), ()
+
+        def propose(self, requests, rooms):
+            drafts = super().propose(requests, rooms)
+            if self.error:
+                raise self.error
+            return drafts
+
+        def forget(self, request):
+            self.forgotten = (*self.forgotten, request)
+
+    engine = Engine(Fails())
+    first, second = (engine.add(name, [number] * 3, max_tokens=8) for number, name in enumerate("ab"))
+    for _ in range(3):
+        engine.step()
+    (record,) = caplog.records
+    assert record.getMessage() == ("no tokens ahead can be guessed any more for a, b: RuntimeError('out of memory')")
+    assert record.exc_info
+    proposer = engine.scheduler.proposer
+    assert proposer.forgotten == (first, second)
+    proposer.error = None
+    later = engine.add("later", [5] * 3, max_tokens=8)
+    engine.run()
+    assert proposer.rooms == [[3, 3], [3], [2]], "of the two nobody asks again; of the third as ever"
+    assert all(map(right, (first, second, later)))
+
+
 def test_drafts_have_what_others_leave_of_the_budget():
     """First the decodes, then prompts that run, then prompts that wait; what is left goes by rank."""
     engine = Engine(Says(), num_blocks=64, max_num_batched_tokens=10)

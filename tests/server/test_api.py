@@ -1,11 +1,14 @@
 """The API as the official client sees it: what it gives back, streaming and not, and what it refuses."""
 
 import json
+import shutil
 
 import openai
 import pytest
 
 from miniserve.core.sampling_params import SamplingParams
+from miniserve.errors import ChatTemplateError
+from miniserve.model.tokenizer.tokenizer import Tokenizer
 
 PROMPT = "hello world"
 
@@ -66,6 +69,12 @@ def test_chat_streamed_or_not(client, llm):
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-1].choices == []
     assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    counts = {"include_usage": True, "continuous_usage_stats": True}
+    chunks = list(chat(client, stream=True, stream_options=counts))
+    said = [chunk.usage.completion_tokens for chunk in chunks]
+    assert said == sorted(said)
+    assert said[0] < said[-1] == whole.usage.completion_tokens
+    assert {chunk.usage.prompt_tokens for chunk in chunks} == {whole.usage.prompt_tokens}
     parts = [{"role": "user", "content": [{"type": "text", "text": "h"}, {"type": "text", "text": "i"}]}]
     assert chat(client, messages=parts).choices[0].message.content == expected.text
 
@@ -123,6 +132,30 @@ def test_echo_with_the_prompt_s_logprobs(client, llm):
     assert choice.logprobs.text_offset == sorted(choice.logprobs.text_offset)
 
 
+@pytest.mark.parametrize("most", [0, 1])
+def test_a_prompt_is_scored_as_evaluation_harnesses_ask_for_it(client, llm, most):
+    """Log-probabilities of a continuation, of several prompts at once, and whether it is the likeliest one."""
+    prompts = [llm.tokenizer.encode(text) for text in ("hello world", "hi there")]
+    params = SamplingParams(max_tokens=1, prompt_logprobs=1)
+    whole = complete(client, prompt=prompts, max_tokens=most, logprobs=1, echo=True, seed=1234)
+    for choice, expected in zip(whole.choices, llm.generate(prompts, params), strict=True):
+        found, entries = choice.logprobs, expected.prompt_logprobs
+        length = len(expected.prompt_token_ids)
+        assert len(found.tokens) == length + most
+        assert found.token_logprobs[1:length] == pytest.approx([entry.logprob for entry in entries[1:]], abs=1e-5)
+        likeliest = [
+            max(top, key=top.get) == token
+            for token, top in zip(found.tokens[1:length], found.top_logprobs[1:], strict=False)
+        ]
+        assert likeliest == [entry.rank == 1 for entry in entries[1:]]
+        assert choice.finish_reason == "length" or most
+    assert whole.usage.completion_tokens == most * 2
+    if most == 0:
+        assert [choice.text for choice in whole.choices] == ["hello world", "hi there"]
+        (chunk,) = complete(client, prompt=prompts[0], max_tokens=0, logprobs=1, echo=True, stream=True)
+        assert (chunk.choices[0].text, chunk.choices[0].finish_reason) == ("hello world", "length")
+
+
 def test_stop_strings_and_biases(client, llm):
     drawn = {"temperature": 1, "seed": 4, "max_tokens": 60}
     text = complete(client, **drawn).choices[0].text
@@ -146,6 +179,7 @@ def test_stop_strings_and_biases(client, llm):
         ({"n": 1000}, "n", "1 and 128"),
         ({"n": 100, "prompt": ["a"] * 4}, "n", "400 outputs: at most 320"),
         ({"max_tokens": 0}, "max_tokens", "at least 1"),
+        ({"max_tokens": -1, "echo": True}, "max_tokens", "at least 1"),
         ({"max_tokens": 5000}, "max_tokens", "max_model_len is 512"),
         ({"prompt": "x" * 600}, "prompt", "600 tokens"),
         ({"prompt": ""}, "prompt", "empty"),
@@ -162,6 +196,7 @@ def test_stop_strings_and_biases(client, llm):
         ({"extra_body": {"colour": "red"}}, "colour", "not a parameter"),
         ({"extra_body": {"top_k": "3"}}, "top_k", "integer"),
         ({"stream_options": {"include_usage": True}}, "stream_options", "stream is false"),
+        ({"stream": True, "stream_options": {"continuous_usage_stats": True}}, "stream_options", "needs include_usage"),
     ],
 )  # fmt: skip
 def test_completions_refuse_by_name(client, options, param, says):
@@ -271,3 +306,11 @@ def test_metrics_count_what_was_done(server, client):
     assert [b - a for a, b in zip(before, after, strict=True)] == [80, 14, 2]
     assert server.metric("num_requests_running") == 0
     assert server.metric("kv_cache_usage_perc") == 0
+
+
+def test_a_model_without_a_chat_template_is_named_without_its_place(tiny_chat_model, tmp_path):
+    shutil.copytree(tiny_chat_model, tmp_path / "bare", ignore=shutil.ignore_patterns("chat_template.jinja"))
+    tokenizer = Tokenizer.from_directory(tmp_path / "bare")
+    with pytest.raises(ChatTemplateError, match="comes with no chat template") as caught:
+        tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+    assert str(tmp_path) not in str(caught.value)

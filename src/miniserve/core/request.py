@@ -115,6 +115,7 @@ class Request:
             request's own blocks again, which says nothing about the cache: it is not counted.
         num_loaded: how many tokens' KV came from the connector, all admissions together.
         num_preemptions: how often it lost its blocks.
+        may_draft: whether tokens ahead may be guessed for it: not once that has failed.
         block_table: its blocks in order. An array, so that a batch can copy it as one piece of memory.
         arrival: the scheduler's running number, which breaks ties of `priority`.
         times: when it was queued, first scheduled, and got each token.
@@ -142,6 +143,7 @@ class Request:
     num_cached: int | None = field(default=None, init=False)
     num_loaded: int = field(default=0, init=False)
     num_preemptions: int = field(default=0, init=False)
+    may_draft: bool = field(default=True, init=False)
     block_table: "array[int]" = field(default_factory=lambda: array("i"), init=False)
     arrival: int = field(default=-1, init=False)
     times: Times = field(default_factory=Times, init=False)

@@ -116,7 +116,8 @@ async def respond(engine: EngineClient, job: Job, request: Request) -> Response:
 async def _counted(job: Job, reply: Reply) -> AsyncIterator[Piece]:
     job.begun()
     try:
-        async for piece in reply:
+        async for came in reply:
+            piece = came.without_output() if job.asked.wants_no_output else came
             job.count(piece)
             yield piece
     except APIError as error:
@@ -137,12 +138,13 @@ async def _whole(job: Job, reply: Reply) -> Response:
 
 
 async def _events(job: Job, reply: Reply) -> AsyncIterator[bytes]:
-    wants_usage = job.asked.stream_options.include_usage
+    options = job.asked.stream_options
+    wants_usage = options.include_usage
     async for piece in _counted(job, reply):
         if (choice := job.form.chunk(piece)) is None:
             continue
         body = job.body(job.form.chunk_object, [choice])
-        body.usage = None if wants_usage else UNSET
+        body.usage = job.usage if options.continuous_usage_stats else None if wants_usage else UNSET
         yield b"data: " + encode(body) + b"\n\n"
     if wants_usage:
         body = job.body(job.form.chunk_object, [])

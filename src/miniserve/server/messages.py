@@ -105,6 +105,16 @@ class Piece(NamedTuple):
     num_cached: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
+    def without_output(self) -> "Piece":
+        """What it says of the prompt."""
+        return self._replace(
+            text="",
+            tokens=[],
+            logprobs=None if self.logprobs is None else [],
+            finish_reason=self.finish_reason and "length",
+            stop_reason=None,
+        )
+
     def then(self, later: "Piece") -> "Piece":
         """Both as one."""
         logprobs = None if self.logprobs is None else [*self.logprobs, *(later.logprobs or ())]

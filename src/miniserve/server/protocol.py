@@ -29,9 +29,10 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """How a stream ends."""
+    """Where in a stream the token counts are."""
 
     include_usage: bool = Field(False, description="A last chunk with the token counts.")
+    continuous_usage_stats: bool = Field(False, description="With include_usage: each chunk has the counts so far.")
 
 
 class NamedSchema(Strict):
@@ -81,7 +82,7 @@ class GenerationRequest(Strict, ABC):
     frequency_penalty: float = 0.0
     logit_bias: dict[str, float] = Field(default_factory=dict, description="Token ids to what is added to their logit.")
     stream: bool = False
-    stream_options: StreamOptions = StreamOptions(include_usage=False)
+    stream_options: StreamOptions = StreamOptions(include_usage=False, continuous_usage_stats=False)
     response_format: ResponseFormat = ResponseFormat(type="text")
     user: str | None = Field(None, description="The caller's name for a user; goes to the log.")
     top_k: int = Field(0, description="Draw from the k likeliest tokens; 0: from all.")
@@ -118,6 +119,11 @@ class GenerationRequest(Strict, ABC):
         """Whether the prompt's log-probabilities are part of the reply."""
         return False
 
+    @property
+    def wants_no_output(self) -> bool:
+        """Whether the reply is about the prompt alone. The engine makes a token all the same, which is left out."""
+        return False
+
     def params(self) -> SamplingParams:
         """For the engine.
 
@@ -126,6 +132,9 @@ class GenerationRequest(Strict, ABC):
         """
         if "stream_options" in self.model_fields_set and not self.stream:
             raise APIError(400, "stream_options is for streams: stream is false", param="stream_options")
+        if self.stream_options.continuous_usage_stats and not self.stream_options.include_usage:
+            message = "stream_options has continuous_usage_stats, which needs include_usage: true"
+            raise APIError(400, message, param="stream_options")
         try:
             return SamplingParams(
                 max_tokens=self.most_tokens,
@@ -177,7 +186,7 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
     prompt: str | list[str] | list[int] | list[list[int]] = Field(description="A text or token ids, or several.")
-    max_tokens: int | None = 16
+    max_tokens: int | None = Field(16, description="With echo it may be 0: the prompt alone is reported.")
     logprobs: int | None = Field(None, description="So many likeliest tokens for each token.")
     echo: bool = Field(False, description="Put the prompt before the output.")
 
@@ -187,9 +196,19 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
     @property
+    def most_tokens(self) -> int | None:
+        """See the base."""
+        return 1 if self.wants_no_output else self.max_tokens
+
+    @property
     def wants_prompt_logprobs(self) -> bool:
         """See the base."""
         return self.echo
+
+    @property
+    def wants_no_output(self) -> bool:
+        """See the base."""
+        return self.echo and self.max_tokens == 0
 
     @property
     def prompt_field(self) -> str:

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,7 +19,7 @@ SHUTDOWN_S = 20.0
 
 @contextlib.contextmanager
 def own_server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
-    """Start it and wait until it is ready; gives the URL of its API. It ends with the block.
+    """Start it and wait until it is ready; gives the URL of its API. It ends with the block. For the main thread.
 
     Args:
         model: what `miniserve serve` is given.
@@ -31,6 +32,7 @@ def own_server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
     with tempfile.TemporaryFile("w+") as log:
         # In a session of its own, so that Ctrl-C ends the load and not, under its feet, the server.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a polite kill leaves no server behind
         try:
             assert process.stdout is not None, "it was asked for"
             found = re.search(r"http://\S+/v1", process.stdout.readline())
@@ -46,6 +48,7 @@ def own_server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            signal.signal(signal.SIGTERM, before)
 
 
 def vocab_size(model: str) -> int:

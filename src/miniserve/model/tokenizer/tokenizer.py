@@ -51,7 +51,7 @@ class Tokenizer:
         self._made_of = parts, num_ids
         backend = parts.backend
         self._backend = backend
-        self._source = parts.source
+        self._source = parts.source.name  # not the whole path: what encoding refuses goes to a server's clients
         self.vocab_size = _checked_vocab_size(parts, num_ids)
         self.bos_token_id = parts.bos_token_id
         own = () if parts.eos_token_id is None else (parts.eos_token_id,)
