@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 
 from miniserve.errors import MiniserveError
@@ -19,7 +20,9 @@ SHUTDOWN_S = 20.0
 
 @contextlib.contextmanager
 def own_server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
-    """Start it and wait until it is ready; gives the URL of its API. It ends with the block. For the main thread.
+    """Start it and wait until it is ready; gives the URL of its API. It ends with the block.
+
+    In the main thread, where alone signals can be handled, it ends with a SIGTERM to this process, too.
 
     Args:
         model: what `miniserve serve` is given.
@@ -32,7 +35,8 @@ def own_server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
     with tempfile.TemporaryFile("w+") as log:
         # In a session of its own, so that Ctrl-C ends the load and not, under its feet, the server.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)
-        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a polite kill leaves no server behind
+        in_main = threading.current_thread() is threading.main_thread()
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143)) if in_main else None
         try:
             assert process.stdout is not None, "it was asked for"
             found = re.search(r"http://\S+/v1", process.stdout.readline())
@@ -48,7 +52,8 @@ def own_server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-            signal.signal(signal.SIGTERM, before)
+            if in_main:
+                signal.signal(signal.SIGTERM, before)
 
 
 def vocab_size(model: str) -> int:
