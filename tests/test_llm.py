@@ -32,7 +32,7 @@ def llm(model):
             made.engine.scheduler.check()
             assert made.engine.scheduler.pool.num_free == made.engine.scheduler.pool.num_blocks
             assert not made.has_work
-            assert not made._generations
+            assert not made.live_requests
 
 
 def test_one_prompt_or_several_as_text_or_ids(llm):
@@ -292,13 +292,16 @@ def test_closing_gives_the_memory_back(tiny_directory):
         weakref.ref(llm.engine.executor.decoder.unembed.matrix.data),
     ]
     name = llm.add_request("hello", SamplingParams(max_tokens=50))
-    llm.step()
+    begun, kept = llm.stream("hello", SamplingParams(max_tokens=50)), llm.stream("hello")
+    next(iter(begun))
     llm.close()
     llm.close()
     gc.collect()
     assert [ref() for ref in watched] == [None, None]
     assert not llm.abort(name)
-    for use in (lambda: llm.generate(["a"]), lambda: llm.add_request("a"), llm.step):
+    assert list(begun) == []
+    assert begun.output.finish_reason == "abort"
+    for use in (lambda: llm.generate(["a"]), lambda: llm.add_request("a"), llm.step, lambda: list(kept)):
         with pytest.raises(InvalidRequestError, match="this LLM is closed"):
             use()
 

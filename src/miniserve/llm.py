@@ -4,28 +4,26 @@
         for output in llm.generate(["1, 2, 3,", "The sky is"], SamplingParams(max_tokens=20)):
             print(output.text)
 
-`assembly` builds the whole engine (decoder, KV cache, scheduler, tokenizer); this drives it from the caller's thread.
+`assembly` builds the whole engine (decoder, KV cache, scheduler, tokenizer); `driver` steps it in the caller's thread.
 Nothing runs between calls, and two of them can live side by side. Everything inside can be looked at: `llm.step()`
 computes one step, `llm.engine` is the core's engine, `llm.blocks()` says who holds which KV block.
 """
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from miniserve.assembly import Placement, assemble
 from miniserve.core.metrics import StepRecord
 from miniserve.core.request import FinishReason
 from miniserve.core.sampling_params import GREEDY, SamplingParams
+from miniserve.driver import Driver, TextIterator
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import LoadedModel
 from miniserve.outputs import RequestOutput, snapshot
-from miniserve.runtime.interrupts import delayed_interrupt
-from miniserve.runtime.text_engine import Delta, Generation, TextEngine
+from miniserve.runtime.text_engine import Generation, TextEngine
 from miniserve.settings import EngineOptions, EngineSettings, Speculation
 
 Prompt = str | Sequence[int]
@@ -109,11 +107,9 @@ class LLM:
             overlap=overlap,
         )
         assembly = assemble(model, placement, options, progress=progress, on_step=on_step)
-        self.model, self.settings, self._text, self._ranks = assembly
-        self.tokenizer = self.model.tokenizer
-        self.engine = self._text.engine
-        self._generations: dict[str, Generation] = {}
-        self._streams: dict[str, deque[str]] = {}
+        self.model, self.settings, text_engine, self._ranks = assembly
+        self.tokenizer, self.engine = self.model.tokenizer, text_engine.engine
+        self._driver = Driver(text_engine)
 
     def __enter__(self) -> Self:
         return self
@@ -126,22 +122,21 @@ class LLM:
     def close(self) -> None:
         """End all requests and let go of the model and the KV cache. The object is of no use afterwards."""
         if "engine" in self.__dict__:
-            self._text.abort_all()
-            del self.engine, self._text, self.model
-            self._generations.clear()
+            self._driver.close()
+            del self.engine, self.model
             self._ranks.close()
             torch.cuda.empty_cache()  # of a GPU's memory: to the system, not only to PyTorch
 
     def __getattr__(self, name: str) -> Any:
         # Only what is missing comes here: after `close`, everything that was let go of.
-        if name in ("engine", "_text", "model"):
+        if name in ("engine", "model"):
             raise InvalidRequestError("this LLM is closed")
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     @property
     def text_engine(self) -> TextEngine:
         """What is inside, for a server that drives it by itself. Not beside `generate`, `chat`, `stream` or `step`."""
-        return self._text
+        return self._driver.text_engine
 
     # Whole prompts in, whole outputs out.
 
@@ -167,7 +162,7 @@ class LLM:
         """
         alone = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         several = cast("Sequence[Prompt]", [prompts] if alone else prompts)
-        return self._run(self._make_all(several, params), progress)
+        return self._driver.run(self._make_all(several, params), progress)
 
     def chat(
         self,
@@ -191,9 +186,9 @@ class LLM:
         alone = len(messages) > 0 and isinstance(messages[0], Mapping)
         conversations = cast("Sequence[Sequence[Message]]", [messages] if alone else messages)
         prompts = [self.tokenizer.encode_chat(each, **variables) for each in conversations]
-        return self._run(self._make_all(prompts, params), progress)
+        return self._driver.run(self._make_all(prompts, params), progress)
 
-    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> "TextIterator":
+    def stream(self, prompt: Prompt, params: SamplingParams = GREEDY) -> TextIterator:
         """Continue one prompt and give its text out as it comes.
 
         Raises:
@@ -201,7 +196,7 @@ class LLM:
         """
         if params.n != 1:
             raise InvalidRequestError(f"n is {params.n}: a stream of text has one output; use generate")
-        return TextIterator(self, self._make(prompt, params))
+        return TextIterator(self._driver, self._make(prompt, params))
 
     # One step at a time.
 
@@ -216,28 +211,27 @@ class LLM:
     ) -> str:
         """Queue a prompt for `step` and return its id. See `TextEngine.make` for the arguments and errors."""
         generation = self._make(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
-        self._add(generation)
+        self._driver.add(generation)
         return generation.request_id
 
     @property
     def has_work(self) -> bool:
         """Whether any output is unfinished."""
-        return self._text.has_work
+        return self.text_engine.has_work
 
     def step(self) -> list[RequestOutput]:
         """Compute one step; returns the outputs of the prompts that it changed."""
-        changed = {delta.generation.request_id: delta.generation for delta in self._step()}
+        changed = {delta.generation.request_id: delta.generation for delta in self._driver.step()}
         return [snapshot(generation) for generation in changed.values()]
 
     def abort(self, request_id: str) -> bool:
         """End a prompt's outputs now; False if there is none by that name (it may just have finished)."""
-        generation = self._generations.pop(request_id, None)
-        return generation is not None and self._text.abort(request_id)
+        return self._driver.abort(request_id)
 
     @property
     def live_requests(self) -> set[str]:
         """Ids of the prompts that are not done."""
-        return set(self._generations)
+        return self._driver.live
 
     def blocks(self) -> list[BlockView]:
         """Every KV block, for looking at: who holds it and whether it can be found by its content."""
@@ -251,8 +245,8 @@ class LLM:
 
     def _make(self, prompt: Prompt, params: SamplingParams, **options: Any) -> Generation:
         if isinstance(prompt, str):
-            return self._text.make(self.tokenizer.encode(prompt), params, prompt=prompt, **options)
-        return self._text.make(prompt, params, **options)
+            return self.text_engine.make(self.tokenizer.encode(prompt), params, prompt=prompt, **options)
+        return self.text_engine.make(prompt, params, **options)
 
     def _make_all(
         self, prompts: Sequence[Prompt], params: SamplingParams | Sequence[SamplingParams]
@@ -267,94 +261,6 @@ class LLM:
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"prompt {index} of {len(prompts)}: {error}") from error
         return made
-
-    def _add(self, generation: Generation) -> None:
-        self._generations[generation.request_id] = self._text.add(generation)
-
-    def _step(self) -> list[Delta]:
-        with delayed_interrupt():
-            deltas = self._text.step()
-        for delta in deltas:
-            name = delta.generation.request_id
-            if delta.text and name in self._streams:
-                self._streams[name].append(delta.text)
-            if delta.generation.finished:
-                self._generations.pop(name, None)
-        return deltas
-
-    def _run(self, generations: list[Generation], progress: bool) -> list[RequestOutput]:
-        """Compute until all these are done. Whatever interrupts it, none of them stays behind."""
-        mine = {generation.request_id for generation in generations}
-        try:
-            for generation in generations:
-                self._add(generation)
-            for _ in _with_bar(self._finished_of(mine), len(generations), progress):
-                pass
-        finally:
-            for request_id in mine:
-                self.abort(request_id)
-        return [snapshot(generation) for generation in generations]
-
-    def _finished_of(self, mine: set[str]) -> Iterator[Generation]:
-        remaining = set(mine)
-        while remaining:
-            for delta in self._step():
-                if delta.generation.finished and delta.generation.request_id in remaining:
-                    remaining.discard(delta.generation.request_id)
-                    yield delta.generation
-
-
-class TextIterator:
-    """Text as it comes. Leaving the loop early, by `break`, Ctrl-C or `close()`, aborts the request.
-
-    Attributes:
-        output: everything so far; `finish_reason` is "abort" after leaving early.
-    """
-
-    def __init__(self, llm: LLM, generation: Generation) -> None:
-        self._llm, self._generation = llm, generation
-        self._pieces = self._run()
-
-    def __iter__(self) -> Iterator[str]:
-        return self._pieces
-
-    def close(self) -> None:
-        """Abort, if it has not ended."""
-        self._pieces.close()  # type: ignore[attr-defined]
-
-    @property
-    def output(self) -> RequestOutput:
-        """The output so far."""
-        return snapshot(self._generation)
-
-    def _run(self) -> Iterator[str]:
-        llm, generation = self._llm, self._generation
-        # Whoever drives the engine, this stream or another one, its text is put here.
-        pieces = llm._streams[generation.request_id] = deque()
-        llm._add(generation)
-        try:
-            while not generation.finished:
-                llm._step()
-                while pieces:
-                    yield pieces.popleft()
-            yield from pieces
-        finally:
-            del llm._streams[generation.request_id]
-            llm.abort(generation.request_id)
-
-
-def _with_bar(done: Iterable[Generation], total: int, show: bool) -> Iterator[Generation]:
-    """Pass on what is done, counting it on a bar with the tokens a second so far."""
-    from rich.console import Console
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[rate]}"), console=Console(stderr=True), disable=not show) as bar:
-        task, tokens = bar.add_task("generating", total=total, rate=""), 0
-        for generation in done:
-            tokens += sum(choice.request.num_output_tokens for choice in generation.choices)
-            elapsed = bar.tasks[task].elapsed or 0.0
-            bar.update(task, advance=1, rate=f"{tokens / elapsed:,.0f} tokens/s" if elapsed else "")
-            yield generation
 
 
 __all__ = ["LLM", "BlockView", "EngineSettings", "FinishReason", "RequestOutput", "SamplingParams", "TextIterator"]

@@ -122,7 +122,7 @@ def test_identities_of_blocks_differ_by_their_type(model):
     hashes = []
     for kind in ("auto", "fp8", "int8"):
         with LLM(model, block_size=16, kv_cache_memory=2**20, kv_cache_dtype=kind) as llm:
-            hashes.append(llm._text.make(PROMPT, SamplingParams()).choices[0].request.cache_keys)
+            hashes.append(llm.text_engine.make(PROMPT, SamplingParams()).choices[0].request.cache_keys)
     assert len(set(hashes)) == 3
 
 
