@@ -1,4 +1,4 @@
-"""How every benchmark gives its result: a table, or one JSON object; in a file with its provenance."""
+"""How a benchmark or a simulation gives its result: a table, or one JSON object; in a file with its provenance."""
 
 import json
 import sys
@@ -12,14 +12,21 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Out = Annotated[Path | None, typer.Option(help="Write the result with its provenance to this file.")]
 
 
-def give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any) -> None:
-    """Print a benchmark's result, as a table or as JSON, and write it to `out` with its provenance."""
+def give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any, *, simulated: str | None = None) -> None:
+    """Print a result, as a table or as JSON, and write it to `out` with its provenance.
+
+    Args:
+        data: plain numbers, names, lists and mappings.
+        as_json, out: the options above.
+        table: makes what is printed of `data`.
+        simulated: the hardware, if it was simulated and nothing was measured.
+    """
     if out:
         from miniserve.bench.record import write_record
 
         arguments = [argument for argument in sys.argv[1:] if argument != "--json"]
         kind = "auto" if str(data.get("device")).startswith("cuda") else "cpu"
-        write_record(out, data, " ".join(["miniserve", *arguments]), kind)
+        write_record(out, data, " ".join(["miniserve", *arguments]), kind, simulated=simulated)
     if as_json:
         typer.echo(json.dumps(data))
     else:

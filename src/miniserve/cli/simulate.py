@@ -108,9 +108,10 @@ def simulate(
         arrivals = drawn(Lengths.parse(input_len), Lengths.parse(output_len), rng, times)
         num_requests = num_requests or DEFAULT_REQUESTS
     warmup = warmup if warmup is not None else concurrency or 0
+    counted = num_requests
     if num_requests is not None:
-        num_requests += warmup
-    _run(cluster, islice(arrivals, num_requests), concurrency, warmup)
+        arrivals = islice(arrivals, warmup + num_requests + (concurrency or 0))
+    _run(cluster, arrivals, concurrency, warmup, counted)
     data = {
         "label": "simulated",
         "model": model,
@@ -125,10 +126,12 @@ def simulate(
         "workload": asked,
         **report(cluster, price),
     }
-    give(data, as_json, out, _table)
+    give(data, as_json, out, _table, simulated=device.name)
 
 
-def _run(cluster: "Cluster", arrivals: "Iterator[Arrival]", concurrency: int | None, warmup: int) -> None:
+def _run(
+    cluster: "Cluster", arrivals: "Iterator[Arrival]", concurrency: int | None, warmup: int, counted: int | None
+) -> None:
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("simulating: {task.completed:,} requests, {task.fields[hours]:.2f} h"), TimeElapsedColumn())
@@ -138,6 +141,7 @@ def _run(cluster: "Cluster", arrivals: "Iterator[Arrival]", concurrency: int | N
             arrivals,
             concurrency=concurrency,
             warmup=warmup,
+            counted=counted,
             progress=lambda done: shown.update(task, completed=done, hours=cluster.now_s / 3600),
         )
 

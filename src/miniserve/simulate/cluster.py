@@ -103,6 +103,7 @@ class Cluster:
             raise InvalidRequestError(f"{self.engines} and {self.prefill_engines} engines: one must decode at least")
         self.tally, self._uncounted = Tally(self.slo), Tally(self.slo)
         self.now_s = self.began_s = 0.0
+        self._counted, self._closed_s = math.inf, math.nan
         self._flights: dict[str, _Flight] = {}
         self._names = count()
         self._order = count()
@@ -130,9 +131,14 @@ class Cluster:
         """All engines' together."""
         return sum(instance.deployment.num_devices for instance in self.instances)
 
+    @property
+    def seconds(self) -> float:
+        """That the tally is of: from the first request that counts to the end, or to the first that counts no more."""
+        return (self.now_s if math.isnan(self._closed_s) else self._closed_s) - self.began_s
+
     def run(
         self, arrivals: Iterator[Arrival], *, concurrency: int | None = None, warmup: int = 0,
-        progress: Callable[[int], None] | None = None,
+        counted: int | None = None, progress: Callable[[int], None] | None = None,
     ) -> Tally:  # fmt: skip
         """Serve all of `arrivals`.
 
@@ -140,9 +146,12 @@ class Cluster:
             arrivals: in order of time.
             concurrency: send one when another has ended, so that there are always so many, whatever their times.
             warmup: the first so many requests are served, and not counted: a closed loop begins with everybody at once.
+            counted: so many after them are; those that follow keep the load up until these have ended, and no longer.
+                None: all.
             progress: called with the number of requests that have ended, now and then.
         """
         self._arrivals, self._closed, self._warmup = arrivals, concurrency is not None, warmup
+        self._counted = math.inf if counted is None else warmup + counted
         self._coupled = self._closed or bool(self.outages)  # what ends in one engine may begin something in another
         for outage in self.outages:
             self._at(outage.at_s, lambda outage=outage: self._fail(outage))  # type: ignore[misc]
@@ -152,7 +161,7 @@ class Cluster:
             for _ in range(concurrency):
                 self._send_another()
         steps = 0
-        while self._events or self._next:
+        while (self._events or self._next) and not self._all_counted(counted):
             if self._next and (not self._events or self._next.at_s <= self._events[0][0]):
                 arrival, self._next = self._next, next(self._arrivals, None)
                 self.now_s = arrival.at_s
@@ -163,8 +172,11 @@ class Cluster:
             steps += 1
             if progress and steps % 2000 == 0:
                 progress(self.tally.completed)
-        assert not self._flights, "every request has ended"
+        assert not any(flight.counts for flight in self._flights.values()), "every request has ended"
         return self.tally
+
+    def _all_counted(self, counted: int | None) -> bool:
+        return counted is not None and self.tally.completed + self.tally.rejected.total() >= counted
 
     # What happens.
 
@@ -180,8 +192,11 @@ class Cluster:
         serial = next(self._names)
         if serial == self._warmup and serial:
             self.tally, self.began_s = Tally(self.slo), self.now_s
+        if serial == self._counted:
+            self._closed_s = self.now_s
         served, prompt = Served(arrival.at_s, arrival.prompt_tokens), prompt_of(arrival, serial)
-        flight = _Flight(served, prompt, arrival.output_tokens, arrival.then, counts=serial >= self._warmup)
+        flight = _Flight(served, prompt, arrival.output_tokens, arrival.then)
+        flight.counts = self._warmup <= serial < self._counted
         self._flights[str(serial)] = flight
         self._coupled = self._coupled or arrival.then is not None
         self._place(str(serial), flight)
@@ -206,8 +221,10 @@ class Cluster:
         try:
             self.instances[at].submit(request, self.now_s)
         except InvalidRequestError as error:
-            self.tally.rejected[str(error).split(": ", 1)[-1]] += 1
-            del self._flights[name]
+            tally = self.tally if self._flights.pop(name).counts else self._uncounted
+            tally.rejected[str(error).split(": ", 1)[-1]] += 1
+            if self._closed:
+                self._at(self.now_s, self._send_another)
         else:
             self._wake(at)
 

@@ -24,7 +24,7 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
     Returns:
         Plain numbers and names. `tokens_per_s_user` is the inverse of the median TPOT.
     """
-    found = cluster.tally.summary(cluster.now_s - cluster.began_s)
+    found = cluster.tally.summary(cluster.seconds)
     output_per_s, devices = found["output_tokens_per_s"], cluster.num_devices
     tpot = found["tpot_s"]
     found |= {
@@ -39,7 +39,7 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
     if dollars is not None and output_per_s:
         found["usd_per_million_output_tokens"] = dollars / 3600 / output_per_s * MILLION
         if found["completed"]:
-            found["usd_per_request"] = dollars / 3600 * cluster.now_s / found["completed"]
+            found["usd_per_request"] = dollars / 3600 * cluster.seconds / found["completed"]
     found["figures"] = _sources(cluster, price)
     return found
 

@@ -1,0 +1,200 @@
+"""`Candidate`: one way to deploy a model on some devices, and what can be said of it without a simulation.
+
+Aggregated: engines that are all alike, each with `tensor` devices. Disaggregated: some for prompts alone and some that
+decode. Rates here are of one engine that never waits: what a pool can do at most, near enough to choose ratios by and
+to leave out what cannot win. What is attained is for a simulation to say (`plan`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import NamedTuple
+
+from miniserve.errors import InvalidRequestError
+from miniserve.hardware.cost import Part
+from miniserve.simulate.deployment import Deployment
+from miniserve.workloads.service import SLO
+
+TENSOR = (1, 2, 4, 8)
+
+
+class Pool(NamedTuple):
+    """Engines that are alike."""
+
+    engines: int
+    tensor: int
+
+    @property
+    def num_devices(self) -> int:
+        """All of them together."""
+        return self.engines * self.tensor
+
+    def __str__(self) -> str:
+        return f"{self.engines} × TP{self.tensor}"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A deployment: `prefill` is None where engines do both."""
+
+    weights: str
+    decode: Pool
+    prefill: Pool | None = None
+
+    @property
+    def num_devices(self) -> int:
+        """That it uses."""
+        return self.decode.num_devices + (self.prefill.num_devices if self.prefill else 0)
+
+    def __str__(self) -> str:
+        return f"{self.prefill} prefill + {self.decode} decode" if self.prefill else f"{self.decode}"
+
+
+@dataclass(frozen=True)
+class Lone:
+    """One engine with nobody else in its way.
+
+    Args:
+        deployment: its devices.
+        prompt, output: tokens of the mean request.
+        easiest: tokens of the shortest prompt that must be served within the limits for enough requests to be.
+        slo: the limits.
+    """
+
+    deployment: Deployment
+    prompt: int
+    output: int
+    easiest: int
+    slo: SLO
+
+    @property
+    def token_limit_s(self) -> float:
+        """That no limit allows the mean time of a token to exceed."""
+        return min(self.slo.tpot_s, self.slo.itl_s)
+
+    @cached_property
+    def prefill_s(self) -> float:
+        """From the easiest prompt to its first token, with nothing else on the engine."""
+        return self._prefill_s(self.easiest)
+
+    @cached_property
+    def decode_s(self) -> float:
+        """A step that decodes this one request."""
+        return self._decode_s(1, self.easiest)
+
+    @property
+    def room(self) -> int:
+        """Mean requests whose KV fits at once, each with half of its output."""
+        deployment = self.deployment
+        return int(deployment.num_blocks * deployment.block_size // (self.prompt + self.output / 2))
+
+    @cached_property
+    def prompts_per_s(self) -> float:
+        """Prompts that it computes if it does nothing else, in steps as full as they may be."""
+        together = max(1, self.deployment.max_num_batched_tokens // self.prompt)
+        full_s = self.deployment.step_time.seconds([Part(0, self.prompt)] * together) if together > 1 else math.inf
+        return 1 / min(self._prefill_s(self.prompt), full_s / together)
+
+    @cached_property
+    def batch(self) -> int:
+        """Requests that it may decode together within the limit on a token's time, its KV and its seats; 0: none."""
+        return self._most(self._mean_decode_s)
+
+    @property
+    def token_s(self) -> float:
+        """A step with `batch` requests, or with one."""
+        return self._mean_decode_s(max(1, self.batch))
+
+    @cached_property
+    def outputs_per_s(self) -> float:
+        """Outputs that it decodes if it does nothing else, without their first tokens."""
+        steps = self.output - 1
+        return (self.batch / (steps * self._mean_decode_s(self.batch)) if steps else math.inf) if self.batch else 0.0
+
+    @cached_property
+    def mixed_batch(self) -> int:
+        """As `batch`, if the engine computes the prompts of as many requests meanwhile, each in a step of its own."""
+        prompt_s = 1 / (self.prompts_per_s * self.output)
+        return self._most(lambda requests: self._mean_decode_s(requests) + requests * prompt_s)
+
+    @cached_property
+    def fault(self) -> str | None:
+        """Why it can serve nobody, however long that may take; None: it can."""
+        try:
+            room = self.deployment.num_blocks * self.deployment.block_size
+            _ = self.prefill_s, self.decode_s  # raises where the device has no peak, or the kernels no timings
+        except InvalidRequestError as error:
+            return str(error)
+        needs = self.prompt + self.output
+        if room < needs:
+            return f"memory is left for the KV of {room:,} tokens, and the mean request has {needs:,}"
+        return None
+
+    @property
+    def slow_prefill(self) -> str | None:
+        """Why it can compute no prompt within the limit; None: it can, alone."""
+        if self.prefill_s <= self.slo.ttft_s:
+            return None
+        return f"the prefill of {self.easiest:,} tokens alone takes {self.prefill_s * 1000:,.0f} ms"
+
+    @property
+    def slow_decode(self) -> str | None:
+        """Why it can decode nothing within the limit; None: it can, alone."""
+        if self.decode_s <= self.token_limit_s or self.output < 2:
+            return None
+        return f"a step that decodes one request alone takes {self.decode_s * 1000:.1f} ms"
+
+    def _prefill_s(self, tokens: int) -> float:
+        """A prompt in its chunks; the last one gives a token."""
+        size, step_time = self.deployment.max_num_batched_tokens, self.deployment.step_time
+        chunks = [(start, min(size, tokens - start)) for start in range(0, tokens, size)]
+        return sum(step_time.seconds([Part(start, new, int(start + new == tokens))]) for start, new in chunks)
+
+    def _most(self, token_s: Callable[[int], float]) -> int:
+        """Requests at once, of those that fit, for which a token's time is within the limit."""
+        low, high = 0, min(self.room, self.deployment.max_num_seqs) + 1
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (middle, high) if token_s(middle) <= self.token_limit_s else (low, middle)
+        return low
+
+    def _mean_decode_s(self, requests: int) -> float:
+        return self._decode_s(requests, self.prompt + self.output // 2)
+
+    def _decode_s(self, requests: int, context: int) -> float:
+        return self.deployment.step_time.decode_seconds(requests, requests * context, context)
+
+
+def aggregated(weights: str, num_devices: int) -> Iterator[Candidate]:
+    """Every size of engine, as many of each as there are devices for."""
+    for tensor in TENSOR:
+        if tensor <= num_devices:
+            yield Candidate(weights, Pool(num_devices // tensor, tensor))
+
+
+def disaggregated(
+    weights: str, num_devices: int, fronts: Mapping[int, Lone], backs: Mapping[int, Lone]
+) -> Iterator[Candidate]:
+    """For each pair of sizes, the ratio of engines that could serve most.
+
+    Args:
+        weights: their format.
+        num_devices: that may be used.
+        fronts, backs: engines that can prefill, and that can decode, by size.
+    """
+    for front, back in product(fronts, backs):
+        ratios = [
+            Candidate(weights, Pool((num_devices - engines * front) // back, back), Pool(engines, front))
+            for engines in range(1, (num_devices - back) // front + 1)
+        ]
+        if ratios:
+            yield max(ratios, key=lambda ratio: min(pool_rates(ratio, fronts, backs)))
+
+
+def pool_rates(candidate: Candidate, fronts: Mapping[int, Lone], backs: Mapping[int, Lone]) -> tuple[float, float]:
+    """Requests a second that the two pools of a disaggregated candidate can do, if neither ever waits."""
+    prefill, decode = candidate.prefill, candidate.decode
+    assert prefill, "it is disaggregated"
+    return prefill.engines * fronts[prefill.tensor].prompts_per_s, decode.engines * backs[decode.tensor].outputs_per_s

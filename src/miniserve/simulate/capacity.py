@@ -1,0 +1,138 @@
+"""How much a deployment can serve within limits: the largest closed loop that meets them, found by simulating some.
+
+`Load` is what users ask, again and again; a `Trial` is one simulation with so many of them. Two things are taken for
+granted: more users make no request faster, so that `largest` may search; and engines that are all alike, under a load
+that is spread evenly, do as one of them does, so that one is simulated.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, cycle, islice
+
+from miniserve.core.routing import LeastLoaded
+from miniserve.simulate.cluster import Cluster
+from miniserve.simulate.deployment import Deployment
+from miniserve.simulate.storage import Link
+from miniserve.workloads.arrivals import Arrival
+from miniserve.workloads.service import SLO
+
+PRECISION = 20  # the largest number of users is found to within one in so many
+
+
+@dataclass(frozen=True)
+class Load:
+    """What users ask, and what they expect.
+
+    Args:
+        requests: a user who has an answer asks the next of these, and after the last the first. Only their lengths
+            count: nothing is shared, and nobody pauses.
+        slo: the limits.
+        attainment: share of the requests that must be within them.
+        least: requests that a trial counts, at least.
+    """
+
+    requests: Sequence[Arrival]
+    slo: SLO
+    attainment: float = 0.95
+    least: int = 128
+
+    @property
+    def prompt(self) -> int:
+        """Mean tokens."""
+        return round(sum(each.prompt_tokens for each in self.requests) / len(self.requests))
+
+    @property
+    def output(self) -> int:
+        """Mean tokens."""
+        return round(sum(each.output_tokens for each in self.requests) / len(self.requests))
+
+    @property
+    def easiest(self) -> int:
+        """Tokens of the longest prompt that must be within the limits even if all shorter ones are."""
+        lengths = sorted(each.prompt_tokens for each in self.requests)
+        return lengths[math.ceil(self.attainment * len(lengths)) - 1]
+
+    def arrivals(self, users: int) -> Iterator[Arrival]:
+        """Without end. The first answers are shorter, each by another share, so that users fall out of step."""
+        asked = cycle(Arrival(0.0, each.prompt_tokens, each.output_tokens) for each in self.requests)
+        firsts = (
+            each._replace(output_tokens=math.ceil(each.output_tokens * at / users))
+            for at, each in enumerate(islice(asked, users), 1)
+        )
+        return chain(firsts, asked)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came of one simulation.
+
+    Attributes:
+        users: always so many requests at once.
+        attained: share of them that met the limits.
+        output_tokens_per_s: of all engines.
+        latencies_s: TTFT, TPOT and E2E by the limits' names, below which the share that must be was.
+        busy: of the time, by engine.
+    """
+
+    users: int
+    attained: float
+    output_tokens_per_s: float
+    latencies_s: dict[str, float]
+    busy: dict[str, float]
+
+
+def try_load(
+    load: Load, users: int, decode: Deployment, engines: int = 1, *,
+    prefill: Deployment | None = None, prefill_engines: int = 0, link_bandwidth: float = 50e9,
+) -> Trial:  # fmt: skip
+    """Simulate so many users of a deployment; see `Cluster`.
+
+    They fall out of step, then as many turns of all of them are counted as make `load.least` requests, and two at
+    least; the load is kept up until those have ended.
+    """
+    cluster = Cluster(
+        decode, engines, router=LeastLoaded(), slo=load.slo, prefill=prefill, prefill_engines=prefill_engines,
+        make_link=lambda: Link(link_bandwidth, 1e-4), prefix_caching=False,
+    )  # fmt: skip
+    counted = users * max(2, math.ceil(load.least / users))
+    tally = cluster.run(load.arrivals(users), concurrency=users, warmup=2 * users, counted=counted)
+    sketches = {"ttft_s": tally.ttft, "tpot_s": tally.tpot, "e2e_s": tally.e2e}
+    return Trial(
+        users,
+        tally.met / counted,
+        tally.output_tokens / cluster.seconds if cluster.seconds else 0.0,
+        {name: sketch.percentile(100 * load.attainment) for name, sketch in sketches.items()},
+        {each.name: each.busy_s / cluster.now_s for each in cluster.instances if cluster.now_s},
+    )
+
+
+def largest(
+    attempt: Callable[[int], Trial], attainment: float, guess: int, most: int
+) -> tuple[Trial | None, Trial | None]:
+    """The trial with most users that attains its limits, and the one with fewest that was seen not to.
+
+    Args:
+        attempt: makes a trial.
+        attainment: what is enough.
+        guess: where to begin.
+        most: where to end.
+
+    Returns:
+        None for the first: one user alone is not served well enough. None for the second: `most` are.
+    """
+    good: Trial | None = None
+    bad: Trial | None = None
+    users = min(max(1, guess), most)
+    stride = max(1, users // 8)
+    while True:
+        trial = attempt(users)
+        good, bad = (trial, bad) if trial.attained >= attainment else (good, trial)
+        low, high = (good.users if good else 0), (bad.users if bad else math.inf)
+        if low == most or high - low <= max(1, low // PRECISION):
+            return good, bad
+        if good and bad:
+            users = (good.users + bad.users) // 2
+        else:
+            users = min(most, users + stride) if good else max(1, users - stride)
+            stride *= 2

@@ -1,0 +1,210 @@
+"""`plan`: which deployment to take for a model, some devices, a load and limits; and why not the others.
+
+Every candidate that fits, and whose engines can serve one request alone within the limits, is simulated with the most
+users for whom the limits are met. They are ranked by output tokens a second and device, of all the devices there are:
+one that is left over costs as much as one that computes.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property, partial
+
+from miniserve.errors import InvalidRequestError
+from miniserve.hardware.cost import Operator, Part
+from miniserve.hardware.shape import Parallel, Precision
+from miniserve.simulate.candidates import TENSOR, Candidate, Lone, aggregated, disaggregated, pool_rates
+from miniserve.simulate.capacity import Load, Trial, largest, try_load
+from miniserve.simulate.deployment import Deployment
+from miniserve.simulate.storage import Link
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a candidate.
+
+    Attributes:
+        candidate: which.
+        reason: why it lost; of the winner, and of those that are behind it, what keeps it from serving more.
+        best: its largest trial that meets the limits; None: there is none.
+        share: of the time that devices compute for a mean request, by kind of work, the most first.
+    """
+
+    candidate: Candidate
+    reason: str
+    best: Trial | None = None
+    share: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """Of all devices; 0 if it cannot serve within the limits."""
+        return self.best.output_tokens_per_s if self.best else 0.0
+
+
+@dataclass(frozen=True)
+class Planner:
+    """A question about deployments.
+
+    Args:
+        template: of every engine, but for its formats and its tensor parallelism.
+        num_devices: that there are.
+        load: what is asked.
+        weights: formats to try; `kv`: of keys and values.
+        link_bandwidth: of each prefill engine's KV, bytes/s.
+    """
+
+    template: Deployment
+    num_devices: int
+    load: Load
+    weights: Sequence[str] = ("bf16",)
+    kv: str | None = None
+    link_bandwidth: float = 50e9
+
+    def __post_init__(self) -> None:
+        if self.num_devices < 1:
+            raise InvalidRequestError(f"{self.num_devices} devices: a deployment needs one at least")
+        if not 0 < self.load.attainment <= 1:
+            raise InvalidRequestError(f"attainment {self.load.attainment} must be above 0, and 1 at most")
+        Link(self.link_bandwidth)  # raises where that is no bandwidth
+
+    @cached_property
+    def _engines(self) -> dict[tuple[str, int], Lone | str]:
+        """Every engine that may be part of a candidate, or why it cannot be one."""
+        sizes = [tensor for tensor in TENSOR if tensor <= self.num_devices]
+        return {(weights, tensor): self._engine(weights, tensor) for weights in self.weights for tensor in sizes}
+
+    def _engine(self, weights: str, tensor: int) -> Lone | str:
+        load, precision = self.load, Precision.of(weights, self.kv)
+        try:
+            deployment = replace(self.template, precision=precision, parallel=Parallel(tensor=tensor))
+        except InvalidRequestError as error:
+            return str(error)
+        lone = Lone(deployment, load.prompt, load.output, load.easiest, load.slo)
+        return lone.fault or lone
+
+    def outcomes(self, progress: Callable[[str, int], None] | None = None) -> list[Outcome]:
+        """Of every candidate, the best first.
+
+        Args:
+            progress: told which is being tried, and how many candidates are left with it.
+        """
+        found, able = [], []
+        for candidate in self._aggregated():
+            lone = self._engines[candidate.weights, candidate.decode.tensor]
+            reason = lone if isinstance(lone, str) else lone.slow_prefill or lone.slow_decode
+            if reason:
+                found.append(Outcome(candidate, reason))
+            else:
+                able.append(candidate)
+        able += sorted(self._disaggregated(), key=lambda candidate: -self._at_most(candidate))
+        best = 0.0
+        for at, candidate in enumerate(able):
+            if candidate.prefill and self._at_most(candidate) < best:
+                found.append(Outcome(candidate, self._too_little(candidate)))
+                continue
+            if progress:
+                progress(f"{candidate.weights}, {candidate}", len(able) - at)
+            found.append(self._simulate(candidate))
+            best = max(best, found[-1].output_tokens_per_s)
+        return sorted(found, key=lambda outcome: -outcome.output_tokens_per_s)
+
+    def least(self) -> dict[str, float]:
+        """The shortest times that any engine that fits can serve one request alone in, by the limits' names."""
+        lones = [lone for lone in self._engines.values() if isinstance(lone, Lone)]
+        if not lones:
+            return {}
+        return {"ttft_s": min(lone.prefill_s for lone in lones), "tpot_s": min(lone.decode_s for lone in lones)}
+
+    def _aggregated(self) -> Iterator[Candidate]:
+        for weights in self.weights:
+            yield from aggregated(weights, self.num_devices)
+
+    def _able(self, weights: str) -> dict[int, Lone]:
+        return {tp: lone for (name, tp), lone in self._engines.items() if name == weights and isinstance(lone, Lone)}
+
+    def _pools(self, weights: str) -> tuple[dict[int, Lone], dict[int, Lone]]:
+        """Engines that can prefill in time, and that can decode in time, by size."""
+        able = self._able(weights)
+        fronts = {tensor: lone for tensor, lone in able.items() if not lone.slow_prefill}
+        return fronts, {tensor: lone for tensor, lone in able.items() if not lone.slow_decode}
+
+    def _disaggregated(self) -> Iterator[Candidate]:
+        for weights in self.weights:
+            yield from disaggregated(weights, self.num_devices, *self._pools(weights))
+
+    def _rates(self, candidate: Candidate) -> tuple[float, float]:
+        return pool_rates(candidate, *self._pools(candidate.weights))
+
+    def _at_most(self, candidate: Candidate) -> float:
+        """Output tokens a second of a disaggregated candidate whose slower pool never waits."""
+        return min(self._rates(candidate)) * self.load.output
+
+    def _too_little(self, candidate: Candidate) -> str:
+        prefill, decode = self._rates(candidate)
+        slower = "prefill" if prefill < decode else "decode"
+        each = self._at_most(candidate) / self.num_devices
+        return f"its {slower} engines could do {each:,.0f} tokens/s a device if they never waited: not simulated"
+
+    # One candidate.
+
+    def _simulate(self, candidate: Candidate) -> Outcome:
+        decode, prefill = candidate.decode, candidate.prefill
+        back = self._able(candidate.weights)[decode.tensor]
+        engines = decode.engines if prefill else 1
+        attempt = partial(try_load, self.load, decode=back.deployment, engines=engines)
+        guess = back.mixed_batch
+        if prefill:
+            front = self._able(candidate.weights)[prefill.tensor]
+            attempt = partial(
+                attempt, prefill=front.deployment, prefill_engines=prefill.engines, link_bandwidth=self.link_bandwidth
+            )
+            guess = round(min(self._rates(candidate)) * (front.prefill_s + self.load.output * back.token_s))
+        most = engines * back.deployment.max_num_seqs
+        good, bad = largest(attempt, self.load.attainment, guess, most)
+        limit = self._limit(back, engines, bad, prefill is not None)
+        if good is None:
+            return Outcome(candidate, limit)
+        copies = 1 if prefill else decode.engines
+        good = replace(good, users=copies * good.users, output_tokens_per_s=copies * good.output_tokens_per_s)
+        return Outcome(candidate, limit, good, self._share(candidate, good))
+
+    def _limit(self, back: Lone, engines: int, bad: Trial | None, split: bool) -> str:
+        """Why it serves no more users than it does. Of a deployment that is not split, one engine was tried."""
+        if bad is None:
+            return f"every seat is taken: {back.deployment.max_num_seqs} requests an engine"
+        limits = self.load.slo.as_dict()
+        broken = [
+            f"{name[:-2].upper()} is {value_s * 1000:,.1f} ms"
+            for name, value_s in bad.latencies_s.items()
+            if value_s > limits.get(name, math.inf)
+        ] or [f"{bad.attained:.0%} have all gaps between tokens, and the rest, within the limits"]
+        users = f"{bad.users} users" if bad.users > 1 else "one user"
+        full = f"; an engine has memory for the KV of {back.room}" if bad.users > engines * back.room else ""
+        return f"with {users}{'' if split else ' an engine'} {', '.join(broken)}{full}"
+
+    def _share(self, candidate: Candidate, trial: Trial) -> dict[str, float]:
+        """Of the devices' time for a mean request, as if prompts had steps of their own."""
+        able, load = self._able(candidate.weights), self.load
+        back = able[candidate.decode.tensor]
+        front = able[candidate.prefill.tensor] if candidate.prefill else back
+        together = max(1, round(trial.output_tokens_per_s * trial.latencies_s["tpot_s"] / candidate.decode.engines))
+        seconds: dict[str, float] = {}
+        context = load.prompt + load.output // 2
+        for phase, lone, parts, times in (
+            ("prefill", front, [Part(0, load.prompt)], 1.0),
+            ("decode", back, [Part(context, 1)] * together, (load.output - 1) / together),
+        ):
+            step_time = lone.deployment.step_time
+            for op in step_time.operators(parts):
+                kind = f"{phase}: {_kind(op)}"
+                device_s = times * step_time.roofline.seconds(op) * lone.deployment.num_devices
+                seconds[kind] = seconds.get(kind, 0.0) + device_s
+        whole = sum(seconds.values())
+        return {kind: each / whole for kind, each in sorted(seconds.items(), key=lambda pair: -pair[1])}
+
+
+def _kind(op: Operator) -> str:
+    """What a reader calls work of an operator's kind."""
+    if op.kind == "gemm":
+        return "matrix products"
+    return "attention" if op.kind.endswith("attention") else op.kind.replace("_", "-")

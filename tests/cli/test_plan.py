@@ -1,0 +1,83 @@
+"""`miniserve plan`, as a person and as a script sees it; and that what is simulated is never labelled as recorded."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from miniserve.cli import app
+from miniserve.errors import InvalidRequestError
+from miniserve.notebook.results import load_results
+
+SMALL = ("--model", "qwen3-0.6b", "--hardware", "l4", "--num-requests", "8", "--input-len", "100", "--output-len", "8")
+
+
+def invoke(*arguments: str) -> str:
+    """Standard output; an error of ours escapes as it is, since `main` is what prints it."""
+    result = CliRunner().invoke(app, arguments)
+    if result.exception:
+        raise result.exception
+    return result.stdout
+
+
+def test_the_best_is_first_and_its_cost_follows_from_its_rate(tmp_path):
+    command = ("plan", *SMALL, "--gpus", "2", "--slo", "ttft:200,tpot:30", "--max-num-seqs", "16", "--json")
+    data = json.loads(invoke(*command, "--out", str(tmp_path / "plan.json")))
+    first = data["ranked"][0]
+    assert first["output_tokens_per_s_device"] == pytest.approx(first["output_tokens_per_s"] / 2)
+    assert first["latencies_s"]["ttft_s"] <= 0.2
+    read = load_results("plan", root=tmp_path)
+    assert read.label == "simulated"
+    assert read.data == data
+    assert json.loads(invoke(*command)) == data
+
+
+def test_a_simulation_is_labelled_as_one(tmp_path):
+    command = ("simulate", *SMALL, "--concurrency", "4", "--out", str(tmp_path / "run.json"))
+    invoke(*command)
+    read = load_results("run", root=tmp_path)
+    assert (read.label, read.device) == ("simulated", "NVIDIA L4")
+    assert read["completed"] == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "answer"),
+    [
+        (("--gpus", "1", "--slo", "ttft:200", "--max-num-seqs", "2"), "Take 1 × TP1 in bf16"),
+        (("--gpus", "1", "--slo", "ttft:1,tpot:1"), "Nothing meets the limits. One request alone could have a TTFT of"),
+        (("--gpus", "1", "--slo", "ttft:200", "--weights", "nvfp4"), "No engine can serve even one request"),
+    ],
+)
+def test_the_answer_in_words(options, answer):
+    assert answer in " ".join(invoke("plan", *SMALL, *options).split())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--gpus", "0"), "0 devices: a deployment needs one at least"),
+        ((), "give one of --gpus and --budget"),
+        (("--gpus", "1", "--budget", "3"), "give one of --gpus and --budget"),
+        (("--budget", "3"), "no price of a NVIDIA L4: give --gpus"),
+        (("--gpus", "1", "--link-gbytes-per-s", "0"), "bandwidth, 0.0 bytes/s, must be above 0"),
+        (("--gpus", "1", "--input-len", "0"), "length '0' must have 1"),
+    ],
+)
+def test_nonsense_is_explained(options, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        invoke("plan", *SMALL, "--slo", "ttft:200", *options)
+
+
+def test_a_budget_buys_devices_and_a_trace_gives_lengths(tmp_path):
+    trace = tmp_path / "trace.csv"
+    rows = "\n".join(f"2023-11-16 18:15:{second:02}.0,{100 + second},4" for second in range(10))
+    trace.write_text(f"TIMESTAMP,ContextTokens,GeneratedTokens\n{rows}\n")
+    options = ("--hardware", "h100", "--budget", "3", "--trace", str(trace), "--max-num-seqs", "2", "--json")
+    data = json.loads(invoke("plan", *SMALL, "--slo", "ttft:200", *options))
+    assert data["devices"] == int(3 // data["usd_per_device_hour"]) == 2
+    assert (data["mean_prompt_tokens"], data["mean_output_tokens"]) == (104, 4)
+    first = data["ranked"][0]
+    hourly_tokens = first["output_tokens_per_s"] * 3600
+    assert first["usd_per_million_output_tokens"] == pytest.approx(
+        2 * data["usd_per_device_hour"] / hourly_tokens * 1e6
+    )

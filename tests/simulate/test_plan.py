@@ -1,0 +1,145 @@
+"""The planner: its search finds the limit, what it leaves out could not have won, and each loser is told why."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from miniserve.errors import InvalidRequestError
+from miniserve.hardware.catalog import load_catalog
+from miniserve.hardware.shape import Precision
+from miniserve.simulate.candidates import Candidate, Pool
+from miniserve.simulate.capacity import PRECISION, Load, Trial, largest, try_load
+from miniserve.simulate.deployment import Deployment, efficiency_for
+from miniserve.simulate.models import shape_by_name
+from miniserve.simulate.plan import Planner
+from miniserve.workloads.arrivals import Arrival
+from miniserve.workloads.service import SLO
+
+
+def deployment(model: str = "qwen3-8b", device: str = "h100", **limits: int) -> Deployment:
+    accelerator = load_catalog().accelerator(device)
+    return Deployment(
+        accelerator, shape_by_name(model), Precision.of(), efficiency=efficiency_for(accelerator), **limits
+    )
+
+
+def load(slo: str, prompt: int = 1000, output: int = 50, least: int = 16) -> Load:
+    return Load([Arrival(0.0, prompt, output)], SLO.parse(slo), least=least)
+
+
+@given(limit=st.integers(0, 700), guess=st.integers(0, 900), most=st.integers(1, 600))
+def test_the_search_ends_at_the_limit(limit, guess, most):
+    tried = []
+
+    def attempt(users: int) -> Trial:
+        tried.append(users)
+        return Trial(users, float(users <= limit), 1.0, {}, {})
+
+    good, bad = largest(attempt, 0.95, guess, most)
+    assert len(set(tried)) == len(tried) <= 24
+    assert all(1 <= users <= most for users in tried)
+    assert (good is None) == (limit == 0)
+    assert (bad is None) == (limit >= most)
+    assert bad or (good and good.users == most)
+    low, high = (good.users if good else 0), (bad.users if bad else most)
+    assert low <= min(limit, most) <= high
+    assert high - low <= max(1, low // PRECISION)
+
+
+def test_throughput_is_that_of_a_load_that_never_ends():
+    """Little's law: users = rate · time. A window with everybody's arrival or departure in it would break it."""
+    trial = try_load(load("ttft:9000"), 12, deployment())
+    assert trial.output_tokens_per_s == pytest.approx(12 * 50 / trial.latencies_s["e2e_s"], rel=0.06)
+
+
+def test_one_engine_stands_for_several():
+    one, two = (try_load(load("ttft:9000"), 8 * engines, deployment(), engines) for engines in (1, 2))
+    assert two.output_tokens_per_s == pytest.approx(2 * one.output_tokens_per_s, rel=0.05)
+
+
+def test_more_users_are_served_more_slowly():
+    few, many = (try_load(load("ttft:9000"), users, deployment()) for users in (2, 40))
+    assert many.latencies_s["tpot_s"] > few.latencies_s["tpot_s"]
+    assert many.output_tokens_per_s > few.output_tokens_per_s
+
+
+def test_what_is_ranked_attains_and_what_is_left_out_could_not_have_won():
+    planner = Planner(deployment(), 4, load("ttft:200,tpot:8", least=8))
+    outcomes = planner.outcomes()
+    rates = [outcome.output_tokens_per_s for outcome in outcomes]
+    assert rates == sorted(rates, reverse=True)
+    assert rates[0] > 0
+    for outcome in outcomes:
+        assert outcome.reason
+        if outcome.best:
+            assert outcome.best.attained >= 0.95
+            assert sum(outcome.share.values()) == pytest.approx(1)
+        if outcome.candidate.prefill:
+            at_most = planner._at_most(outcome.candidate)
+            assert outcome.output_tokens_per_s <= 1.05 * at_most
+            assert outcome.best or at_most < rates[0]
+    assert {outcome.candidate for outcome in outcomes if not outcome.candidate.prefill} == {
+        Candidate("bf16", Pool(4 // tensor, tensor)) for tensor in (1, 2, 4)
+    }
+    assert planner.outcomes() == outcomes
+
+
+def test_who_may_never_wait_for_another_prompt_needs_engines_of_their_own():
+    """A step with 2,048 tokens of somebody's prompt takes longer than the limit on a gap."""
+    limits = load("ttft:1000,itl:25", prompt=4000)
+    best, *others = Planner(deployment(), 2, limits, link_bandwidth=400e9).outcomes()
+    assert best.candidate == Candidate("bf16", Pool(1, 1), Pool(1, 1))
+    assert best.best
+    assert best.best.users > 2
+    assert all(not other.best or other.best.users == other.candidate.decode.engines for other in others)
+    assert any("0% have all gaps between tokens" in other.reason for other in others)
+    best, *_ = Planner(deployment(), 2, load("ttft:1000", prompt=4000)).outcomes()
+    assert best.candidate.prefill is None
+
+
+def test_a_model_that_fits_nowhere_says_by_how_much():
+    outcomes = Planner(deployment("llama-3.1-405b"), 2, load("ttft:1000")).outcomes()
+    assert [outcome.best for outcome in outcomes] == [None, None]
+    assert "does not fit: weights of 756.0 GiB" in outcomes[0].reason
+    assert "378.0 GiB" in outcomes[1].reason
+
+
+@pytest.mark.parametrize(
+    ("slo", "why"),
+    [("ttft:1", "the prefill of 1,000 tokens alone takes"), ("tpot:1", "a step that decodes one request alone takes")],
+)
+def test_limits_that_nothing_meets_are_refused_without_a_simulation(slo, why):
+    planner = Planner(deployment(), 2, load(slo))
+    outcomes = planner.outcomes(lambda what, left: pytest.fail("something was simulated"))
+    assert all(why in outcome.reason and not outcome.best for outcome in outcomes)
+    assert len(outcomes) == 2
+    assert 0.001 < planner.least()[f"{slo[:4]}_s"] < 0.05
+
+
+def test_a_limit_that_one_user_alone_exceeds_is_named():
+    outcome, *_ = Planner(deployment(), 1, load("ttft:1000,tpot:20,e2e:100")).outcomes()
+    assert outcome.best is None
+    assert outcome.reason.startswith("with one user an engine E2E is")
+
+
+def test_what_keeps_the_winner_from_more():
+    seats, *_ = Planner(deployment(max_num_seqs=3), 1, load("ttft:1000")).outcomes()
+    assert seats.best
+    assert seats.best.users == 3
+    assert seats.reason == "every seat is taken: 3 requests an engine"
+    small = replace(deployment(), memory_share=0.25, max_num_seqs=64)  # 20 GB, of which 16 are weights
+    memory, *_ = Planner(small, 1, load("ttft:500")).outcomes()
+    assert "memory for the KV of" in memory.reason
+
+
+def test_nonsense_is_refused():
+    with pytest.raises(InvalidRequestError, match="0 devices"):
+        Planner(deployment(), 0, load("ttft:1000"))
+    with pytest.raises(InvalidRequestError, match="bandwidth, 0 bytes/s, must be above 0"):
+        Planner(deployment(), 1, load("ttft:1000"), link_bandwidth=0)
+    with pytest.raises(InvalidRequestError, match=r"attainment 1\.5"):
+        Planner(deployment(), 1, replace(load("ttft:1000"), attainment=1.5))
+    with pytest.raises(InvalidRequestError, match="no number format 'bf15'"):
+        Planner(deployment(), 1, load("ttft:1000"), ["bf15"]).outcomes()
