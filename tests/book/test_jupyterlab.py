@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from miniserve.model.sources.aliases import cache_dir
+from miniserve.cache_dir import cache_dir
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTER = "01_why_gpus"

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from miniserve.errors import InvalidRequestError
+from miniserve.notebook.live import make_widget
 from miniserve.notebook.units import format_value
 
 
@@ -202,9 +203,7 @@ class Explorer:
 
     def live(self) -> Any:
         """The same sliders as a widget: the kernel recomputes exact values. Needs the extra `notebook`."""
-        from miniserve.notebook.live import make_widget
-
-        return make_widget(self)
+        return make_widget(self, module_source())
 
 
 def grid_error(explorer: Explorer, samples: int = 200, seed: int = 0) -> float:

