@@ -2,7 +2,7 @@
 
 Aggregated: engines that are all alike, each with `tensor` devices. Disaggregated: some for prompts alone and some that
 decode. Rates here are of one engine that never waits: what a pool can do at most, near enough to choose ratios by and
-to leave out what cannot win. What is attained is for a simulation to say (`plan`).
+to leave out what is far behind. What is attained is for a simulation to say (`plan`).
 """
 
 import math
@@ -48,8 +48,17 @@ class Candidate:
         """That it uses."""
         return self.decode.num_devices + (self.prefill.num_devices if self.prefill else 0)
 
+    @property
+    def groups(self) -> int:
+        """Into how many parts that are alike it can be taken apart, each with a router of its own."""
+        return math.gcd(self.prefill.engines, self.decode.engines) if self.prefill else self.decode.engines
+
     def __str__(self) -> str:
-        return f"{self.prefill} prefill + {self.decode} decode" if self.prefill else f"{self.decode}"
+        if not self.prefill:
+            return str(self.decode)
+        times = self.groups
+        front, back = (pool._replace(engines=pool.engines // times) for pool in (self.prefill, self.decode))
+        return f"{times} × ({front} prefill + {back} decode)" if times > 1 else f"{front} prefill + {back} decode"
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,8 @@ from miniserve.simulate.capacity import Load, Trial, largest, try_load
 from miniserve.simulate.deployment import Deployment
 from miniserve.simulate.storage import Link
 
+NEAR = 1.03  # a pool may do a little more than is estimated: where prompts share its steps, these are fuller
+
 
 @dataclass(frozen=True)
 class Outcome:
@@ -99,7 +101,7 @@ class Planner:
         able += sorted(self._disaggregated(), key=lambda candidate: -self._at_most(candidate))
         best = 0.0
         for at, candidate in enumerate(able):
-            if candidate.prefill and self._at_most(candidate) < best:
+            if candidate.prefill and NEAR * self._at_most(candidate) < best:
                 found.append(Outcome(candidate, self._too_little(candidate)))
                 continue
             if progress:
@@ -139,37 +141,42 @@ class Planner:
         """Output tokens a second of a disaggregated candidate whose slower pool never waits."""
         return min(self._rates(candidate)) * self.load.output
 
-    def _too_little(self, candidate: Candidate) -> str:
+    def _slower(self, candidate: Candidate) -> str:
+        """Which of its pools can do less."""
         prefill, decode = self._rates(candidate)
-        slower = "prefill" if prefill < decode else "decode"
+        return "prefill" if prefill < decode else "decode"
+
+    def _too_little(self, candidate: Candidate) -> str:
         each = self._at_most(candidate) / self.num_devices
-        return f"its {slower} engines could do {each:,.0f} tokens/s a device if they never waited: not simulated"
+        return f"its {self._slower(candidate)} engines could do {each:,.0f} tokens/s a device if they never waited"
 
     # One candidate.
 
     def _simulate(self, candidate: Candidate) -> Outcome:
         decode, prefill = candidate.decode, candidate.prefill
         back = self._able(candidate.weights)[decode.tensor]
-        engines = decode.engines if prefill else 1
+        groups = candidate.groups
+        engines = decode.engines // groups
         attempt = partial(try_load, self.load, decode=back.deployment, engines=engines)
         guess = back.mixed_batch
         if prefill:
             front = self._able(candidate.weights)[prefill.tensor]
             attempt = partial(
-                attempt, prefill=front.deployment, prefill_engines=prefill.engines, link_bandwidth=self.link_bandwidth
-            )
-            guess = round(min(self._rates(candidate)) * (front.prefill_s + self.load.output * back.token_s))
+                attempt, prefill=front.deployment, prefill_engines=prefill.engines // groups,
+                link_bandwidth=self.link_bandwidth,
+            )  # fmt: skip
+            rate = min(self._rates(candidate)) / groups
+            guess = round(rate * (front.prefill_s + self.load.output * back.token_s))
         most = engines * back.deployment.max_num_seqs
         good, bad = largest(attempt, self.load.attainment, guess, most)
-        limit = self._limit(back, engines, bad, prefill is not None)
+        limit = self._limit(candidate, back, bad)
         if good is None:
             return Outcome(candidate, limit)
-        copies = 1 if prefill else decode.engines
-        good = replace(good, users=copies * good.users, output_tokens_per_s=copies * good.output_tokens_per_s)
+        good = replace(good, users=groups * good.users, output_tokens_per_s=groups * good.output_tokens_per_s)
         return Outcome(candidate, limit, good, self._share(candidate, good))
 
-    def _limit(self, back: Lone, engines: int, bad: Trial | None, split: bool) -> str:
-        """Why it serves no more users than it does. Of a deployment that is not split, one engine was tried."""
+    def _limit(self, candidate: Candidate, back: Lone, bad: Trial | None) -> str:
+        """Why one of its groups, with such engines to decode, serves no more users than it does."""
         if bad is None:
             return f"every seat is taken: {back.deployment.max_num_seqs} requests an engine"
         limits = self.load.slo.as_dict()
@@ -179,8 +186,11 @@ class Planner:
             if value_s > limits.get(name, math.inf)
         ] or [f"{bad.attained:.0%} have all gaps between tokens, and the rest, within the limits"]
         users = f"{bad.users} users" if bad.users > 1 else "one user"
+        engines = candidate.decode.engines // candidate.groups
+        alone = "" if candidate.groups == 1 else " a group" if candidate.prefill else " an engine"
         full = f"; an engine has memory for the KV of {back.room}" if bad.users > engines * back.room else ""
-        return f"with {users}{'' if split else ' an engine'} {', '.join(broken)}{full}"
+        slower = f"; its {self._slower(candidate)} engines are the busier" if candidate.prefill else ""
+        return f"with {users}{alone} {', '.join(broken)}{full}{slower}"
 
     def _share(self, candidate: Candidate, trial: Trial) -> dict[str, float]:
         """Of the devices' time for a mean request, as if prompts had steps of their own."""
