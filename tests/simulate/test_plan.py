@@ -90,6 +90,7 @@ def test_what_is_ranked_attains_and_what_is_left_out_could_not_have_won():
         if outcome.candidate.prefill:
             at_most = planner._at_most(outcome.candidate)
             assert outcome.output_tokens_per_s <= NEAR * at_most
+            assert not outcome.best or (": its prefill engines" in outcome.reason) == ("TTFT is" in outcome.reason)
             assert outcome.best or NEAR * at_most < rates[0]
     assert {outcome.candidate for outcome in outcomes if not outcome.candidate.prefill} == {
         Candidate("bf16", Pool(4 // tensor, tensor)) for tensor in (1, 2, 4)
@@ -154,3 +155,28 @@ def test_nonsense_is_refused():
         Planner(deployment(), 1, replace(load("ttft:1000"), attainment=1.5))
     with pytest.raises(InvalidRequestError, match="no number format 'bf15'"):
         Planner(deployment(), 1, load("ttft:1000"), ["bf15"]).outcomes()
+
+
+def test_a_deployment_of_alike_engines_serves_so_many_times_one():
+    limits = load("ttft:200,tpot:8", least=8)
+    one, *_ = Planner(deployment(), 1, limits).outcomes()
+    pair = Candidate("bf16", Pool(2, 1))
+    (two,) = (outcome for outcome in Planner(deployment(), 2, limits).outcomes() if outcome.candidate == pair)
+    assert two.output_tokens_per_s == pytest.approx(2 * one.output_tokens_per_s)
+    assert two.best
+    assert one.best
+    assert two.best.users == 2 * one.best.users
+
+
+def test_the_ratio_of_the_pools_is_the_one_that_could_serve_most():
+    planner = Planner(deployment(), 6, load("ttft:200,tpot:8", prompt=3000))
+    fronts, backs = planner._pools("bf16")
+    for chosen in planner._disaggregated():
+        assert chosen.prefill
+        front, back = chosen.prefill.tensor, chosen.decode.tensor
+        rates = [
+            min(engines * fronts[front].prompts_per_s, (6 - engines * front) // back * backs[back].outputs_per_s)
+            for engines in range(1, 7)
+            if engines * front < 6
+        ]
+        assert planner._at_most(chosen) == pytest.approx(50 * max(rates))

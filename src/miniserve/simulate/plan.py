@@ -189,8 +189,9 @@ class Planner:
         engines = candidate.decode.engines // candidate.groups
         alone = "" if candidate.groups == 1 else " a group" if candidate.prefill else " an engine"
         full = f"; an engine has memory for the KV of {back.room}" if bad.users > engines * back.room else ""
-        slower = f"; its {self._slower(candidate)} engines are the busier" if candidate.prefill else ""
-        return f"with {users}{alone} {', '.join(broken)}{full}{slower}"
+        late = bad.latencies_s["ttft_s"] > self.load.slo.ttft_s
+        pool = f": its {'prefill' if late else 'decode'} engines are the bottleneck" if candidate.prefill else ""
+        return f"with {users}{alone} {', '.join(broken)}{full}{pool}"
 
     def _share(self, candidate: Candidate, trial: Trial) -> dict[str, float]:
         """Of the devices' time for a mean request, as if prompts had steps of their own."""
