@@ -125,7 +125,7 @@ def test_sigterm_lets_requests_finish_and_takes_no_more(start, tmp_path):
 
 def test_an_engine_that_hangs_is_replaced(start):
     """A stopped process is one: its pipe stays open, and nothing comes."""
-    with start("--silence-seconds", "1.5") as server, streaming(server) as reply:
+    with start("--silence-seconds", "5") as server, streaming(server) as reply:
         lines = reply.iter_lines()
         next(lines)
         os.kill(server.engine_pid(), signal.SIGSTOP)
@@ -135,7 +135,7 @@ def test_an_engine_that_hangs_is_replaced(start):
         assert server.openai().completions.create(model="tiny", prompt="hello").choices[0].text
         code, log = server.end()
     assert code == 0
-    assert [entry["silent_s"] for entry in log if entry["message"] == "the engine hangs"] == [1.5]
+    assert {entry["silent_s"] for entry in log if entry["message"] == "the engine hangs"} == {5.0}
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])

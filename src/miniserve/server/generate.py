@@ -7,7 +7,7 @@ connection while they wait for the engine.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -55,8 +55,9 @@ class Job:
     cached: dict[int, int] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
 
-    def begun(self) -> None:
-        """It has been accepted."""
+    @contextlib.contextmanager
+    def told(self) -> Iterator[None]:
+        """Tell the span that it has been accepted, and with the block's end, however that comes, what became of it."""
         self.span.event("accepted")
         self.span.set({
             "gen_ai.operation.name": self.form.operation,
@@ -66,6 +67,15 @@ class Job:
             "gen_ai.request.top_p": self.params.top_p,
             "gen_ai.request.seed": self.params.seed,
         })  # fmt: skip
+        try:
+            yield
+        finally:
+            self.span.set({
+                "gen_ai.usage.input_tokens": self.usage.prompt_tokens,
+                "gen_ai.usage.output_tokens": self.num_tokens,
+                "gen_ai.response.id": self.form.id_prefix + self.request_id,
+                "gen_ai.response.finish_reasons": self.reasons,
+            })  # fmt: skip
 
     def count(self, piece: Piece) -> None:
         """Take note of a piece for `usage` and the span."""
@@ -75,15 +85,6 @@ class Job:
         self.cached[piece.choice // self.params.n] = piece.num_cached
         if piece.finish_reason:
             self.reasons.append(piece.finish_reason)
-
-    def ended(self) -> None:
-        """Nothing more will come: it is complete, it has failed, or its client has gone."""
-        self.span.set({
-            "gen_ai.usage.input_tokens": self.usage.prompt_tokens,
-            "gen_ai.usage.output_tokens": self.num_tokens,
-            "gen_ai.response.id": self.form.id_prefix + self.request_id,
-            "gen_ai.response.finish_reasons": self.reasons,
-        })  # fmt: skip
 
     def body(self, kind: str, choices: list[Struct]) -> Body[Struct]:
         """The response object around choices."""
@@ -108,13 +109,12 @@ async def respond(engine: EngineClient, job: Job, request: Request) -> Response:
     except InvalidRequestError as error:
         raise job.asked.blame(error) from error
     if job.asked.stream:
-        return EventStream(reply, _events(job, reply))
-    with reply:
+        return EventStream(job, reply)
+    with reply, job.told():
         return await unless_gone(request, _whole(job, reply))
 
 
 async def _counted(job: Job, reply: Reply) -> AsyncIterator[Piece]:
-    job.begun()
     try:
         async for came in reply:
             piece = came.without_output() if job.asked.wants_no_output else came
@@ -123,8 +123,6 @@ async def _counted(job: Job, reply: Reply) -> AsyncIterator[Piece]:
     except APIError as error:
         job.span.fail(error.message)
         raise
-    finally:
-        job.ended()
 
 
 async def _whole(job: Job, reply: Reply) -> Response:
@@ -158,21 +156,21 @@ class EventStream(Response):
 
     media_type = "text/event-stream"
 
-    def __init__(self, reply: Reply, events: AsyncIterator[bytes]) -> None:
+    def __init__(self, job: Job, reply: Reply) -> None:
         headers = {"cache-control": "no-cache", "x-accel-buffering": "no", "x-engine-request": str(reply.key)}
         super().__init__(headers=headers)
         del self.headers["content-length"]
-        self._reply, self._events = reply, events
+        self._job, self._reply = job, reply
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Of ASGI."""
-        with self._reply, contextlib.suppress(ClientGoneError):
+        with self._reply, self._job.told(), contextlib.suppress(ClientGoneError):
             await _unless(_disconnected(receive), self._send_all(send))
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
         try:
-            async for event in self._events:
+            async for event in _events(self._job, self._reply):
                 await send({"type": "http.response.body", "body": event, "more_body": True})
         except APIError as error:
             await send({"type": "http.response.body", "body": b"data: " + error.body + b"\n\n", "more_body": True})
