@@ -108,7 +108,7 @@ def simulate(
         arrivals = drawn(Lengths.parse(input_len), Lengths.parse(output_len), rng, times)
         num_requests = num_requests or DEFAULT_REQUESTS
     warmup = warmup if warmup is not None else concurrency or 0
-    counted = num_requests
+    counted = num_requests if concurrency else None  # others end with the last arrival, and all turns after it
     if num_requests is not None:
         arrivals = islice(arrivals, warmup + num_requests + (concurrency or 0))
     _run(cluster, arrivals, concurrency, warmup, counted)
