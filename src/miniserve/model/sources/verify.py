@@ -45,7 +45,7 @@ def verify(
     checks = []
     with byte_bar(progress) as bar:
         for path in paths:
-            expected = alias.sha256 if alias else _recorded_sha256(path)
+            expected = alias.sha256 if alias else recorded_sha256(path)
             try:
                 size = path.stat().st_size
                 task = bar.add_task(f"verify {path.name}", total=size)
@@ -84,7 +84,10 @@ def _check_structure(path: Path) -> None:
                 raise TensorError(f"{path.parent / shard}: no tensor {missing[0]!r}, which {path.name} puts there")
 
 
-def _recorded_sha256(path: Path) -> str | None:
-    """The Hub's cache names the blob of a large file by its SHA-256, and the snapshot links to it."""
+def recorded_sha256(path: Path) -> str | None:
+    """What the Hub says a file's SHA-256 is, if it does.
+
+    Its cache names the blob of a large file by its SHA-256, and the snapshot links to it.
+    """
     blob = path.resolve().name
     return blob if path.is_symlink() and re.fullmatch("[0-9a-f]{64}", blob) else None
