@@ -42,7 +42,7 @@ class BlockCopier:
         assert ends[-1] == layout.block_bytes, "the layout is the cache's"
         self._spans = [slice(end - part.shape[1], end) for part, end in zip(self._parts, ends, strict=True)]
         if self._device.type == "cuda":
-            self._stream = torch.cuda.Stream(self._device)
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             self._staged = torch.empty((STAGED_BLOCKS, layout.block_bytes), dtype=torch.uint8, device=self._device)
         else:
             self._views = [part.numpy() for part in self._parts]
