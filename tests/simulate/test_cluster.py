@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from miniserve.core.routing import ROUTERS, KVAware, LeastLoaded, RoundRobin
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Part
-from miniserve.simulate.cluster import Cluster, Outage
+from miniserve.simulate.cluster import Cluster
+from miniserve.simulate.outage import Outage
 from miniserve.simulate.storage import Link, Tier, Tiered
 from miniserve.workloads.arrivals import Arrival, Lengths, arrival_times, drawn
 from miniserve.workloads.service import SLO
@@ -149,7 +150,7 @@ def test_a_closed_loop_keeps_its_concurrency_and_leaves_the_warm_up_out(make):
     same = (Arrival(0.0, 100, 30) for _ in range(50))
     tally = cluster.run(same, concurrency=5, warmup=10)
     assert tally.completed == 40
-    assert 0 < cluster.began_s < cluster.now_s
+    assert 0 < cluster.window.began_s < cluster.now_s
     assert tally.ttft.count == tally.e2e.count == 40
     assert tally.itl.count == 40 * 29
 

@@ -1,0 +1,36 @@
+"""`Events`: what will happen in a simulation, in order of time; of one moment, in the order in which it was said."""
+
+import heapq
+import math
+from collections.abc import Callable
+from itertools import count
+
+
+class Events:
+    """A queue, and the present.
+
+    Attributes:
+        now_s: when what happens at last did.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._order = count()
+        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._queue)
+
+    @property
+    def next_s(self) -> float:
+        """When the next one happens; infinite if there is none."""
+        return self._queue[0][0] if self._queue else math.inf
+
+    def at(self, when_s: float, happen: Callable[[], None]) -> None:
+        """At that moment, call `happen`."""
+        heapq.heappush(self._queue, (when_s, next(self._order), happen))
+
+    def happen(self) -> None:
+        """The next one does."""
+        self.now_s, _, happen = heapq.heappop(self._queue)
+        happen()
