@@ -55,7 +55,7 @@ class BlockPool:
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
         self._cached: dict[BlockHash, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._tell = on_event or (lambda _: None)
+        self._tell = on_event
 
     @property
     def num_free(self) -> int:
@@ -122,7 +122,8 @@ class BlockPool:
         if self._hash_of[block] is None and content not in self._cached:
             self._hash_of[block] = content
             self._cached[content] = block
-            self._tell(BlockStored(content))
+            if self._tell:
+                self._tell(BlockStored(content))
 
     def clear_cache(self) -> None:
         """Forget all content. Blocks in use stay in use."""
@@ -143,4 +144,5 @@ class BlockPool:
         if content is not None:
             self._hash_of[block] = None
             del self._cached[content]
-            self._tell(BlockRemoved(content))
+            if self._tell:
+                self._tell(BlockRemoved(content))

@@ -182,10 +182,9 @@ class Engine:
 
     def _note_tokens(self, outputs: list[Output], now: float) -> None:
         for request, tokens, _ in outputs:
-            self.metrics.num_samplings += bool(tokens)
-            for _ in tokens:
-                request.times.tokens_s.append(now)
-                self.metrics.token(request)
+            if tokens:
+                request.times.tokens_s += [now] * len(tokens)
+                self.metrics.tokens(request, len(tokens))
 
     def _note_ends(self, outputs: list[Output], now: float) -> None:
         for request, _, reason in outputs:

@@ -27,11 +27,11 @@ class Histogram:
         self.counts = [0] * (len(self.bounds) + 1)
         self.sum, self.count = 0.0, 0
 
-    def observe(self, value: float) -> None:
-        """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-        self.count += 1
+    def observe(self, value: float, times: int = 1) -> None:
+        """Count one value, as often as it came."""
+        self.counts[bisect_left(self.bounds, value)] += times
+        self.sum += value * times
+        self.count += times
 
     @property
     def mean(self) -> float | None:
@@ -149,14 +149,17 @@ class Metrics:
         if (waited := request.times.queue_s) is not None:
             self.queue_s.observe(waited)
 
-    def token(self, request: Request) -> None:
-        """A request got a token; its moment is noted already."""
-        self.num_output_tokens += 1
+    def tokens(self, request: Request, number: int) -> None:
+        """A request got so many tokens of one step, one at least; their moment is noted already."""
+        self.num_output_tokens += number
+        self.num_samplings += 1
         moments = request.times.tokens_s
-        if len(moments) > 1:
-            self.itl_s.observe(moments[-1] - moments[-2])
+        if len(moments) > number:
+            self.itl_s.observe(moments[-1] - moments[-number - 1])
         else:
             self.ttft_s.observe(moments[0] - request.times.queued_s)
+        if number > 1:
+            self.itl_s.observe(0.0, number - 1)
 
     def ended(self, request: Request, reason: FinishReason) -> None:
         """A request ended; its moment is noted already."""

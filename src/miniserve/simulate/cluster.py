@@ -207,8 +207,8 @@ class Cluster:
     def _end(self, flight: Flight) -> None:
         del self._flights[flight.name]
         self.window.tally_of(flight).ended(flight.served)
-        if flight.then:
-            then = flight.then._replace(at_s=self.now_s + flight.then.at_s)
+        if then := flight.arrival.then:
+            then = then._replace(at_s=self.now_s + then.at_s)
             self._events.at(then.at_s, lambda: self._arrive(then))
         elif self._closed:
             self._send_another()
