@@ -5,8 +5,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.cost import Part, expected_experts, step_operators
+from miniserve.hardware.cost import Part, expected_experts
 from miniserve.hardware.shape import Experts, Parallel, Precision, Shape
+from miniserve.hardware.step import step_operators
 
 LLAMA_8B = Shape(32, 4096, 32, 8, 128, 14336, 128256)
 MIXTRAL = Shape(32, 4096, 32, 8, 128, 14336, 32000, experts=Experts(8, 2, 14336))
@@ -92,8 +93,9 @@ def test_expert_parallelism_by_hand():
     assert ops["experts"].depth == 2
     assert ops["experts"].weight_bytes == pytest.approx(3 * 2 * (1 - 0.75**20) * 4096 * 14336 * 2)
     assert ops["experts"].flops == 6 * 10 * 4096 * 14336
-    assert ops["all-to-all"].link_bytes == 5 * 2 * 4096 * 2 * 3 / 4
-    assert ops["all-to-all"].times == 2 * 32
+    for name in ("dispatch", "combine"):
+        assert ops[name].link_bytes == 5 * 2 * 4096 * 2 * 3 / 4
+        assert ops[name].times == 32
 
 
 def test_an_empty_step_costs_nothing():

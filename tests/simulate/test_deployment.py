@@ -1,5 +1,8 @@
 """What a model takes of a device, and what does not fit."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from miniserve.errors import InvalidRequestError
@@ -8,6 +11,7 @@ from miniserve.hardware.efficiency import IDEAL
 from miniserve.hardware.shape import Parallel
 from miniserve.simulate.deployment import efficiency_for
 from miniserve.simulate.models import known_models, shape_by_name
+from miniserve.simulate.speculation import Speculation
 
 
 @pytest.mark.parametrize("name", known_models())
@@ -27,7 +31,9 @@ def test_memory_by_hand(make):
     eighth = make(shape=shape, weights="fp8")
     embeddings = 2 * shape.vocab * shape.hidden
     assert eighth.weight_bytes == shape.parameters - embeddings + 2 * embeddings
-    assert make(shape=shape, tensor=16).kv_token_bytes == 2 * 32 * 128 * 2  # more devices than KV heads: each has one
+    wide = make(shape=shape, tensor=16, hardware="gb200")
+    assert wide.kv_token_bytes == 2 * 32 * 128 * 2  # more devices than KV heads: each has one
+    assert wide.kv_sent_bytes == deployment.kv_token_bytes
 
 
 def test_experts_are_shared_out(make):
@@ -36,6 +42,67 @@ def test_experts_are_shared_out(make):
     one = make(shape=shape, hardware="h200")
     four = type(one)(one.device, shape, one.precision, Parallel(expert=4))
     assert one.weight_bytes - four.weight_bytes == pytest.approx(2 * routed * 3 / 4)
+
+
+def test_a_latent_cache_is_not_shared_out(make):
+    """70,272 bytes a token in bfloat16, on each of 8 devices, and once over a link."""
+    shape = shape_by_name("deepseek-v3")
+    one, eight = (make(shape=shape, tensor=tensor, weights="fp8_block") for tensor in (1, 8))
+    assert one.kv_token_bytes == eight.kv_token_bytes == eight.kv_sent_bytes == 70_272
+    assert eight.weight_bytes == pytest.approx(one.weight_bytes / 8)
+
+
+def test_a_rank_of_a_wide_mixture(make):
+    """DeepSeek's decode unit: 144 ranks with 2 of 256 + 32 experts each, and the whole of the rest (in FP8: 15 GB)."""
+    shape = shape_by_name("deepseek-v3")
+    one = make(shape=shape, weights="fp8")
+    rank = replace(one, parallel=Parallel(1, 144, 32))
+    routed = 58 * 3 * 7168 * 2048
+    rest = shape.parameters - 256 * routed - 2 * shape.vocab * shape.hidden
+    assert rank.weight_bytes == rest + 2 * routed + 4 * shape.vocab * shape.hidden
+    assert 15e9 < rest < 15.5e9
+    assert rank.num_devices == 1
+    assert rank.parallel.num_devices == 144
+    assert rank.num_blocks > 0
+
+
+def test_a_draft_head_takes_a_layer_of_memory(make):
+    plain = make(weights="bf16")
+    drafting = replace(plain, speculation=Speculation((0.8,)))
+    layer = 2 * (256 * (2 * 8 + 2 * 2) * 32 + 3 * 256 * 512)
+    assert drafting.weight_bytes - plain.weight_bytes == layer + 2 * 2 * 256**2
+    assert drafting.kv_token_bytes == plain.kv_token_bytes * 5 / 4 == drafting.kv_sent_bytes
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"imbalance": 0.5}, "imbalance is 0.5"),
+        ({"imbalance": math.nan}, "imbalance is nan"),
+        ({"overhead_s": -1.0}, "overhead_s is -1"),
+        ({"overhead_s": math.inf}, "overhead_s is inf"),
+        ({"hardware": "h100", "tensor": 16}, "16 devices cannot share each layer: the links of a .* join 8"),
+    ],
+)
+def test_nonsense_is_refused(make, options, message):
+    with pytest.raises(InvalidRequestError, match=message):
+        make(shape=shape_by_name("llama-3.1-8b"), **options)
+
+
+def test_a_group_beyond_the_links_needs_a_network(make):
+    shape = shape_by_name("qwen3-30b-a3b")
+    assert replace(make(shape=shape), parallel=Parallel(expert=16)).parallel.num_devices == 16
+    alone = replace(load_catalog().accelerator("h100"), figures={
+        name: figure for name, figure in load_catalog().accelerator("h100").figures.items() if "network" not in name
+    })  # fmt: skip
+    replace(make(shape=shape), device=alone, parallel=Parallel(expert=8))
+    with pytest.raises(InvalidRequestError, match="has no 'network_bandwidth"):
+        replace(make(shape=shape), device=alone, parallel=Parallel(expert=16))
+    idle = replace(alone, figures=alone.figures | {
+        "link_bandwidth_bytes_per_s": replace(alone.figure("link_bandwidth_bytes_per_s"), value=0.0)
+    })  # fmt: skip
+    with pytest.raises(InvalidRequestError, match="link_bandwidth of 0"):
+        replace(make(shape=shape), device=idle, parallel=Parallel(expert=8))
 
 
 def test_what_does_not_fit_says_by_how_much(make):

@@ -8,8 +8,9 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from miniserve.core.metrics import PartRecord
-from miniserve.hardware.cost import Part, step_operators
+from miniserve.hardware.cost import Part
 from miniserve.hardware.shape import Precision
+from miniserve.hardware.step import step_operators
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder
 from miniserve.model.shape import shape_of

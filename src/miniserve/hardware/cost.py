@@ -1,16 +1,17 @@
-"""What each operator of a decoder's step costs one device: FLOPs, bytes, and bytes that cross its links.
+"""What an operator costs one device: FLOPs, bytes, and bytes that cross its links.
 
 FLOPs: two for each weight a row passes through (Kaplan et al. 2020, section 2.1), the unembedding only where a token is
 sampled; attention 4 · heads · head_dim for each pair of a token and one it sees. Bytes: weights, KV and activations,
 each once an operator. Collectives: what a ring sends, message · (n - 1) / n, twice that to reduce and give back. Which
-experts a batch meets is an expectation over uniform, independent choices. No time: that is `roofline.py`'s.
+experts a batch meets is an expectation over uniform, independent choices. Which operators a step has is `step.py`'s to
+say, and how long they take `roofline.py`'s.
 """
 
 from collections.abc import Iterable
-from functools import partial
 from typing import NamedTuple
 
-from miniserve.hardware.shape import Experts, Parallel, Precision, Shape, number_format
+from miniserve.hardware.formats import number_format
+from miniserve.hardware.shape import Experts, Precision, Shape
 
 
 class Part(NamedTuple):
@@ -22,6 +23,11 @@ class Part(NamedTuple):
     start: int
     num_tokens: int
     sampled: int = 1
+
+    @property
+    def is_decode(self) -> bool:
+        """Whether decode's kernels compute it: one token, or one and guesses of what follows."""
+        return self.num_tokens in (1, self.sampled)
 
 
 class Parts(NamedTuple):
@@ -49,13 +55,14 @@ class Operator(NamedTuple):
 
     Attributes:
         name: what a reader calls it.
-        kind: which curve times it: gemm, prefill_attention, decode_attention, moe, elementwise, all_reduce, all_gather
-            or all_to_all.
+        kind: which curve times it: gemm, prefill_attention, decode_attention, latent_attention, moe, elementwise,
+            all_reduce, all_gather or all_to_all.
         format: of the timings; `peak`: number format whose peak bounds its arithmetic.
         flops, weight_bytes, kv_bytes, activation_bytes, link_bytes: of doing it once.
         depth: what is gone through in sequence: a product's inner length, the longest context, the experts here, a
             message's bytes.
-        head_dim: attention's; context: rows of KV read and written, mean of a request; ranks: of a collective.
+        head_dim: attention's; context: rows of KV read and written, mean of a request.
+        ranks: of a collective; each is a group of `stride` devices, of which one takes part.
     """
 
     name: str
@@ -72,6 +79,7 @@ class Operator(NamedTuple):
     head_dim: float = 1.0
     context: float = 1.0
     ranks: float = 1.0
+    stride: float = 1.0
 
     @property
     def bytes(self) -> float:
@@ -154,97 +162,18 @@ def moe(
     )
 
 
-def collective(kind: str, message_bytes: float, ranks: float, *, times: float = 1) -> Operator:
+def collective(
+    kind: str, message_bytes: float, ranks: float, *, name: str = "", stride: float = 1, times: float = 1
+) -> Operator:
     """all_reduce, all_gather, all_to_all or reduce_scatter of a message: as large as what one rank has in the end."""
     sent = message_bytes * (ranks - 1) / ranks * (2 if kind == "all_reduce" else 1)
     return Operator(
-        kind.replace("_", "-"), kind, "any", "none", times, link_bytes=sent, depth=message_bytes, ranks=ranks
-    )
+        name or kind.replace("_", "-"), kind, "any", "none", times,
+        link_bytes=sent, depth=message_bytes, ranks=ranks, stride=stride,
+    )  # fmt: skip
 
 
 def expected_experts(experts: Experts, tokens: float) -> float:
     """Distinct experts that `tokens` tokens meet, each choosing uniformly and for itself: E · (1 - (1 - k/E)^T)."""
     missed: float = (1 - experts.per_token / experts.count) ** tokens
     return experts.count * (1 - missed)
-
-
-def step_operators(
-    shape: Shape, parts: Iterable[Part], precision: Precision, parallel: Parallel | None = None
-) -> list[Operator]:
-    """Every operator of one step, as one device of `parallel` does it.
-
-    Prefill, decode and a mixture are one thing: a part with one new token is a decode. With expert parallelism `parts`
-    are one rank's, and every rank has as many.
-    """
-    parts = list(parts)
-    decodes = Parts.of(part for part in parts if part.num_tokens == 1)
-    prefills = Parts.of(part for part in parts if part.num_tokens > 1)
-    return operators_of(shape, prefills, decodes, sum(part.sampled for part in parts), precision, parallel)
-
-
-def operators_of(
-    shape: Shape, prefills: Parts, decodes: Parts, samples: int, precision: Precision, parallel: Parallel | None = None
-) -> list[Operator]:
-    """As `step_operators`, for a caller that keeps totals: `samples` of the requests get a token."""
-    parallel = parallel or Parallel()
-    parallel.check(shape)
-    tokens = decodes.tokens + prefills.tokens
-    if not tokens:
-        return []
-    tensor, hidden, layers = parallel.tensor, shape.hidden, shape.layers
-    width, heads = shape.head_dim, shape.heads / tensor
-    kv_heads = max(1, shape.kv_heads / tensor)
-    product = partial(gemm, m=tokens, weight_bytes=precision.weight_bytes, activation_bytes=precision.activation_bytes)
-    operators = [
-        Operator("embedding", "elementwise", "any", "none", 1,
-                 weight_bytes=0 if shape.tied else tokens * hidden * precision.embedding_bytes,
-                 activation_bytes=tokens * hidden * precision.activation_bytes),
-        product("qkv", precision.linear, n=(heads + 2 * kv_heads) * width, k=hidden, times=layers),
-        *(attention(kind, shape, precision, some, tensor=tensor, times=layers)
-          for kind, some in (("prefill_attention", prefills), ("decode_attention", decodes)) if some.tokens),
-        product("attention output", precision.linear, n=hidden, k=heads * width, times=layers),
-    ]  # fmt: skip
-    dense = layers - shape.sparse_layers
-    if dense:
-        operators += [
-            product("gate and up", precision.linear, n=2 * shape.intermediate / tensor, k=hidden, times=dense),
-            product("down", precision.linear, n=hidden, k=shape.intermediate / tensor, times=dense),
-        ]
-    if shape.experts and shape.sparse_layers:
-        operators += _mixture(shape, shape.experts, precision, tokens, parallel)
-    operators.append(_elementwise(shape, precision, tokens, heads + kv_heads, parallel))
-    if samples:
-        operators.append(
-            gemm("unembedding", precision.unembedding, samples, shape.vocab / tensor, hidden,
-                 weight_bytes=precision.unembedding_bytes, activation_bytes=precision.activation_bytes)
-        )  # fmt: skip
-    if tensor > 1:
-        message = tokens * hidden * precision.activation_bytes
-        operators.append(collective("all_reduce", message, tensor, times=2 * layers))
-        if samples:
-            operators.append(collective("all_gather", samples * shape.vocab * precision.activation_bytes, tensor))
-    return operators
-
-
-def _mixture(shape: Shape, experts: Experts, precision: Precision, tokens: float, parallel: Parallel) -> list[Operator]:
-    ranks, layers = parallel.expert, shape.sparse_layers
-    met = expected_experts(experts, tokens * ranks) / ranks
-    operators = [
-        gemm("router", precision.attention, tokens, experts.count, shape.hidden, times=layers,
-             weight_bytes=precision.activation_bytes, activation_bytes=precision.activation_bytes),
-        moe(precision, shape.hidden, experts, tokens * experts.per_token, held=experts.count / ranks, met=met,
-            tensor=parallel.tensor, times=layers),
-    ]  # fmt: skip
-    if ranks > 1:
-        # There and back: a token's row goes once to each of its experts.
-        message = tokens * experts.per_token * shape.hidden * precision.activation_bytes
-        operators.append(collective("all_to_all", message, ranks, times=2 * layers))
-    return operators
-
-
-def _elementwise(shape: Shape, precision: Precision, tokens: float, heads: float, parallel: Parallel) -> Operator:
-    """A layer's two norms with their residuals, RoPE and the gate, each reading its inputs and writing its result."""
-    width = shape.intermediate * (shape.layers - shape.sparse_layers) / shape.layers  # an expert's gate is its own
-    row = 2 * 4 * shape.hidden + 2 * heads * shape.head_dim + 3 * width / parallel.tensor
-    activations = tokens * row * precision.activation_bytes
-    return Operator("elementwise", "elementwise", "any", "none", shape.layers, activation_bytes=activations)

@@ -7,6 +7,7 @@ No number is here: `catalog_file.py` reads and checks them. Torch-free.
 """
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -111,6 +112,16 @@ class Accelerator:
     def link_bandwidth(self) -> float:
         """To its peers in the scale-up domain, one direction, bytes/s."""
         return self.figure("link_bandwidth_bytes_per_s").value
+
+    @property
+    def link_domain(self) -> float:
+        """Devices that those links join; infinity where the catalogue knows no limit."""
+        return self.figures["link_domain"].value if "link_domain" in self.figures else math.inf
+
+    @property
+    def network_bandwidth(self) -> float:
+        """Its share of the network between scale-up domains, one direction, bytes/s."""
+        return self.figure("network_bandwidth_bytes_per_s").value
 
     def all_figures(self) -> Iterator[tuple[str, Figure]]:
         """Every number with its name; a table's entries as `dense_flops.fp8`."""

@@ -5,7 +5,10 @@
 with compute = FLOPs / (peak · fraction) and memory = bytes / (bandwidth · fraction), or a link's. `depth` is what a
 kernel goes through in sequence. Two corrections: attention's softmax does work besides its FLOPs, and decode reads KV
 in tiles, so that a short context costs as a longer one. The values are in `efficiency.toml`, which
-`benchmarks/fit_kernel_timings.py` writes. Without a curve, an operator takes its roofline: `IDEAL`, a lower bound.
+`benchmarks/fit_kernel_timings.py` writes; of kernels for which there are no timings, but a statement of whoever wrote
+them, in `stated.toml`. Without a curve, an operator takes its roofline: `IDEAL`, a lower bound.
+
+An all-to-all among more devices than the links join goes over the network, but for what stays within a domain.
 """
 
 import math
@@ -20,6 +23,8 @@ from miniserve.errors import CorruptFileError, InvalidRequestError
 from miniserve.hardware.cost import Operator
 
 FITTED = Path(__file__).with_name("efficiency.toml")
+STATED = Path(__file__).with_name("stated.toml")
+NOTES = frozenset({"error", "rows", "source", "note"})  # of an entry, besides its parameters
 TILE_POWER = 4  # how sharply a context shorter than a tile stops getting cheaper
 
 
@@ -40,6 +45,14 @@ class Device(Protocol):
     @property
     def link_bandwidth(self) -> float:
         """To its peers, one direction, bytes/s."""
+
+    @property
+    def link_domain(self) -> float:
+        """How many devices those links join."""
+
+    @property
+    def network_bandwidth(self) -> float:
+        """To all others, one direction, bytes/s."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +88,8 @@ class Curve:
         if self.tile:
             work *= (1 + (self.tile / op.context) ** TILE_POWER) ** (1 / TILE_POWER)
         started = self.launch_s + self.hop_s * op.ranks + self.step_s * op.depth / (1 + op.depth / self.knee)
+        if op.kind == NETWORK:
+            return started + op.link_bytes / device.network_bandwidth / self.memory
         if op.peak == "none":
             moved = op.link_bytes / device.link_bandwidth if op.kind in COLLECTIVES else op.bytes / device.bandwidth
             return started + moved / self.memory
@@ -86,7 +101,8 @@ class Curve:
         return started + both
 
 
-COLLECTIVES = frozenset({"all_reduce", "all_gather", "all_to_all", "reduce_scatter"})
+NETWORK = "network_all_to_all"
+COLLECTIVES = frozenset({"all_reduce", "all_gather", "all_to_all", "reduce_scatter", NETWORK})
 ROOFLINE = Curve()
 
 
@@ -107,6 +123,8 @@ class Efficiency:
         Raises InvalidRequestError where there are curves for its kind, but none for its format; a kind that was never
         timed takes its roofline.
         """
+        if op.kind == "all_to_all" and op.ranks * op.stride > device.link_domain:
+            return max(self.seconds(part, device) for part in _near_and_far(op, device.link_domain))
         curves = self.curves.get(op.kind)
         if curves is None:
             return ROOFLINE.seconds(op, device)
@@ -119,20 +137,47 @@ class Efficiency:
         return curves[op.format].seconds(op, device)
 
 
+def _near_and_far(op: Operator, domain: float) -> tuple[Operator, Operator]:
+    """What goes over the links and what over the network, at once: every rank sends every other one as much."""
+    near = max(1, domain // op.stride)
+    each = op.link_bytes / (op.ranks - 1)
+    return (
+        op._replace(link_bytes=each * (near - 1), depth=op.depth * near / op.ranks, ranks=near),
+        op._replace(kind=NETWORK, link_bytes=each * (op.ranks - near)),
+    )
+
+
 IDEAL = Efficiency("the roofline")
 
 
 @cache
-def load_efficiencies(path: Path = FITTED) -> Mapping[str, Efficiency]:
+def load_efficiencies(fitted: Path = FITTED, stated: Path = STATED) -> Mapping[str, Efficiency]:
     """Every device that timings were fitted for, by its key in the catalogue. Raises CorruptFileError."""
+    devices, others = _devices(fitted, "error"), _devices(stated, "source")
+    if unknown := set(others) - set(devices):
+        raise CorruptFileError(f"{stated}: no timings were fitted for {', '.join(sorted(unknown))}")
+    return {
+        key: Efficiency(
+            key,
+            {
+                kind: {name: curve for name, (curve, _) in by.items()}
+                for kind, by in (kinds | others.get(key, {})).items()
+            },
+            {kind: {name: float(error) for name, (_, error) in by.items()} for kind, by in kinds.items()},
+        )
+        for key, kinds in devices.items()
+    }
+
+
+def _devices(path: Path, known_by: str) -> dict[str, dict[str, dict[str, tuple[Curve, Any]]]]:
+    """Curves with what they are known by: an error, or a source."""
     try:
         devices: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["devices"]
         return {
-            key: Efficiency(
-                key,
-                {kind: {name: _curve(entry) for name, entry in by.items()} for kind, by in kinds.items()},
-                {kind: {name: entry["error"] for name, entry in by.items()} for kind, by in kinds.items()},
-            )
+            key: {
+                kind: {name: (_curve(entry), entry[known_by]) for name, entry in by.items()}
+                for kind, by in kinds.items()
+            }
             for key, kinds in devices.items()
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
@@ -148,4 +193,4 @@ def efficiency_of(key: str) -> Efficiency:
 
 
 def _curve(entry: Mapping[str, float]) -> Curve:
-    return Curve(**{name: float(value) for name, value in entry.items() if name not in {"error", "rows"}})
+    return Curve(**{name: float(value) for name, value in entry.items() if name not in NOTES})

@@ -28,6 +28,14 @@ class _Snapshot:
     def link_bandwidth(self) -> float:
         return self._device.link_bandwidth
 
+    @property
+    def link_domain(self) -> float:
+        return self._device.link_domain
+
+    @property
+    def network_bandwidth(self) -> float:
+        return self._device.network_bandwidth
+
 
 class Roofline:
     """Times operators.

@@ -4,53 +4,71 @@ The hardware floor knows no models. A floor above turns a `ModelConfig` into a `
 left out: below 0.1% of the work in published models.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from miniserve.errors import InvalidRequestError
-
-
-class Format(NamedTuple):
-    """A number format: bytes of one weight with its share of the scales, and the peak it computes at."""
-
-    bytes: float
-    peak: str
-
-
-#: By the name that its kernels' timings go by. Blocks: one scale of 4 bytes for 128 × 128, of 1 byte for 16 or for 32.
-FORMATS: Mapping[str, Format] = {
-    "fp32": Format(4, "fp32"),
-    "tf32": Format(4, "tf32"),
-    "fp16": Format(2, "fp16"),
-    "bf16": Format(2, "bf16"),
-    "fp8": Format(1, "fp8"),
-    "fp8_block": Format(1 + 4 / 128**2, "fp8"),
-    "int8": Format(1, "int8"),
-    "nvfp4": Format(0.5 + 1 / 16, "fp4"),
-    "mxfp4": Format(0.5 + 1 / 32, "fp4"),
-}
-
-
-def number_format(name: str) -> Format:
-    """The format called `name`. Raises InvalidRequestError, with those there are, for another."""
-    if name not in FORMATS:
-        raise InvalidRequestError(f"no number format '{name}'; there is {', '.join(FORMATS)}")
-    return FORMATS[name]
+from miniserve.hardware.formats import number_format
 
 
 @dataclass(frozen=True)
 class Experts:
-    """A mixture's feed-forward layers: each token goes to `per_token` of `count` experts of width `intermediate`."""
+    """A mixture's feed-forward layers: each token goes to `per_token` of `count` experts of width `intermediate`.
+
+    `shared`: width of a part that every token goes through besides; 0: there is none.
+    """
 
     count: int
     per_token: int
     intermediate: int
+    shared: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.per_token <= self.count or self.intermediate < 1 or self.shared < 0:
+            raise InvalidRequestError(
+                f"a token cannot go to {self.per_token} of {self.count} experts of width {self.intermediate} "
+                f"and a shared part of {self.shared}"
+            )
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1): of a token, one vector is kept for all
+    heads, which their keys and values are made from, and one key that carries its position.
+
+    Args:
+        query_rank: width of what queries are made from; 0: of the hidden state itself.
+        kv_rank: of the vector that is kept.
+        rotary: columns of a query that carry its position, and of the key for them.
+        plain: a query's other columns; `value`: those of a head's value.
+    """
+
+    query_rank: int
+    kv_rank: int
+    rotary: int
+    plain: int
+    value: int
+
+    @property
+    def kept(self) -> int:
+        """Numbers that a token adds to a layer's cache."""
+        return self.kv_rank + self.rotary
+
+    def parameters(self, hidden: int, heads: int) -> int:
+        """Weights of one layer's attention."""
+        queries = heads * (self.plain + self.rotary)
+        down = self.query_rank * (hidden + queries) if self.query_rank else hidden * queries
+        return down + hidden * self.kept + heads * (self.kv_rank * (self.plain + self.value) + self.value * hidden)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder's sizes. `dense_layers`: of a mixture's layers, how many have one dense feed-forward part instead."""
+    """A decoder's sizes.
+
+    Args:
+        dense_layers: of a mixture's layers, how many have one dense feed-forward part instead.
+        latent: how keys and values are kept, if not as they are. Then `head_dim` is a query's columns, and `kv_heads`
+            are as many as `heads`.
+    """
 
     layers: int
     hidden: int
@@ -62,11 +80,25 @@ class Shape:
     tied: bool = False
     experts: Experts | None = None
     dense_layers: int = 0
+    latent: Latent | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} is {getattr(self, name)}: a decoder has at least 1")
+        if not 0 <= self.dense_layers <= self.layers:
+            raise InvalidRequestError(f"{self.dense_layers} of {self.layers} layers cannot be dense")
+        if self.latent and (self.latent.plain + self.latent.rotary, self.heads) != (self.head_dim, self.kv_heads):
+            raise InvalidRequestError(
+                f"latent attention with {self.latent.plain} + {self.latent.rotary} columns of a query has head_dim "
+                f"{self.latent.plain + self.latent.rotary} and as many kv_heads as heads, not {self.head_dim} and "
+                f"{self.kv_heads} for {self.heads}"
+            )
 
     @property
     def kv_elements(self) -> int:
         """Numbers of KV that one token adds, over all layers."""
-        return 2 * self.layers * self.kv_heads * self.head_dim
+        return self.layers * (self.latent.kept if self.latent else 2 * self.kv_heads * self.head_dim)
 
     @property
     def sparse_layers(self) -> int:
@@ -74,15 +106,41 @@ class Shape:
         return self.layers - self.dense_layers if self.experts else 0
 
     @property
+    def routed_parameters(self) -> int:
+        """Weights of the experts that tokens are sent to."""
+        experts = self.experts
+        return 3 * self.sparse_layers * self.hidden * experts.count * experts.intermediate if experts else 0
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Weights of the embedding, and as many of the unembedding if it is not tied."""
+        return self.vocab * self.hidden
+
+    @property
     def parameters(self) -> int:
         """Weights of all matrices, tied embeddings once."""
-        attention = (2 * self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden
-        dense = 3 * self.hidden * self.intermediate
-        sparse = 0
-        if self.experts:
-            sparse = self.hidden * self.experts.count * (1 + 3 * self.experts.intermediate)
-        feed_forward = (self.layers - self.sparse_layers) * dense + self.sparse_layers * sparse
-        return self.layers * attention + feed_forward + self.vocab * self.hidden * (1 if self.tied else 2)
+        embeddings = self.embedding_parameters * (1 if self.tied else 2)
+        return self.layers * self._attention + self._feed_forward + self.routed_parameters + embeddings
+
+    @property
+    def active_parameters(self) -> int:
+        """Weights that a token passes through: of its experts, not of all, and no embedding, which is looked up."""
+        routed = self.routed_parameters * self.experts.per_token // self.experts.count if self.experts else 0
+        return self.layers * self._attention + self._feed_forward + routed + self.embedding_parameters
+
+    @property
+    def _attention(self) -> int:
+        """Weights of one layer's."""
+        if self.latent:
+            return self.latent.parameters(self.hidden, self.heads)
+        return (2 * self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden
+
+    @property
+    def _feed_forward(self) -> int:
+        """Weights of all layers' parts that every token goes through, the routers among them."""
+        sparse = self.experts.count + 3 * self.experts.shared if self.experts else 0
+        dense = (self.layers - self.sparse_layers) * 3 * self.intermediate
+        return self.hidden * (dense + self.sparse_layers * sparse)
 
 
 @dataclass(frozen=True)
@@ -127,13 +185,24 @@ class Precision:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How one copy of the model is split: `tensor` devices share each layer, `expert` devices share out the experts.
+    """How one copy of the model is split: `tensor` devices share each layer, `expert` ranks share out the experts.
 
     Expert parallelism: every rank has its own requests and the whole of attention; tokens travel to their experts.
+    `redundant` experts are there twice, so that ranks may hold equally many, and as busy ones.
     """
 
     tensor: int = 1
     expert: int = 1
+    redundant: int = 0
+
+    @property
+    def num_devices(self) -> int:
+        """Of all ranks."""
+        return self.tensor * self.expert
+
+    def held(self, experts: Experts) -> float:
+        """Experts of a layer that one rank has, copies among them."""
+        return (experts.count + self.redundant) / self.expert
 
     def check(self, shape: Shape) -> None:
         """Raise InvalidRequestError, naming the size, where `shape` cannot be split so."""
@@ -142,6 +211,7 @@ class Parallel:
         sizes = {"heads": shape.heads, "intermediate": shape.intermediate, "vocab": shape.vocab}
         if shape.experts:
             sizes["experts' intermediate"] = shape.experts.intermediate
+            sizes["the shared expert's intermediate"] = shape.experts.shared
         for name, size in sizes.items():
             if size % self.tensor:
                 raise InvalidRequestError(f"{name} ({size}) cannot be split over {self.tensor} devices")
@@ -149,7 +219,16 @@ class Parallel:
             raise InvalidRequestError(
                 f"kv_heads ({shape.kv_heads}) and {self.tensor} devices: neither divides the other"
             )
-        if self.expert > 1 and not shape.experts:
-            raise InvalidRequestError("expert parallelism needs a model with experts")
-        if shape.experts and shape.experts.count % self.expert:
-            raise InvalidRequestError(f"experts ({shape.experts.count}) cannot be split over {self.expert} devices")
+        if not shape.experts:
+            if self.expert > 1 or self.redundant:
+                raise InvalidRequestError("expert parallelism needs a model with experts")
+            return
+        if not 0 <= self.redundant <= shape.experts.count or (self.redundant and self.expert == 1):
+            raise InvalidRequestError(
+                f"{self.redundant} redundant experts: there may be up to {shape.experts.count}, on more than one rank"
+            )
+        if (shape.experts.count + self.redundant) % self.expert:
+            copies = f" and {self.redundant} copies" if self.redundant else ""
+            raise InvalidRequestError(
+                f"experts ({shape.experts.count}{copies}) cannot be split over {self.expert} devices"
+            )

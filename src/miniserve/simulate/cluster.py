@@ -196,7 +196,7 @@ class Cluster:
             if tokens:
                 if not served.output_tokens:
                     served.cached_tokens, served.loaded_tokens = request.num_cached or 0, request.num_loaded
-                self.window.tally_of(flight).tokens(served, ends_s, longest_s)
+                self.window.tally_of(flight).tokens(served, node.instance.device.ends(len(tokens)), longest_s)
             if reason is None:
                 continue
             if flight.is_prefill:

@@ -2,9 +2,11 @@
 
 Memory follows the cost model: every device of a tensor-parallel group has its part of each matrix, every expert-
 parallel rank its part of the experts and the whole of the rest. A model that does not fit is an error that says by how
-much. With expert parallelism a deployment is one rank of several that are all alike.
+much. With expert parallelism a deployment is one rank of `parallel.expert` that are all alike: its requests, its
+devices and its memory are one rank's, and its steps take as long as if all ranks did the same at the same time.
 """
 
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -13,6 +15,7 @@ from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.efficiency import IDEAL, Efficiency, load_efficiencies
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision, Shape
+from miniserve.simulate.speculation import Speculation, draft_head
 from miniserve.simulate.step_time import StepTime
 
 GIB = 2**30
@@ -43,7 +46,7 @@ class Deployment:
             driver keeps.
         block_size: tokens of a KV block.
         max_num_seqs, max_num_batched_tokens, max_model_len: the scheduler's limits.
-        overhead_s, imbalance: see `StepTime`.
+        overhead_s, imbalance, speculation: see `StepTime`.
     """
 
     device: Accelerator
@@ -58,14 +61,27 @@ class Deployment:
     max_model_len: int = 2**17
     overhead_s: float = 0.0
     imbalance: float = 1.0
+    speculation: Speculation | None = None
 
     def __post_init__(self) -> None:
         self.parallel.check(self.shape)
         if not 0 < self.memory_share <= 1:
             raise InvalidRequestError(f"memory_share is {self.memory_share}: it must be above 0 and 1 at most")
-        for name in ("bandwidth", "memory_bytes"):
+        if not 1 <= self.imbalance < math.inf:
+            raise InvalidRequestError(f"imbalance is {self.imbalance}: the busiest rank has 1 times the mean at least")
+        if not 0 <= self.overhead_s < math.inf:
+            raise InvalidRequestError(f"overhead_s is {self.overhead_s}: a step's overhead is 0 seconds or more")
+        needed = ["bandwidth", "memory_bytes"]
+        needed += ["link_bandwidth"] if self.parallel.num_devices > 1 else []
+        needed += ["network_bandwidth"] if self.parallel.num_devices > self.device.link_domain else []
+        for name in needed:
             if not getattr(self.device, name) > 0:
                 raise InvalidRequestError(f"{self.device.name} has a {name} of {getattr(self.device, name)}")
+        if self.parallel.tensor > self.device.link_domain:
+            raise InvalidRequestError(
+                f"{self.parallel.tensor} devices cannot share each layer: the links of a {self.device.name} join "
+                f"{self.device.link_domain:.0f}"
+            )
 
     @property
     def num_devices(self) -> int:
@@ -74,23 +90,42 @@ class Deployment:
 
     @property
     def weight_bytes(self) -> float:
-        """Of one device."""
+        """Of one device, the draft head's among them."""
         shape, precision = self.shape, self.precision
-        experts = shape.experts
-        routed = 3 * shape.sparse_layers * shape.hidden * experts.count * experts.intermediate if experts else 0
-        embeddings = shape.vocab * shape.hidden
-        layers = shape.parameters - routed - embeddings * (1 if shape.tied else 2)
-        whole = layers * precision.weight_bytes + embeddings * precision.unembedding_bytes
+        whole = (
+            self._matrix_bytes(shape) + shape.embedding_parameters * precision.unembedding_bytes / self.parallel.tensor
+        )
         if not shape.tied:
-            whole += embeddings * precision.embedding_bytes
-        return (whole + routed * precision.weight_bytes / self.parallel.expert) / self.parallel.tensor
+            whole += shape.embedding_parameters * precision.embedding_bytes / self.parallel.tensor
+        if self.speculation:
+            join = 2 * shape.hidden**2 * precision.weight_bytes / self.parallel.tensor
+            whole += self._matrix_bytes(draft_head(shape)) + join
+        return whole
+
+    def _matrix_bytes(self, shape: Shape) -> float:
+        """Of one device, what the layers of a shape take."""
+        embeddings = shape.embedding_parameters * (1 if shape.tied else 2)
+        everywhere = shape.parameters - shape.routed_parameters - embeddings
+        routed = shape.routed_parameters * (
+            self.parallel.held(shape.experts) / shape.experts.count if shape.experts else 0
+        )
+        return (everywhere + routed) * self.precision.weight_bytes / self.parallel.tensor
 
     @property
     def kv_token_bytes(self) -> float:
         """KV that one token adds to each device."""
         shape = self.shape
+        layers = shape.layers + (1 if self.speculation else 0)
+        if shape.latent:
+            return layers * shape.latent.kept * self.precision.kv_bytes  # every device's heads read all of it
         heads = max(1.0, shape.kv_heads / self.parallel.tensor)
-        return 2 * shape.layers * heads * shape.head_dim * self.precision.kv_bytes
+        return 2 * layers * heads * shape.head_dim * self.precision.kv_bytes
+
+    @property
+    def kv_sent_bytes(self) -> float:
+        """KV of one token that goes to another engine: nothing twice that several devices have."""
+        layers = self.shape.layers
+        return self.shape.kv_elements * (layers + (1 if self.speculation else 0)) / layers * self.precision.kv_bytes
 
     @cached_property
     def num_blocks(self) -> int:
@@ -114,5 +149,6 @@ class Deployment:
         """How long steps take."""
         roofline = Roofline(self.device, self.efficiency)
         return StepTime(
-            self.shape, self.precision, self.parallel, roofline, overhead_s=self.overhead_s, imbalance=self.imbalance
-        )
+            self.shape, self.precision, self.parallel, roofline,
+            overhead_s=self.overhead_s, imbalance=self.imbalance, speculation=self.speculation,
+        )  # fmt: skip

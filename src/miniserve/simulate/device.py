@@ -5,6 +5,9 @@ Every sampled token is 0: what matters is how many there are, and whose blocks a
 their time alone, so it drafts the tokens of the next steps, which are sure to be right, and computes all those steps as
 one, a *leap*. Each of them has its own end, in `ends_s`. A leap's last step is the first that ends when something may
 happen from outside (`horizon`), or in which a request ends; so the schedule is the one without leaps, step by step.
+
+Where the deployment itself drafts (`speculation`), it is that proposer instead: its guesses go through the scheduler
+as any other's do, may be wrong, and are verified. Then there are no leaps.
 """
 
 import math
@@ -13,7 +16,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from miniserve.core.executor import Computed, Step, StepResult
+from miniserve.core.executor import Computed, Scheduled, Step, StepResult
 from miniserve.core.proposer import Proposer
 from miniserve.core.request import Request
 from miniserve.hardware.cost import Part
@@ -70,29 +73,44 @@ class SimulatedDevice(Proposer):
 
     def launch(self, step: Step) -> Computed:
         """Of `Executor`."""
-        scheduled = step.scheduled
-        if all(part.num_tokens - len(part.draft) == 1 and part.samples for part in scheduled):
+        scheduled, speculation = step.scheduled, self._step_time.speculation
+        if not speculation and all(part.num_tokens - len(part.draft) == 1 and part.samples for part in scheduled):
             drafted = min(len(part.draft) for part in scheduled)
             if not drafted:
                 self._run_s = self._decode_ends([part.start for part in scheduled], 1, math.inf)
             self.ends_s = self._run_s[: 1 + drafted]
             tokens = [[TOKEN] * (1 + drafted)] * len(scheduled)
         else:
-            parts = [Part(part.start, part.num_tokens, int(part.samples)) for part in scheduled]
+            parts = [Part(part.start, part.num_tokens, (1 + len(part.draft)) * part.samples) for part in scheduled]
             self.ends_s = [self._clock.now_s + self._step_time.seconds(parts) * self.slowdown]
-            tokens = [[TOKEN] if part.samples else [] for part in scheduled]
+            tokens = [[TOKEN] * (1 + self._right(part)) if part.samples else [] for part in scheduled]
         self._clock.now_s = self.ends_s[-1]
         return Computed(StepResult(tokens))
+
+    def ends(self, tokens: int) -> Sequence[float]:
+        """When so many tokens of a request came in the last launch: one a step, or guesses and what follows at once."""
+        return self.ends_s if tokens == len(self.ends_s) else self.ends_s * tokens
+
+    def _right(self, part: Scheduled) -> int:
+        """How many of a part's guesses are."""
+        speculation, request = self._step_time.speculation, part.request
+        if not speculation or not part.draft:
+            return 0
+        return speculation.right(request.request_id, len(request.token_ids), len(part.draft))
 
     # The proposer.
 
     @property
     def longest(self) -> int:
         """Of `Proposer`."""
+        if self._step_time.speculation:
+            return self._step_time.speculation.guesses
         return LONGEST_LEAP - 1 if self._horizon else 0
 
     def propose(self, requests: Sequence[Request], rooms: Sequence[int]) -> Sequence[Sequence[int]]:
         """Of `Proposer`: as many tokens for each as all may have, unless somebody else has a part in the step."""
+        if self._step_time.speculation:
+            return [[TOKEN] * room for room in rooms]
         most = min(*rooms, (self._budget - len(requests)) // len(requests)) if len(requests) == len(self.running) else 0
         if most < 1 or self._horizon is None:
             return [()] * len(requests)

@@ -39,7 +39,7 @@ class HandOver:
         deployment = node.instance.deployment
         tokens = request.num_prompt_tokens - 1
         missing = tokens - deployment.block_size * node.instance.cached_blocks(self._to.hashes(request))
-        num_bytes = missing * deployment.kv_token_bytes * deployment.parallel.tensor
+        num_bytes = missing * deployment.kv_sent_bytes
         arrived_s = self._links[origin].send(num_bytes, self._events.now_s)
         self._events.at(arrived_s, lambda: self._deliver(flight, request, node))
 

@@ -9,9 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.shape import Experts, Shape
+from miniserve.hardware.shape import Experts, Latent, Shape
 from miniserve.model.config_hf import read_hf_config
 from miniserve.model.shape import shape_of
 
@@ -49,9 +50,10 @@ def shape_by_name(name: str) -> Shape:
     )
 
 
-def _known(entry: dict[str, object]) -> KnownModel:
+def _known(entry: dict[str, Any]) -> KnownModel:
     sizes = dict(entry)
-    source, parameters = str(sizes.pop("source")), float(str(sizes.pop("parameters"))) * 1e9
-    experts = sizes.pop("experts", None)
-    mixture = Experts(**experts) if isinstance(experts, dict) else None
-    return KnownModel(Shape(**sizes, experts=mixture), source, parameters)  # type: ignore[arg-type]
+    source, parameters = str(sizes.pop("source")), float(sizes.pop("parameters")) * 1e9
+    for name, kind in (("experts", Experts), ("latent", Latent)):
+        if name in sizes:
+            sizes[name] = kind(**sizes[name])
+    return KnownModel(Shape(**sizes), source, parameters)

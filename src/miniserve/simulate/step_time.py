@@ -5,15 +5,19 @@ one another. A step of decodes alone, which is most steps, has one operator that
 others are computed once for each number of decodes.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from miniserve.hardware.cost import Operator, Part, Parts, attention, operators_of, step_operators
+from miniserve.hardware.cost import Operator, Part, Parts, gemm
+from miniserve.hardware.efficiency import ROOFLINE
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision, Shape
+from miniserve.hardware.step import decode_attention, operators_of, step_operators
+from miniserve.simulate.speculation import Speculation, draft_head
 
 FloatArray = npt.NDArray[np.float64]
 WORTH_AN_ARRAY = 8  # steps
@@ -27,6 +31,7 @@ class StepTime:
         roofline: the device.
         overhead_s: of a step, whatever is in it: launching, sampling, sending tokens.
         imbalance: the busiest rank's share of a mixture's tokens, as a multiple of the mean; 1: all have as many.
+        speculation: guesses that each step makes for the next one; None: it makes none.
     """
 
     def __init__(
@@ -38,26 +43,35 @@ class StepTime:
         *,
         overhead_s: float = 0.0,
         imbalance: float = 1.0,
+        speculation: Speculation | None = None,
     ) -> None:
         parallel.check(shape)
         self.shape, self.precision, self.parallel = shape, precision, parallel
         self.roofline, self.overhead_s, self.imbalance = roofline, overhead_s, imbalance
+        self.speculation = speculation
         self._but_attention: dict[int, float] = {}
+        kind = "latent_attention" if shape.latent else "decode_attention"
+        curves = roofline.efficiency.curves.get(kind, {"": ROOFLINE})
+        self._takes_arrays = all(curve.sharpness < math.inf for curve in curves.values())
 
     def operators(self, parts: Iterable[Part]) -> list[Operator]:
-        """Of a step, as the busiest device does them."""
-        return [self._busiest(op) for op in step_operators(self.shape, parts, self.precision, self.parallel)]
+        """Of a step, as the busiest device does them; the draft head's, too."""
+        parts = list(parts)
+        operators = step_operators(self.shape, parts, self.precision, self.parallel)
+        if self.speculation:
+            operators += self._draft(parts, self.speculation)
+        return [self._busiest(op) for op in operators]
 
     def seconds(self, parts: Sequence[Part]) -> float:
         """Of any step."""
         if not parts:
             return 0.0
-        if all(part.num_tokens == part.sampled == 1 for part in parts):
+        if not self.speculation and all(part.num_tokens == part.sampled == 1 for part in parts):
             return self.decode_seconds(len(parts), sum(part.start for part in parts), max(part.start for part in parts))
         return self.overhead_s + self.roofline.step_seconds(self.operators(parts))
 
     def decode_seconds(self, requests: int, cached: int, longest: int) -> float:
-        """Of a step with one new token of each of some requests.
+        """Of a step with one new token of each of some requests, and no guesses.
 
         Args:
             requests: how many, at least 1.
@@ -70,7 +84,7 @@ class StepTime:
     def decode_run_seconds(self, requests: int, cached: int, longest: int, steps: int) -> FloatArray:
         """Of as many such steps after one another, each with its own time. Shape [steps]."""
         after = np.arange(steps)
-        if steps < WORTH_AN_ARRAY or "decode_attention" not in self.roofline.efficiency.curves:
+        if steps < WORTH_AN_ARRAY or not self._takes_arrays:
             each = (self.decode_seconds(requests, cached + at * requests, longest + at) for at in range(steps))
             return np.fromiter(each, np.float64, steps)
         attention_s = self._attention_s(requests, cached + after * requests, longest + after)
@@ -81,20 +95,39 @@ class StepTime:
         if rest is None:
             parts = Parts(requests, requests, 1, 1, 1)  # contexts are attention's alone
             others = operators_of(self.shape, Parts(), parts, requests, self.precision, self.parallel)
-            kept = (self._busiest(op) for op in others if op.kind != "decode_attention")
+            kept = (self._busiest(op) for op in others if op.name != "decode attention")
             rest = self._but_attention[requests] = self.overhead_s + self.roofline.step_seconds(kept)
         return rest
 
     def _attention_s(self, requests: int, cached: Any, longest: Any) -> Any:
         """Of numbers, or of arrays, as the fitted curves allow."""
         seen = cached + requests
-        op = attention(
-            "decode_attention", self.shape, self.precision, Parts(requests, requests, seen, seen, longest + 1),
-            tensor=self.parallel.tensor, times=self.shape.layers,
-        )  # fmt: skip
-        return self.roofline.seconds(op)
+        parts = Parts(requests, requests, seen, seen, longest + 1)
+        return self.roofline.seconds(decode_attention(self.shape, self.precision, parts, self.parallel.tensor))
+
+    def _draft(self, parts: Sequence[Part], speculation: Speculation) -> list[Operator]:
+        """The head over all tokens of the step, and then over the newest one of each request, guess after guess."""
+        head = draft_head(self.shape)
+        choosing = [part for part in parts if part.sampled]
+        newest = Parts.of(Part(part.start + part.num_tokens, 1) for part in choosing)
+        decodes = Parts.of(part for part in parts if part.is_decode)
+        prefills = Parts.of(part for part in parts if not part.is_decode)
+        rounds = [(prefills, decodes, 1), (Parts(), newest, speculation.guesses - 1)]
+        operators = []
+        for prompts, others, times in rounds:
+            found = operators_of(head, prompts, others, len(choosing), self.precision, self.parallel)
+            join = gemm(
+                "draft join", self.precision.linear, prompts.tokens + others.tokens, head.hidden / self.parallel.tensor,
+                2 * head.hidden, weight_bytes=self.precision.weight_bytes,
+                activation_bytes=self.precision.activation_bytes,
+            )  # fmt: skip
+            operators += [op._replace(times=op.times * times) for op in (join, *found)] if found and times else []
+        return operators
 
     def _busiest(self, op: Operator) -> Operator:
-        if op.kind != "moe" or self.imbalance == 1.0:
+        times = self.imbalance
+        if times == 1.0 or op.kind not in {"moe", "all_to_all"}:
             return op
-        return op._replace(flops=op.flops * self.imbalance, activation_bytes=op.activation_bytes * self.imbalance)
+        return op._replace(
+            flops=op.flops * times, activation_bytes=op.activation_bytes * times, link_bytes=op.link_bytes * times
+        )
