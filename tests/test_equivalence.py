@@ -54,6 +54,8 @@ def engine(model, **options):
 
 def generated(llm, prompts=PROMPTS, **params):
     outputs = llm.generate(prompts, SamplingParams(max_tokens=NEW, ignore_eos=True, **params))
+    while llm.has_work:  # a tier may still read blocks
+        llm.step()
     pool = llm.engine.scheduler.pool
     assert pool.num_free == pool.num_blocks, "blocks are back"
     return [output.token_ids for output in outputs]
@@ -90,6 +92,21 @@ def test_preempted(model, truth):
     with engine(model, kv_cache_memory=small, max_model_len=110) as llm:
         assert generated(llm) == truth
         assert llm.engine.metrics.num_preemptions > 0
+
+
+def test_offloaded_and_reloaded(model, truth, tmp_path):
+    """A pool that forgets, host memory that holds part of it, a disk that holds all; then the same after a restart."""
+    small = {"kv_cache_memory": 30 * BLOCK * model.config.kv_bytes_per_token(4), "max_model_len": 110}
+    for restarted in (False, True):
+        with engine(model, kv_load="always", kv_host_mib=1, kv_disk_dir=tmp_path, **small) as llm:
+            assert generated(llm) == truth
+            if not restarted:
+                llm.engine.scheduler.pool.clear_cache()
+                assert generated(llm) == truth
+            assert llm.engine.metrics.num_loaded_tokens > sum(map(len, PROMPTS)) // 2
+            host, disk = (llm.engine.metrics.tiers[name] for name in ("host", "disk"))
+            assert (disk if restarted else host).hits > 0
+            assert [host.corrupt, host.errors, disk.corrupt, disk.errors] == [0, 0, 0, 0]
 
 
 def test_all_at_once(model, truth):

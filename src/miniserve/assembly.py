@@ -1,7 +1,8 @@
 """An engine put together: from a model's name and what is asked of an engine to one that takes prompts.
 
 The order is that of memory: weights first, of the draft model too; then the KV cache, sized by what they leave; then
-the CUDA graphs, which are captured on it. Where anything fails on the way, the processes of the other ranks end.
+the CUDA graphs, which are captured on it, and the tiers that its blocks go to. Where anything fails on the way, the
+processes of the other ranks end.
 
 What is decided for the device is `settings`' business, what is computed the runtime's. Nothing here is of use after the
 engine stands.
@@ -14,11 +15,15 @@ from typing import NamedTuple
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
+from miniserve.core.loading import Recompute
 from miniserve.core.metrics import StepRecord
 from miniserve.core.ngram import NGramProposer
 from miniserve.core.proposer import Proposer
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
+from miniserve.kvstore.connector import TieredKV
+from miniserve.kvstore.layout import KVLayout
+from miniserve.kvstore.options import open_tiers
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.runtime.draft_model import DraftModel
 from miniserve.runtime.graphs import DecodeGraphs
@@ -51,13 +56,14 @@ class Assembly(NamedTuple):
         model: its weights and tokenizer.
         settings: what it was built with.
         text_engine: the engine, with text around it.
-        ranks: the processes of the other ranks, if there are any; they end when it is closed.
+        beside: what runs beside the caller's thread, the processes of the other ranks and the threads of KV tiers, if
+            there are any; it ends when this is closed.
     """
 
     model: LoadedModel
     settings: EngineSettings
     text_engine: TextEngine
-    ranks: ExitStack
+    beside: ExitStack
 
 
 def assemble(
@@ -95,16 +101,24 @@ def assemble(
         free = ranks.free_beside_steps if ranks else None
         settings = EngineSettings.decide(model, options, draft=draft, free=free)
         runner = _runner(model, settings, ranks)
+        tiers = _tiers(model, settings, runner)
+        if tiers:
+            stack.callback(tiers.close)
         scheduler = Scheduler(
             BlockPool(settings.num_blocks, settings.block_size),
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=settings.max_model_len,
             prefix_caching=settings.prefix_caching,
+            connector=tiers,
             proposer=_proposer(settings, draft),
         )
         identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds
-        text_engine = TextEngine(Engine(scheduler, runner, on_step=on_step), model.tokenizer, identity)
+        if tiers:
+            identity = tiers.identity  # the same wherever the model lies, and whenever
+        engine = Engine(scheduler, runner, on_step=on_step)
+        engine.metrics.tiers = tiers.counts if tiers else {}
+        text_engine = TextEngine(engine, model.tokenizer, identity)
         return Assembly(model, settings, text_engine, stack.pop_all())
 
 
@@ -145,6 +159,26 @@ def _runner(model: LoadedModel, settings: EngineSettings, ranks: Ranks | None) -
     if settings.backend == "triton":
         runner.warm_up()
     return runner
+
+
+TRIAL_TOKENS = 256  # of the prompt that tells how long computing takes: many enough to fill the device, and soon done
+
+
+def _tiers(model: LoadedModel, settings: EngineSettings, runner: ModelRunner) -> TieredKV | None:
+    """Where KV goes beside the device, if anywhere; a prompt is computed to know what loading must be faster than."""
+    if settings.tiers is None:
+        return None
+    config, room = model.config, settings.num_blocks * settings.block_size
+    num_tokens = min(TRIAL_TOKENS, settings.max_num_batched_tokens, room)
+    embeddings = config.vocab_size * config.hidden_size * (1 if config.tie_embeddings else 2)
+    recompute = Recompute.measured(
+        2.0 * (config.num_active_parameters() - embeddings),
+        4.0 * config.num_layers * config.num_heads * config.head_dim,
+        num_tokens,
+        runner.prompt_seconds(num_tokens),
+    )
+    layout = KVLayout.of(model, settings.block_size, settings.kv_cache_dtype)
+    return open_tiers(settings.tiers, runner.cache, layout, recompute)
 
 
 def _proposer(settings: EngineSettings, draft: LoadedModel | None) -> Proposer | None:

@@ -10,6 +10,7 @@ computes one step, `llm.engine` is the core's engine, `llm.blocks()` says who ho
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
 
@@ -21,6 +22,7 @@ from miniserve.core.request import FinishReason
 from miniserve.core.sampling_params import GREEDY, SamplingParams
 from miniserve.driver import Driver, TextIterator
 from miniserve.errors import InvalidRequestError
+from miniserve.kvstore.options import TierOptions
 from miniserve.model.load import LoadedModel
 from miniserve.outputs import RequestOutput, snapshot
 from miniserve.runtime.text_engine import Generation, TextEngine
@@ -62,6 +64,12 @@ class LLM:
         overlap: schedule and launch a step before the result of the last is known; None: with CUDA graphs.
         tensor_parallel_size: how many processes hold the model, each a slice of it: on a CPU they share its threads, of
             GPUs each takes one. KV memory is then meant for each. Not with a loaded model.
+        kv_host_mib: host memory for KV that the device has no room for any more: blocks are copied there as they fill,
+            and back when a prompt needs them. None: none.
+        kv_disk_dir, kv_disk_mib: a directory for the same, which may be shared and outlives the process, and how much
+            its files may take, 10 GiB by default. None: none.
+        kv_compress: "fp8": tiers hold 8-bit codes, a half or a quarter of the bytes, and what comes back is rounded.
+        kv_load: "faster": load KV if that is faster than to compute it again; "always".
         progress: called with (tensors done, tensors in all) while the weights load.
         on_step: called with a record of each step.
 
@@ -89,6 +97,11 @@ class LLM:
         speculation: str | None = None,
         overlap: bool | None = None,
         tensor_parallel_size: int = 1,
+        kv_host_mib: int | None = None,
+        kv_disk_dir: str | Path | None = None,
+        kv_disk_mib: int | None = None,
+        kv_compress: str = "none",
+        kv_load: str = "faster",
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
@@ -105,9 +118,16 @@ class LLM:
             cuda_graphs=cuda_graphs,
             speculation=Speculation.parse(speculation) if speculation is not None else None,
             overlap=overlap,
+            tiers=TierOptions.of(
+                kv_host_mib=kv_host_mib,
+                kv_disk_dir=kv_disk_dir,
+                kv_disk_mib=kv_disk_mib,
+                kv_compress=kv_compress,
+                kv_load=kv_load,
+            ),
         )
         assembly = assemble(model, placement, options, progress=progress, on_step=on_step)
-        self.model, self.settings, text_engine, self._ranks = assembly
+        self.model, self.settings, text_engine, self._beside = assembly
         self.tokenizer, self.engine = self.model.tokenizer, text_engine.engine
         self._driver = Driver(text_engine)
 
@@ -124,7 +144,7 @@ class LLM:
         if "engine" in self.__dict__:
             self._driver.close()
             del self.engine, self.model
-            self._ranks.close()
+            self._beside.close()
             torch.cuda.empty_cache()  # of a GPU's memory: to the system, not only to PyTorch
 
     def __getattr__(self, name: str) -> Any:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from miniserve.errors import InvalidRequestError
+from miniserve.kvstore.options import TierOptions
 from miniserve.model.decoder import Decoder
 from miniserve.model.load import LoadedModel
 from miniserve.runtime.kv_cache import KV_DTYPES, block_bytes, choose_kv_dtype, choose_size
@@ -72,6 +73,7 @@ class EngineOptions:
     cuda_graphs: bool
     speculation: Speculation | None
     overlap: bool | None
+    tiers: TierOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ class EngineSettings:
         speculation: who guesses tokens ahead, if anyone.
         tensor_parallel_size: how many processes hold the model, each a slice of it.
         overlap: whether a step is launched before the last one's result is known. A CPU is the device itself.
+        tiers: where KV may go beside the device, if anywhere.
     """
 
     model: str
@@ -112,6 +115,7 @@ class EngineSettings:
     speculation: Speculation | None
     tensor_parallel_size: int
     overlap: bool
+    tiers: TierOptions | None
 
     @classmethod
     def decide(
@@ -179,6 +183,8 @@ class EngineSettings:
             raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
         if options.overlap and speculation:
             raise InvalidRequestError("overlap and speculation exclude each other: a draft follows the newest token")
+        if options.tiers:
+            _check_tiers(options, ranks)
         return cls(
             model=model.files.name,
             device=str(model.choices.device),
@@ -198,6 +204,7 @@ class EngineSettings:
             speculation=speculation,
             tensor_parallel_size=ranks,
             overlap=cuda_graphs and not speculation if options.overlap is None else options.overlap,
+            tiers=options.tiers,
         )
 
     def __str__(self) -> str:
@@ -209,11 +216,23 @@ class EngineSettings:
         )
         ranks = f", {self.tensor_parallel_size} ranks" if self.tensor_parallel_size > 1 else ""
         kv = f", {self.kv_cache_dtype} KV" if self.kv_cache_dtype in KV_DTYPES else ""
-        return f"{self.model} on {self.device} ({kernels}{ranks}), {self.dtype}{weights}{kv}"
+        tiers = f", KV also in {self.tiers}" if self.tiers else ""
+        return f"{self.model} on {self.device} ({kernels}{ranks}), {self.dtype}{weights}{kv}{tiers}"
 
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
+
+
+def _check_tiers(options: EngineOptions, ranks: int) -> None:
+    """Tiers find blocks by their content, and those of this process."""
+    if not options.prefix_caching:
+        raise InvalidRequestError("kv_host_mib and kv_disk_dir need prefix caching: it is what finds blocks again")
+    if ranks > 1:
+        raise InvalidRequestError(
+            f"kv_host_mib and kv_disk_dir do not go with tensor_parallel_size {ranks}: the other ranks' slices of the "
+            "KV are in processes that tiers do not reach"
+        )
 
 
 def _check_draft(model: LoadedModel, draft: LoadedModel, max_model_len: int) -> None:

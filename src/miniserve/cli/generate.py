@@ -12,6 +12,10 @@ from miniserve.cli.loading import (
     DeviceOption,
     DtypeOption,
     KVCacheDtypeOption,
+    KVCompressOption,
+    KVDiskMibOption,
+    KVDiskOption,
+    KVHostOption,
     ModelOption,
     QuantizationOption,
     SpeculationOption,
@@ -52,6 +56,10 @@ def generate(
     backend: BackendOption = "auto",
     quantization: QuantizationOption = "auto",
     kv_cache_dtype: KVCacheDtypeOption = "auto",
+    kv_host_mib: KVHostOption = None,
+    kv_disk: KVDiskOption = None,
+    kv_disk_mib: KVDiskMibOption = None,
+    kv_compress: KVCompressOption = "none",
     speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
@@ -81,7 +89,8 @@ def generate(
         prompt = sys.stdin.read()
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
     options = {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
-    with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options) as llm:
+    tiers = {"kv_host_mib": kv_host_mib, "kv_disk_dir": kv_disk, "kv_disk_mib": kv_disk_mib, "kv_compress": kv_compress}
+    with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options, **tiers) as llm:
         tokenizer = llm.tokenizer
         prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
         if stream:

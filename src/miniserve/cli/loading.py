@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -23,6 +24,14 @@ SpeculationOption = Annotated[
     str | None, typer.Option(help="Guess tokens ahead: ngram, or a draft model; :N behind it for up to N tokens.")
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this may use.", min=1)]
+KVHostOption = Annotated[
+    int | None, typer.Option("--kv-host-mib", help="Host memory for KV that the device has no room for any more.")
+]
+KVDiskOption = Annotated[
+    Path | None, typer.Option("--kv-disk", help="A directory for the same; it outlives the process and may be shared.")
+]
+KVDiskMibOption = Annotated[int | None, typer.Option("--kv-disk-mib", help="What its files may take; default: 10240.")]
+KVCompressOption = Annotated[str, typer.Option(help="How host and disk hold KV: none, or fp8: half of it, rounded.")]
 TensorParallelOption = Annotated[
     int,
     typer.Option("--tensor-parallel-size", help="Processes that hold a slice of the model each, on a GPU each."),

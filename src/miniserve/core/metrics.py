@@ -88,11 +88,47 @@ class StepRecord:
 
 
 @dataclass
+class TierCounts:
+    """What a tier of KV beside the device has done. Blocks, but for bytes and seconds.
+
+    Attributes:
+        capacity_bytes, used_bytes: how much it may hold, and does.
+        hits: loaded from it.
+        misses: of prompts, computed although the tiers were asked, or loaded from a slower tier: this one had them not.
+        declined: had, and yet computed, since that was faster.
+        saves: written to it.
+        skipped: not written: too much was waiting to be already.
+        evictions: dropped for room.
+        corrupt: dropped because their content was not what had been written.
+        errors: that the system refused to read or write.
+        loaded_bytes, saved_bytes, load_s, save_s: what these moved, and how long it took; of loads with their way into
+            the device, of saves without the way out of it.
+    """
+
+    capacity_bytes: int = 0
+    used_bytes: int = 0
+    hits: int = 0
+    misses: int = 0
+    declined: int = 0
+    saves: int = 0
+    skipped: int = 0
+    evictions: int = 0
+    corrupt: int = 0
+    errors: int = 0
+    loaded_bytes: int = 0
+    saved_bytes: int = 0
+    load_s: float = 0.0
+    save_s: float = 0.0
+
+
+@dataclass
 class Metrics:
     """Totals since the engine was made.
 
     `num_prompt_tokens` and `num_cached_tokens` count a request once, at its first admission: what is recomputed after a
     preemption, and found again, is neither asked for by a user nor a hit of the cache.
+
+    `tiers` are those of KV beside the device, by name; whoever runs them counts.
 
     `num_output_tokens` came in `num_samplings` parts of steps. `drafted[i]` of the drafts had a token i, and
     `accepted[i]` of these were right up to it.
@@ -108,6 +144,7 @@ class Metrics:
     num_cached_tokens: int = 0
     num_loaded_tokens: int = 0
     num_preemptions: int = 0
+    tiers: dict[str, TierCounts] = field(default_factory=dict)
     finished: dict[FinishReason, int] = field(default_factory=lambda: dict.fromkeys(FinishReason, 0))
     schedule_s: float = 0.0
     execute_s: float = 0.0

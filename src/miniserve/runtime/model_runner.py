@@ -110,14 +110,30 @@ class ModelRunner:
         A prompt that fills tiles, one that does not, and one beside a decode.
         """
         for lengths in ((64,), (37,), (37, 1)):
-            scheduled = []
-            for length in lengths:
-                request = Request("warm-up", [0] * length, Limits(1))
-                request.block_table.extend([0] * -(-length // self.block_size))
-                scheduled.append(Scheduled(request, 0, length))
-            batch = Batch.from_step(Step(scheduled), self.block_size, self.decoder.device)
-            nowhere = replace(batch, slot_mapping=torch.full_like(batch.slot_mapping, -1))
-            self.decoder.logits(self._forward(nowhere)[nowhere.last_rows])
+            self._compute_nowhere(lengths)
+
+    @torch.inference_mode()
+    def prompt_seconds(self, num_tokens: int) -> float:
+        """How long a prompt of so many tokens takes, the better of two after a first; no KV is written."""
+        taken = []
+        for _ in range(3):
+            self._synchronize()
+            began = time.perf_counter()
+            self._compute_nowhere((num_tokens,))
+            self._synchronize()
+            taken.append(time.perf_counter() - began)
+        return min(taken[1:])
+
+    def _compute_nowhere(self, lengths: Sequence[int]) -> None:
+        """Prompts of these lengths, side by side."""
+        scheduled = []
+        for length in lengths:
+            request = Request("warm-up", [0] * length, Limits(1))
+            request.block_table.extend([0] * -(-length // self.block_size))
+            scheduled.append(Scheduled(request, 0, length))
+        batch = Batch.from_step(Step(scheduled), self.block_size, self.decoder.device)
+        nowhere = replace(batch, slot_mapping=torch.full_like(batch.slot_mapping, -1))
+        self.decoder.logits(self._forward(nowhere)[nowhere.last_rows])
 
     def _decode(self, step: Step, graphs: DecodeGraphs) -> StepResult:
         """A step of each request's last token."""

@@ -1,0 +1,216 @@
+"""`DiskTier`: KV blocks as files below a directory, which outlive the process and may be shared by several.
+
+    DIRECTORY / domain / first byte of the key / key.kv        (both in hexadecimal)
+
+Any number of processes may use one directory, of one model or of several. None needs another to be right: files appear
+whole (block_file.py), are checked when they are read, and one that is gone or garbled is a miss. What a process knows
+of the directory it learns when it starts, and by looking when it is asked for a block that it does not know.
+
+`capacity_bytes` is for all files of the directory. The least recently used go first; when a file was used is its
+modification time, which a hit renews. Sums are each process's own estimate, put right whenever it looks: once the
+estimate is over the limit, one process at a time (the only thing a lock is needed for) lists the directory and deletes
+the oldest down to `LOW_WATER` of the limit. So it may be over the limit for a moment, by what the others wrote since.
+
+Files are for their owner's eyes alone, and not encrypted: they say as much as the prompts did.
+
+Safe to use from several threads.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+from miniserve.core.hashing import BlockHash
+from miniserve.core.metrics import TierCounts
+from miniserve.errors import InvalidRequestError
+from miniserve.kvstore.block_file import HEADER_BYTES, PARTIAL, read_block, write_block
+from miniserve.kvstore.record import Record
+
+LOW_WATER = 0.9
+ABANDONED_S = 600.0  # after which a file that is still partial was left by a process that died
+SUFFIX = ".kv"
+
+logger = logging.getLogger(__name__)
+
+
+class _File(NamedTuple):
+    """One of the directory's."""
+
+    used_s: float
+    size: int
+    path: Path
+
+
+class DiskTier:
+    """Blocks of one domain, in a directory for many.
+
+    Args:
+        directory: made if it is not there.
+        capacity_bytes: of all its files.
+        stored_bytes: of one payload.
+        domain: 32 bytes; blocks of other domains are never found.
+
+    Raises:
+        InvalidRequestError: no room for one block, or the directory cannot be made or written to.
+    """
+
+    name = "disk"
+
+    def __init__(self, directory: Path, capacity_bytes: int, stored_bytes: int, domain: bytes) -> None:
+        self._file_bytes, self._stored_bytes, self._domain = HEADER_BYTES + stored_bytes, stored_bytes, domain
+        if capacity_bytes < self._file_bytes:
+            raise InvalidRequestError(
+                f"the disk tier may take {capacity_bytes} bytes: a KV block of this model takes {self._file_bytes}"
+            )
+        self.directory, self._home = directory, directory / domain.hex()[:32]
+        try:
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._home.mkdir(mode=0o700, exist_ok=True)
+            if not os.access(self._home, os.W_OK | os.X_OK):
+                raise PermissionError(f"{self._home} cannot be written to")
+        except OSError as error:
+            raise InvalidRequestError(f"the disk tier cannot use {directory}: {error}") from error
+        self.counts = TierCounts(capacity_bytes=capacity_bytes)
+        self._lock = threading.Lock()
+        self._known: set[BlockHash] = set()
+        self._evicting = FileLock(directory / "evicting.lock", mode=0o600)
+        self._survey()
+        if self.counts.used_bytes > capacity_bytes:
+            self._evict()
+
+    def __contains__(self, key: BlockHash) -> bool:
+        return key in self._known
+
+    def look(self, key: BlockHash) -> bool:
+        """Whether it is here, though another process may have written it: asks the file system if need be."""
+        if key in self._known:
+            return True
+        if not self._path(key).exists():
+            return False
+        with self._lock:
+            self._known.add(key)
+        return True
+
+    def put(self, record: Record) -> None:
+        """Write a block that is not here yet. What the system refuses is counted, and the block is not kept."""
+        if self.look(record.key):
+            return
+        began_s = time.monotonic()
+        try:
+            write_block(self._path(record.key), self._domain, record)
+        except OSError as error:
+            self._failed(f"cannot be written to: {error}")
+            return
+        with self._lock:
+            self._known.add(record.key)
+            self.counts.used_bytes += self._file_bytes
+            self.counts.saves += 1
+            self.counts.saved_bytes += self._stored_bytes
+            self.counts.save_s += time.monotonic() - began_s
+            full = self.counts.used_bytes > self.counts.capacity_bytes
+        if full:
+            self._evict()
+
+    def get(self, key: BlockHash) -> Record | None:
+        """A block; None if it is not here, or not what was written: then it is deleted."""
+        path = self._path(key)
+        try:
+            found = read_block(path, self._domain, key, self._stored_bytes)
+            if isinstance(found, Record):
+                os.utime(path)
+                return found
+        except FileNotFoundError:
+            self._forget(key)  # another process, or somebody, deleted it
+            return None
+        except OSError as error:
+            self._failed(f"cannot be read: {error}")
+            return None
+        logger.warning("%s is no KV block that can be used, and is deleted: %s", path, found)
+        with suppress(OSError):
+            path.unlink()
+        self._forget(key)
+        with self._lock:
+            self.counts.corrupt += 1
+            self.counts.used_bytes = max(0, self.counts.used_bytes - self._file_bytes)
+        return None
+
+    @property
+    def _low_water(self) -> float:
+        """Bytes that are left when room has been made: of a few blocks none is deleted that still fits."""
+        capacity = self.counts.capacity_bytes
+        return capacity if capacity < 10 * self._file_bytes else LOW_WATER * capacity
+
+    def _key(self, path: Path) -> BlockHash | None:
+        """Of a file of this domain."""
+        if path.parent.parent == self._home:
+            with suppress(ValueError):
+                return bytes.fromhex(path.stem)
+        return None
+
+    def _path(self, key: BlockHash) -> Path:
+        name = key.hex()
+        return self._home / name[:2] / (name + SUFFIX)
+
+    def _forget(self, key: BlockHash) -> None:
+        with self._lock:
+            self._known.discard(key)
+
+    def _failed(self, what: str) -> None:
+        with self._lock:
+            self.counts.errors += 1
+            first = self.counts.errors == 1
+        if first:
+            logger.warning("%s %s; further such failures are only counted", self.directory, what)
+
+    def _survey(self) -> list[_File]:
+        """List the directory, and know it then. Deletes what processes that died left unfinished."""
+        files, mine = [], set()
+        for file in self._walk():
+            if file.path.suffix == SUFFIX:
+                files.append(file)
+                if key := self._key(file.path):
+                    mine.add(key)
+            elif file.path.suffix == PARTIAL and time.time() - file.used_s > ABANDONED_S:
+                with suppress(OSError):
+                    file.path.unlink()
+        with self._lock:
+            self._known = mine
+            self.counts.used_bytes = sum(file.size for file in files)
+        return files
+
+    def _walk(self) -> Iterator[_File]:
+        for folder, _, names in os.walk(self.directory):
+            for name in names:
+                path = Path(folder, name)
+                with suppress(OSError):  # gone meanwhile
+                    stat = path.stat()
+                    yield _File(stat.st_mtime, stat.st_size, path)
+
+    def _evict(self) -> None:
+        """Delete the oldest files, of whatever domain, unless another process is at it."""
+        try:
+            with self._evicting.acquire(blocking=False):
+                files = sorted(self._survey())
+                excess = self.counts.used_bytes - self._low_water
+                for file in files:
+                    if excess <= 0:
+                        break
+                    with suppress(OSError):
+                        file.path.unlink()
+                    excess -= file.size
+                    with self._lock:
+                        self.counts.used_bytes -= file.size
+                        self.counts.evictions += 1
+                        if key := self._key(file.path):
+                            self._known.discard(key)
+        except Timeout:
+            pass
+        except OSError as error:
+            self._failed(f"cannot be made room in: {error}")

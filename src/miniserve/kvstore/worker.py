@@ -1,0 +1,213 @@
+"""`Worker`: the thread that moves KV blocks between the device and the tiers, and the one that writes to disk.
+
+Loads go before saves, since a request waits for a load, and a save only holds blocks. What is saved is written through:
+to host memory and, a little later and by a thread of its own, to disk. So a block that host memory has no room for any
+more is simply dropped (the disk has it), nothing is left to be written when the process ends or dies, and other
+processes find blocks soon. Written once in any case, as it would be if it went to disk only when host memory is short:
+it would go there just the same in the end. If the disk cannot keep up, blocks are skipped rather than waited for.
+
+What is read from disk is put into host memory: it was wanted now, and so it may be again.
+
+The threads live as long as the worker is not closed; they know nothing of the engine but its KV cache.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+
+import torch
+
+from miniserve.core.loading import Rate
+from miniserve.kvstore.blocks import STAGED_BLOCKS, BlockCopier
+from miniserve.kvstore.disk import DiskTier
+from miniserve.kvstore.host import HostTier
+from miniserve.kvstore.jobs import Job, Load, Save
+from miniserve.kvstore.packing import Packing
+from miniserve.kvstore.record import Record, checksum_of
+
+BACKLOG_BYTES = 2**27  # of blocks that wait to be written to disk; 16 blocks at least
+CLOSE_S = 10.0  # for the backlog, when the worker is closed
+
+Tier = HostTier | DiskTier
+
+logger = logging.getLogger(__name__)
+
+
+class Worker:
+    """Carries out jobs, and puts them into `ended`.
+
+    Args:
+        copier: to and from the device.
+        packing: what is stored of a block.
+        tiers: at most one of each kind, the fastest first.
+
+    Attributes:
+        changed: notified when a job has ended, or begun.
+        rates: of loads, by the tier's name.
+    """
+
+    def __init__(self, copier: BlockCopier, packing: Packing, tiers: Sequence[Tier]) -> None:
+        self.changed = threading.Condition()
+        self.rates = {tier.name: Rate() for tier in tiers}
+        self._copier, self._packing, self._tiers = copier, packing, tiers
+        self._host = next((tier for tier in tiers if isinstance(tier, HostTier)), None)
+        self._disk = next((tier for tier in tiers if isinstance(tier, DiskTier)), None)
+        self._loads: deque[Load] = deque()
+        self._saves: deque[Save] = deque()
+        self._ended: deque[Job] = deque()
+        self._backlog: deque[Record] = deque()
+        self._longest = max(16, BACKLOG_BYTES // packing.stored.block_bytes)
+        self._closing = False
+        self._staged = copier.buffers(STAGED_BLOCKS)
+        self._stored = self._staged
+        if packing.stored != copier.layout:
+            self._stored = torch.empty((STAGED_BLOCKS, packing.stored.block_bytes), dtype=torch.uint8)
+        self._threads = [threading.Thread(target=self._move, name="miniserve-kv", daemon=True)]
+        if self._disk is not None:
+            write = threading.Thread(target=self._write, args=(self._disk,), name="miniserve-kv-disk", daemon=True)
+            self._threads.append(write)
+        for thread in self._threads:
+            thread.start()
+
+    def begin(self, job: Load | Save) -> None:
+        """Do this."""
+        with self.changed:
+            (self._loads if isinstance(job, Load) else self._saves).append(job)  # type: ignore[arg-type]
+            self.changed.notify_all()
+
+    def take_ended(self, wait_s: float = 0.0) -> list[Job]:
+        """The jobs that have ended by themselves since the last call; waits a little for the first."""
+        with self.changed:
+            if wait_s and not self._ended:
+                self.changed.wait_for(lambda: self._ended, wait_s)
+            ended = list(self._ended)
+            self._ended.clear()
+        return ended
+
+    def flush(self, timeout_s: float = CLOSE_S) -> bool:
+        """Wait until everything has been written; False if that takes too long."""
+        with self.changed:
+            return self.changed.wait_for(lambda: not (self._loads or self._saves or self._backlog), timeout_s)
+
+    def close(self) -> None:
+        """Write what is to be written, for `CLOSE_S` at most, and end the threads."""
+        self.flush()
+        with self.changed:
+            self._closing = True
+            self._loads.clear()
+            self._saves.clear()
+            self._backlog.clear()
+            self.changed.notify_all()
+        for thread in self._threads:
+            thread.join(CLOSE_S)
+
+    def _move(self) -> None:
+        """The first thread."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self._loads or self._saves or self._closing)
+                if self._closing:
+                    return
+                job = (self._loads or self._saves)[0]
+            try:
+                if isinstance(job, Load):
+                    self._load(job)
+                else:
+                    self._save(job)
+            except Exception:
+                logger.exception("a KV block could not be moved")
+            ended = job.end(now=False)
+            with self.changed:
+                if not self._closing:
+                    (self._loads if isinstance(job, Load) else self._saves).popleft()
+                if ended:
+                    self._ended.append(job)
+                self.changed.notify_all()
+
+    def _load(self, load: Load) -> None:
+        for at in range(0, len(load.keys), STAGED_BLOCKS):
+            keys = load.keys[at : at + STAGED_BLOCKS]
+            began_s = time.monotonic()
+            sources, spent_s = [], []
+            for row, key in zip(self._stored.numpy(), keys, strict=False):
+                record, tier = self._find(key)
+                if record is None or tier is None:
+                    break
+                row[:] = record.payload
+                if tier is self._disk and self._host is not None:
+                    self._host.put(record)
+                sources.append(tier)
+                now_s = time.monotonic()
+                spent_s.append(now_s - began_s)
+                began_s = now_s
+            if not sources:
+                return
+            found = self._packing.unpack(self._stored[: len(sources)])
+            with load.copying() as wanted:
+                if not wanted:
+                    return
+                self._copier.scatter(found, load.blocks[at : at + len(sources)], load.after)
+                load.num_loaded += len(sources)
+            each_s = (time.monotonic() - began_s) / len(sources)
+            for tier, seconds in zip(sources, spent_s, strict=True):
+                self._note_load(tier, seconds + each_s)
+            if len(sources) < len(keys):
+                return
+
+    def _find(self, key: bytes) -> tuple[Record | None, Tier | None]:
+        """A block, in the first tier that has it."""
+        for at, tier in enumerate(self._tiers):
+            if record := tier.get(key):
+                for faster in self._tiers[:at]:
+                    faster.counts.misses += 1
+                return record, tier
+        return None, None
+
+    def _note_load(self, tier: Tier, seconds: float) -> None:
+        size = self._packing.stored.block_bytes
+        tier.counts.hits += 1
+        tier.counts.loaded_bytes += size
+        tier.counts.load_s += seconds
+        self.rates[tier.name].observe(size, seconds)
+
+    def _save(self, save: Save) -> None:
+        for at in range(0, len(save.keys), STAGED_BLOCKS):
+            keys = save.keys[at : at + STAGED_BLOCKS]
+            staged = self._staged[: len(keys)]
+            with save.copying() as wanted:
+                if not wanted:
+                    return
+                self._copier.gather(save.blocks[at : at + len(keys)], staged, save.after)
+            for key, payload in zip(keys, self._packing.pack(staged).numpy(), strict=True):
+                began_s = time.monotonic()
+                record = Record(key, payload, checksum_of(key, payload))
+                if self._host is not None:
+                    self._host.put(record)
+                    self._host.counts.save_s += time.monotonic() - began_s
+                if self._disk is not None and key not in self._disk:
+                    self._put_off(self._disk, record)
+
+    def _put_off(self, disk: DiskTier, record: Record) -> None:
+        """Have a copy of a block written to disk."""
+        with self.changed:
+            if len(self._backlog) >= self._longest:
+                disk.counts.skipped += 1
+                return
+            self._backlog.append(record._replace(payload=record.payload.copy()))
+            self.changed.notify_all()
+
+    def _write(self, disk: DiskTier) -> None:
+        """The second thread."""
+        while True:
+            with self.changed:
+                self.changed.wait_for(lambda: self._backlog or self._closing)
+                if self._closing:
+                    return
+                record = self._backlog[0]
+            disk.put(record)
+            with self.changed:
+                if self._backlog:
+                    self._backlog.popleft()
+                self.changed.notify_all()

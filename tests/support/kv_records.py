@@ -1,0 +1,17 @@
+"""KV blocks of a hundred bytes, each known by a number."""
+
+import hashlib
+
+import numpy as np
+
+from miniserve.kvstore.record import Record, checksum_of
+
+SIZE = 100
+DOMAIN = b"d" * 32
+
+
+def record(number: int) -> Record:
+    """Always the same for a number, and different from every other's."""
+    key = hashlib.sha256(str(number).encode()).digest()
+    payload = np.random.default_rng(number).integers(0, 256, SIZE, np.uint8)
+    return Record(key, payload, checksum_of(key, payload))
