@@ -57,6 +57,8 @@ def test_the_answer_in_words(options, answer):
     [
         (("--gpus", "0"), "0 devices: a deployment needs one at least"),
         ((), "give one of --gpus and --budget"),
+        (("--gpus", "1", "--draft-acceptance", "2"), "a guess is right in a share of 2"),
+        (("--gpus", "1", "--model", "mixtral-8x7b", "--expert-skew", "nan"), "a power law's exponent of nan"),
         (("--gpus", "1", "--budget", "3"), "give one of --gpus and --budget"),
         (("--budget", "3"), "no price of a NVIDIA L4: give --gpus"),
         (("--gpus", "1", "--link-gbytes-per-s", "0"), "bandwidth, 0.0 bytes/s, must be above 0"),

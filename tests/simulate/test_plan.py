@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
-from miniserve.hardware.shape import Precision
-from miniserve.simulate.candidates import Candidate, Pool
+from miniserve.hardware.shape import Parallel, Precision
+from miniserve.simulate.candidates import Candidate, Lone, Pool, Size, sizes
 from miniserve.simulate.capacity import PRECISION, Load, Trial, largest, try_load
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
 from miniserve.simulate.plan import NEAR, Planner
+from miniserve.simulate.speculation import Speculation
 from miniserve.workloads.arrivals import Arrival
 from miniserve.workloads.service import SLO
 
@@ -120,7 +121,7 @@ def test_a_model_that_fits_nowhere_says_by_how_much():
 
 @pytest.mark.parametrize(
     ("slo", "why"),
-    [("ttft:1", "the prefill of 1,000 tokens alone takes"), ("tpot:1", "a step that decodes one request alone takes")],
+    [("ttft:1", "the prefill of 1,000 tokens alone takes"), ("tpot:1", "a token of one request alone takes")],
 )
 def test_limits_that_nothing_meets_are_refused_without_a_simulation(slo, why):
     planner = Planner(deployment(), 2, load(slo))
@@ -153,6 +154,8 @@ def test_nonsense_is_refused():
         Planner(deployment(), 1, load("ttft:1000"), link_bandwidth=0)
     with pytest.raises(InvalidRequestError, match=r"attainment 1\.5"):
         Planner(deployment(), 1, replace(load("ttft:1000"), attainment=1.5))
+    with pytest.raises(InvalidRequestError, match="skew of 1.2: the model has no experts"):
+        Planner(deployment(), 1, load("ttft:1000"), expert_skew=1.2)
     with pytest.raises(InvalidRequestError, match="no number format 'bf15'"):
         Planner(deployment(), 1, load("ttft:1000"), ["bf15"]).outcomes()
 
@@ -173,10 +176,73 @@ def test_the_ratio_of_the_pools_is_the_one_that_could_serve_most():
     fronts, backs = planner._pools("bf16")
     for chosen in planner._disaggregated():
         assert chosen.prefill
-        front, back = chosen.prefill.tensor, chosen.decode.tensor
+        front, back = chosen.prefill.size, chosen.decode.size
         rates = [
-            min(engines * fronts[front].prompts_per_s, (6 - engines * front) // back * backs[back].outputs_per_s)
+            min(
+                engines * fronts[front].prompts_per_s,
+                (6 - engines * front.tensor) // back.tensor * backs[back].outputs_per_s,
+            )
             for engines in range(1, 7)
-            if engines * front < 6
+            if engines * front.tensor < 6
         ]
         assert planner._at_most(chosen) == pytest.approx(50 * max(rates))
+
+
+def mixture(device: str = "h200", **options) -> Deployment:
+    accelerator = load_catalog().accelerator(device)
+    return Deployment(
+        accelerator, shape_by_name("deepseek-v3"), Precision.of(), efficiency=efficiency_for(accelerator), **options
+    )
+
+
+def test_ranks_that_share_out_the_experts_are_candidates_too():
+    assert [str(size) for size in sizes(12, shape_by_name("deepseek-v3"))] == [
+        "TP1", "TP2", "TP4", "TP8", "EP2", "EP4", "EP8", "EP12"
+    ]  # fmt: skip
+    assert [str(size) for size in sizes(4, shape_by_name("qwen3-8b"))] == ["TP1", "TP2", "TP4"]
+    assert [str(size) for size in sizes(1, shape_by_name("mixtral-8x7b"))] == ["TP1"]
+    wide = Size(1, 72)
+    assert wide.parallel(shape_by_name("deepseek-v3")) == Parallel(1, 72, 32)
+    pool = Pool(2, *wide)
+    assert (pool.ranks, pool.num_devices, str(pool)) == (144, 144, "2 × EP72")
+    apart = Candidate("fp8", Pool(1, 1, 8), Pool(2, 1, 4))
+    assert (apart.num_devices, apart.groups, str(apart)) == (16, 8, "2 × EP4 prefill + 1 × EP8 decode")
+
+
+def test_a_mixture_over_two_nodes():
+    """One engine of 16 ranks across two boxes is simulated by one rank; experts' skew costs users."""
+    limits = load("tpot:300,ttft:9000", prompt=1000, output=20, least=8)
+    even, skewed = (
+        Planner(mixture(max_num_seqs=8), 16, limits, ["fp8_block"], expert_skew=skew) for skew in (None, 1.2)
+    )
+    size = Size(1, 16)
+    fair, busy = (planner._engines["fp8_block", size] for planner in (even, skewed))
+    assert isinstance(fair, Lone)
+    assert isinstance(busy, Lone)
+    assert fair.deployment.imbalance == 1
+    assert busy.deployment.imbalance == pytest.approx(2.46, abs=0.01)
+    assert busy.decode_s > fair.decode_s
+    outcome = even._simulate(Candidate("fp8_block", Pool(1, *size)))
+    assert outcome.best
+    assert outcome.best.users % 16 == 0
+    assert outcome.reason == "every seat is taken: 8 requests a rank"
+    assert outcome.share["decode: all-to-all"] > 0.03
+
+
+def test_what_cannot_be_one_engine_says_why():
+    accelerator = load_catalog().accelerator("h100")
+    alone = replace(accelerator, figures={
+        name: figure for name, figure in accelerator.figures.items() if "network" not in name
+    })  # fmt: skip
+    planner = Planner(replace(mixture(), device=alone), 16, load("ttft:9000"), ["fp8_block"])
+    assert "has no 'network_bandwidth" in str(planner._engines["fp8_block", Size(1, 16)])
+
+
+def test_guesses_that_are_right_make_a_tighter_limit_attainable():
+    """A token takes less than a step: what no engine could do alone, it can with a draft head."""
+    limits = load("tpot:4.5", prompt=500, output=50, least=8)
+    none, *_ = Planner(deployment(), 1, limits).outcomes()
+    assert none.best is None
+    drafting, *_ = Planner(replace(deployment(), speculation=Speculation((0.9,))), 1, limits).outcomes()
+    assert drafting.best
+    assert drafting.best.latencies_s["tpot_s"] <= 0.0045

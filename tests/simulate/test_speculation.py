@@ -110,3 +110,7 @@ def test_nonsense_is_refused():
         Speculation(())
     with pytest.raises(InvalidRequestError, match=r"a share of 1\.5"):
         Speculation((0.5, 1.5))
+    assert Speculation.parse("0.8,0.6") == Speculation((0.8, 0.6))
+    for text in ("", "often", "0.8;0.6"):
+        with pytest.raises(InvalidRequestError, match="is no list of shares"):
+            Speculation.parse(text)

@@ -38,6 +38,10 @@ def plan(
     max_num_batched_tokens: Annotated[int, typer.Option(min=1)] = 2048,
     block_size: Annotated[int, typer.Option(help="Tokens of a KV block.", min=1)] = 64,
     overhead_ms: Annotated[float, typer.Option(help="Of each step, besides its operators.", min=0)] = 0.0,
+    expert_skew: Annotated[
+        float | None, typer.Option(help="Exponent of a power law that experts are chosen by.")
+    ] = None,
+    draft_acceptance: Annotated[str | None, typer.Option(help="A draft head's guesses: 0.8,0.6,… are right.")] = None,
     num_requests: Annotated[int, typer.Option(help="That each simulation counts, at least.", min=1)] = 128,
     price: Annotated[str, typer.Option(help="Which of the catalogue's prices an hour.")] = "hyperscaler_tco",
     seed: Annotated[int, typer.Option(help="Of lengths.")] = 0,
@@ -52,6 +56,7 @@ def plan(
     from miniserve.simulate.models import shape_by_name
     from miniserve.simulate.plan import Planner
     from miniserve.simulate.report import check_price
+    from miniserve.simulate.speculation import Speculation
     from miniserve.workloads.service import SLO
     from miniserve.workloads.traces import origin
 
@@ -68,10 +73,11 @@ def plan(
     template = Deployment(
         device, shape_by_name(model), Precision.of(), efficiency=efficiency, block_size=block_size,
         max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens, overhead_s=overhead_ms / 1000,
+        speculation=Speculation.parse(draft_acceptance) if draft_acceptance else None,
     )  # fmt: skip
     limits = SLO.parse(slo)
     load = Load(_requests(trace, input_len, output_len, seed), limits, attainment, num_requests)
-    planner = Planner(template, gpus or 0, load, weights.split(","), kv, link_gbytes_per_s * 1e9)
+    planner = Planner(template, gpus or 0, load, weights.split(","), kv, link_gbytes_per_s * 1e9, expert_skew)
     outcomes = _search(planner)
     data = {
         "label": "simulated",

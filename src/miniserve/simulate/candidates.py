@@ -1,7 +1,8 @@
 """`Candidate`: one way to deploy a model on some devices, and what can be said of it without a simulation.
 
-Aggregated: engines that are all alike, each with `tensor` devices. Disaggregated: some for prompts alone and some that
-decode. Rates here are of one engine that never waits: what a pool can do at most, near enough to choose ratios by and
+Aggregated: engines that are all alike. Disaggregated: some for prompts alone and some that decode. An engine's devices
+share each layer, or, of a mixture, are ranks that share out the experts and have requests of their own; both at once is
+not tried. Rates here are of one rank that never waits: what a pool can do at most, near enough to choose ratios by and
 to leave out what is far behind. What is attained is for a simulation to say (`plan`).
 """
 
@@ -14,10 +15,40 @@ from typing import NamedTuple
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Part
+from miniserve.hardware.shape import Parallel, Shape
 from miniserve.simulate.deployment import Deployment
 from miniserve.workloads.service import SLO
 
 TENSOR = (1, 2, 4, 8)
+
+
+class Size(NamedTuple):
+    """Of an engine: `tensor` devices share each layer of each of `expert` ranks."""
+
+    tensor: int
+    expert: int = 1
+
+    @property
+    def num_devices(self) -> int:
+        """All of them together."""
+        return self.tensor * self.expert
+
+    def __str__(self) -> str:
+        return f"EP{self.expert}" if self.expert > 1 else f"TP{self.tensor}"
+
+    def parallel(self, shape: Shape) -> Parallel:
+        """With as many redundant experts as let all ranks hold equally many."""
+        return Parallel(self.tensor, self.expert, -shape.experts.count % self.expert if shape.experts else 0)
+
+
+def sizes(num_devices: int, shape: Shape) -> list[Size]:
+    """Engines to try: powers of two, and of a mixture's ranks also as many as there are devices."""
+    found = [Size(tensor) for tensor in TENSOR if tensor <= num_devices]
+    if shape.experts:
+        most = min(num_devices, shape.experts.count)
+        degrees = {2**at for at in range(1, most.bit_length()) if 2**at <= most} | ({most} - {1})
+        found += [Size(1, degree) for degree in sorted(degrees)]
+    return found
 
 
 class Pool(NamedTuple):
@@ -25,14 +56,25 @@ class Pool(NamedTuple):
 
     engines: int
     tensor: int
+    expert: int = 1
+
+    @property
+    def size(self) -> Size:
+        """Of each."""
+        return Size(self.tensor, self.expert)
+
+    @property
+    def ranks(self) -> int:
+        """All of them together: who has requests of its own."""
+        return self.engines * self.expert
 
     @property
     def num_devices(self) -> int:
         """All of them together."""
-        return self.engines * self.tensor
+        return self.engines * self.size.num_devices
 
     def __str__(self) -> str:
-        return f"{self.engines} × TP{self.tensor}"
+        return f"{self.engines} × {self.size}"
 
 
 @dataclass(frozen=True)
@@ -50,20 +92,20 @@ class Candidate:
 
     @property
     def groups(self) -> int:
-        """Into how many parts that are alike it can be taken apart, each with a router of its own."""
-        return math.gcd(self.prefill.engines, self.decode.engines) if self.prefill else self.decode.engines
+        """Into how many parts that are alike it can be taken apart, ranks from ranks, each with a router of its own."""
+        return math.gcd(self.prefill.ranks, self.decode.ranks) if self.prefill else self.decode.ranks
 
     def __str__(self) -> str:
         if not self.prefill:
             return str(self.decode)
-        times = self.groups
+        times = math.gcd(self.prefill.engines, self.decode.engines)
         front, back = (pool._replace(engines=pool.engines // times) for pool in (self.prefill, self.decode))
         return f"{times} × ({front} prefill + {back} decode)" if times > 1 else f"{front} prefill + {back} decode"
 
 
 @dataclass(frozen=True)
 class Lone:
-    """One engine with nobody else in its way.
+    """One rank of an engine, with nobody else in its way.
 
     Args:
         deployment: its devices.
@@ -90,7 +132,7 @@ class Lone:
 
     @cached_property
     def decode_s(self) -> float:
-        """A step that decodes this one request."""
+        """A token of this one request."""
         return self._decode_s(1, self.easiest)
 
     @property
@@ -113,7 +155,7 @@ class Lone:
 
     @property
     def token_s(self) -> float:
-        """A step with `batch` requests, or with one."""
+        """A token's time with `batch` requests, or with one."""
         return self._mean_decode_s(max(1, self.batch))
 
     @cached_property
@@ -153,7 +195,7 @@ class Lone:
         """Why it can decode nothing within the limit; None: it can, alone."""
         if self.decode_s <= self.token_limit_s or self.output < 2:
             return None
-        return f"a step that decodes one request alone takes {self.decode_s * 1000:.1f} ms"
+        return f"a token of one request alone takes {self.decode_s * 1000:.1f} ms"
 
     def _prefill_s(self, tokens: int) -> float:
         """A prompt in its chunks; the last one gives a token."""
@@ -173,37 +215,42 @@ class Lone:
         return self._decode_s(requests, self.prompt + self.output // 2)
 
     def _decode_s(self, requests: int, context: int) -> float:
-        return self.deployment.step_time.decode_seconds(requests, requests * context, context)
+        """Mean, of one request's token: a step gives each of them so many."""
+        deployment = self.deployment
+        step_s = deployment.step_time.seconds([deployment.decode_part(context)] * requests)
+        return step_s / deployment.tokens_per_step
 
 
-def aggregated(weights: str, num_devices: int) -> Iterator[Candidate]:
+def aggregated(weights: str, num_devices: int, shape: Shape) -> Iterator[Candidate]:
     """Every size of engine, as many of each as there are devices for."""
-    for tensor in TENSOR:
-        if tensor <= num_devices:
-            yield Candidate(weights, Pool(num_devices // tensor, tensor))
+    for size in sizes(num_devices, shape):
+        yield Candidate(weights, Pool(num_devices // size.num_devices, *size))
 
 
 def disaggregated(
-    weights: str, num_devices: int, fronts: Mapping[int, Lone], backs: Mapping[int, Lone]
+    weights: str, num_devices: int, fronts: Mapping[Size, Lone], backs: Mapping[Size, Lone]
 ) -> Iterator[Candidate]:
     """For each pair of sizes, the ratio of engines that could serve most.
 
     Args:
         weights: their format.
         num_devices: that may be used.
-        fronts, backs: engines that can prefill, and that can decode, by size.
+        fronts, backs: ranks of engines that can prefill, and that can decode, by size.
     """
     for front, back in product(fronts, backs):
         ratios = [
-            Candidate(weights, Pool((num_devices - engines * front) // back, back), Pool(engines, front))
-            for engines in range(1, (num_devices - back) // front + 1)
-        ]
+            Candidate(
+                weights, Pool((num_devices - engines * front.num_devices) // back.num_devices, *back),
+                Pool(engines, *front),
+            )
+            for engines in range(1, (num_devices - back.num_devices) // front.num_devices + 1)
+        ]  # fmt: skip
         if ratios:
             yield max(ratios, key=lambda ratio: min(pool_rates(ratio, fronts, backs)))
 
 
-def pool_rates(candidate: Candidate, fronts: Mapping[int, Lone], backs: Mapping[int, Lone]) -> tuple[float, float]:
+def pool_rates(candidate: Candidate, fronts: Mapping[Size, Lone], backs: Mapping[Size, Lone]) -> tuple[float, float]:
     """Requests a second that the two pools of a disaggregated candidate can do, if neither ever waits."""
     prefill, decode = candidate.prefill, candidate.decode
     assert prefill, "it is disaggregated"
-    return prefill.engines * fronts[prefill.tensor].prompts_per_s, decode.engines * backs[decode.tensor].outputs_per_s
+    return prefill.ranks * fronts[prefill.size].prompts_per_s, decode.ranks * backs[decode.size].outputs_per_s

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from miniserve.errors import InvalidRequestError
+from miniserve.hardware.cost import Part
 from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.efficiency import IDEAL, Efficiency, load_efficiencies
 from miniserve.hardware.roofline import Roofline
@@ -87,6 +88,16 @@ class Deployment:
     def num_devices(self) -> int:
         """Of one rank."""
         return self.parallel.tensor
+
+    @property
+    def tokens_per_step(self) -> float:
+        """That a step gives a request which decodes; mean."""
+        return self.speculation.tokens_per_step if self.speculation else 1.0
+
+    def decode_part(self, context: int) -> Part:
+        """Of a step, what such a request computes behind `context` tokens: the newest token, and guesses."""
+        tokens = 1 + (self.speculation.guesses if self.speculation else 0)
+        return Part(context, tokens, tokens)
 
     @property
     def weight_bytes(self) -> float:

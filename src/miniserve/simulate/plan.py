@@ -12,8 +12,9 @@ from functools import cached_property, partial
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Operator, Part
+from miniserve.hardware.imbalance import power_law_imbalance
 from miniserve.hardware.shape import Parallel, Precision
-from miniserve.simulate.candidates import TENSOR, Candidate, Lone, aggregated, disaggregated, pool_rates
+from miniserve.simulate.candidates import Candidate, Lone, Size, aggregated, disaggregated, pool_rates, sizes
 from miniserve.simulate.capacity import Load, Trial, largest, try_load
 from miniserve.simulate.deployment import Deployment
 from miniserve.simulate.storage import Link
@@ -48,11 +49,12 @@ class Planner:
     """A question about deployments.
 
     Args:
-        template: of every engine, but for its formats and its tensor parallelism.
+        template: of every engine, but for its formats and how it is split.
         num_devices: that there are.
         load: what is asked.
         weights: formats to try; `kv`: of keys and values.
-        link_bandwidth: of each prefill engine's KV, bytes/s.
+        link_bandwidth: of each prefill rank's KV, bytes/s.
+        expert_skew: exponent of the power law that experts are chosen by; None: by the template's imbalance.
     """
 
     template: Deployment
@@ -61,6 +63,7 @@ class Planner:
     weights: Sequence[str] = ("bf16",)
     kv: str | None = None
     link_bandwidth: float = 50e9
+    expert_skew: float | None = None
 
     def __post_init__(self) -> None:
         if self.num_devices < 1:
@@ -68,17 +71,26 @@ class Planner:
         if not 0 < self.load.attainment <= 1:
             raise InvalidRequestError(f"attainment {self.load.attainment} must be above 0, and 1 at most")
         Link(self.link_bandwidth)  # raises where that is no bandwidth
+        if self.expert_skew is not None:
+            if not self.template.shape.experts:
+                raise InvalidRequestError(f"an expert skew of {self.expert_skew}: the model has no experts")
+            power_law_imbalance(
+                self.expert_skew, self.template.shape.experts, Parallel()
+            )  # raises where it is no exponent
 
     @cached_property
-    def _engines(self) -> dict[tuple[str, int], Lone | str]:
-        """Every engine that may be part of a candidate, or why it cannot be one."""
-        sizes = [tensor for tensor in TENSOR if tensor <= self.num_devices]
-        return {(weights, tensor): self._engine(weights, tensor) for weights in self.weights for tensor in sizes}
+    def _engines(self) -> dict[tuple[str, Size], Lone | str]:
+        """A rank of every engine that may be part of a candidate, or why it cannot be one."""
+        every = sizes(self.num_devices, self.template.shape)
+        return {(weights, size): self._engine(weights, size) for weights in self.weights for size in every}
 
-    def _engine(self, weights: str, tensor: int) -> Lone | str:
-        load, precision = self.load, Precision.of(weights, self.kv)
+    def _engine(self, weights: str, size: Size) -> Lone | str:
+        load, precision, template = self.load, Precision.of(weights, self.kv), self.template
+        parallel, experts, imbalance = size.parallel(template.shape), template.shape.experts, template.imbalance
         try:
-            deployment = replace(self.template, precision=precision, parallel=Parallel(tensor=tensor))
+            if experts and self.expert_skew is not None:
+                imbalance = power_law_imbalance(self.expert_skew, experts, parallel)
+            deployment = replace(template, precision=precision, parallel=parallel, imbalance=imbalance)
         except InvalidRequestError as error:
             return str(error)
         lone = Lone(deployment, load.prompt, load.output, load.easiest, load.slo)
@@ -92,7 +104,7 @@ class Planner:
         """
         found, able = [], []
         for candidate in self._aggregated():
-            lone = self._engines[candidate.weights, candidate.decode.tensor]
+            lone = self._engines[candidate.weights, candidate.decode.size]
             reason = lone if isinstance(lone, str) else lone.slow_prefill or lone.slow_decode
             if reason:
                 found.append(Outcome(candidate, reason))
@@ -119,16 +131,18 @@ class Planner:
 
     def _aggregated(self) -> Iterator[Candidate]:
         for weights in self.weights:
-            yield from aggregated(weights, self.num_devices)
+            yield from aggregated(weights, self.num_devices, self.template.shape)
 
-    def _able(self, weights: str) -> dict[int, Lone]:
-        return {tp: lone for (name, tp), lone in self._engines.items() if name == weights and isinstance(lone, Lone)}
+    def _able(self, weights: str) -> dict[Size, Lone]:
+        return {
+            size: lone for (name, size), lone in self._engines.items() if name == weights and isinstance(lone, Lone)
+        }
 
-    def _pools(self, weights: str) -> tuple[dict[int, Lone], dict[int, Lone]]:
+    def _pools(self, weights: str) -> tuple[dict[Size, Lone], dict[Size, Lone]]:
         """Engines that can prefill in time, and that can decode in time, by size."""
         able = self._able(weights)
-        fronts = {tensor: lone for tensor, lone in able.items() if not lone.slow_prefill}
-        return fronts, {tensor: lone for tensor, lone in able.items() if not lone.slow_decode}
+        fronts = {size: lone for size, lone in able.items() if not lone.slow_prefill}
+        return fronts, {size: lone for size, lone in able.items() if not lone.slow_decode}
 
     def _disaggregated(self) -> Iterator[Candidate]:
         for weights in self.weights:
@@ -154,15 +168,15 @@ class Planner:
 
     def _simulate(self, candidate: Candidate) -> Outcome:
         decode, prefill = candidate.decode, candidate.prefill
-        back = self._able(candidate.weights)[decode.tensor]
+        back = self._able(candidate.weights)[decode.size]
         groups = candidate.groups
-        engines = decode.engines // groups
+        engines = decode.ranks // groups
         attempt = partial(try_load, self.load, decode=back.deployment, engines=engines)
         guess = back.mixed_batch
         if prefill:
-            front = self._able(candidate.weights)[prefill.tensor]
+            front = self._able(candidate.weights)[prefill.size]
             attempt = partial(
-                attempt, prefill=front.deployment, prefill_engines=prefill.engines // groups,
+                attempt, prefill=front.deployment, prefill_engines=prefill.ranks // groups,
                 link_bandwidth=self.link_bandwidth,
             )  # fmt: skip
             rate = min(self._rates(candidate)) / groups
@@ -176,9 +190,10 @@ class Planner:
         return Outcome(candidate, limit, good, self._share(candidate, good))
 
     def _limit(self, candidate: Candidate, back: Lone, bad: Trial | None) -> str:
-        """Why one of its groups, with such engines to decode, serves no more users than it does."""
+        """Why one of its groups, with such ranks to decode, serves no more users than it does."""
+        one = "a rank" if candidate.decode.expert > 1 else "an engine"
         if bad is None:
-            return f"every seat is taken: {back.deployment.max_num_seqs} requests an engine"
+            return f"every seat is taken: {back.deployment.max_num_seqs} requests {one}"
         limits = self.load.slo.as_dict()
         broken = [
             f"{name[:-2].upper()} is {value_s * 1000:,.1f} ms"
@@ -186,9 +201,9 @@ class Planner:
             if value_s > limits.get(name, math.inf)
         ] or [f"{bad.attained:.0%} have all gaps between tokens, and the rest, within the limits"]
         users = f"{bad.users} users" if bad.users > 1 else "one user"
-        engines = candidate.decode.engines // candidate.groups
-        alone = "" if candidate.groups == 1 else " a group" if candidate.prefill else " an engine"
-        full = f"; an engine has memory for the KV of {back.room}" if bad.users > engines * back.room else ""
+        ranks = candidate.decode.ranks // candidate.groups
+        alone = "" if candidate.groups == 1 else " a group" if candidate.prefill else f" {one}"
+        full = f"; {one} has memory for the KV of {back.room}" if bad.users > ranks * back.room else ""
         late = bad.latencies_s["ttft_s"] > self.load.slo.ttft_s
         pool = f": its {'prefill' if late else 'decode'} engines are the bottleneck" if candidate.prefill else ""
         return f"with {users}{alone} {', '.join(broken)}{full}{pool}"
@@ -196,14 +211,15 @@ class Planner:
     def _share(self, candidate: Candidate, trial: Trial) -> dict[str, float]:
         """Of the devices' time for a mean request, as if prompts had steps of their own."""
         able, load = self._able(candidate.weights), self.load
-        back = able[candidate.decode.tensor]
-        front = able[candidate.prefill.tensor] if candidate.prefill else back
-        together = max(1, round(trial.output_tokens_per_s * trial.latencies_s["tpot_s"] / candidate.decode.engines))
+        back = able[candidate.decode.size]
+        front = able[candidate.prefill.size] if candidate.prefill else back
+        together = max(1, round(trial.output_tokens_per_s * trial.latencies_s["tpot_s"] / candidate.decode.ranks))
         seconds: dict[str, float] = {}
         context = load.prompt + load.output // 2
+        steps = (load.output - 1) / back.deployment.tokens_per_step
         for phase, lone, parts, times in (
             ("prefill", front, [Part(0, load.prompt)], 1.0),
-            ("decode", back, [Part(context, 1)] * together, (load.output - 1) / together),
+            ("decode", back, [back.deployment.decode_part(context)] * together, steps / together),
         ):
             step_time = lone.deployment.step_time
             for op in step_time.operators(parts):

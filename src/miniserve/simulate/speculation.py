@@ -35,6 +35,14 @@ class Speculation:
             if not 0 <= share <= 1:
                 raise InvalidRequestError(f"a guess is right in a share of {share} of all cases: that is not 0 to 1")
 
+    @classmethod
+    def parse(cls, text: str) -> "Speculation":
+        """From "0.8,0.6": the first guess is right in 80% of all cases, the second in 60% of those."""
+        try:
+            return cls(tuple(float(share) for share in text.split(",")))
+        except ValueError:
+            raise InvalidRequestError(f"'{text}' is no list of shares such as 0.8,0.6") from None
+
     @property
     def guesses(self) -> int:
         """In a draft."""
