@@ -111,7 +111,7 @@ def test_notebooks_are_stable_and_a_stale_one_is_caught(tiny):
     # nbval sees a checked output that is no longer true.
     path = tiny / "book" / "01_tiny.ipynb"
     path.write_bytes(first.replace(b'"42"', b'"41"'))
-    ran = nbval(tiny / "book", cwd=tiny)
+    ran = nbval(tiny / "book" / "01_tiny.ipynb", cwd=tiny)
     assert ran.returncode == 1
     assert "1 failed" in ran.stdout
 
@@ -120,7 +120,7 @@ def test_a_cell_that_raises_is_caught_by_both(tiny):
     nbformat.write(
         nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), tiny / "book" / "01_tiny.ipynb"
     )
-    ran = nbval(tiny / "book", cwd=tiny)
+    ran = nbval(tiny / "book" / "01_tiny.ipynb", cwd=tiny)
     assert ran.returncode == 1
     assert "ZeroDivisionError" in ran.stdout
     source = tiny / "book" / "01_tiny.md"

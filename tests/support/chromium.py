@@ -21,6 +21,7 @@ ARGUMENTS = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
+    "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
 ]
 
 
@@ -47,11 +48,12 @@ def chromium():
         running.close()
 
 
-def violations(tab) -> list[tuple[str, str, str]]:
-    """What axe-core finds in a page: the rule and what it asks, where, and the piece of HTML."""
+def violations(tab, rules: list[str] | None = None) -> list[tuple[str, str, str]]:
+    """What axe-core finds in a page: the rule and what it asks, where, and the piece of HTML. `rules`: by these alone."""
     axe = pytest.importorskip("axe_core_python")
     tab.evaluate((Path(axe.__file__).parent / "axe.min.js").read_text(encoding="utf-8"))
-    found = tab.evaluate("axe.run(document, {resultTypes: ['violations']})")["violations"]
+    options = {"resultTypes": ["violations"]} | ({"runOnly": rules} if rules else {})
+    found = tab.evaluate("options => axe.run(document, options)", options)["violations"]
     return [
         (f"{each['id']}: {each['help']}", " ".join(map(str, node["target"])), node["html"])
         for each in found
