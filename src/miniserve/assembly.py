@@ -56,6 +56,7 @@ class Assembly(NamedTuple):
         model: its weights and tokenizer.
         settings: what it was built with.
         text_engine: the engine, with text around it.
+        tiers: where KV goes beside the device, if anywhere.
         beside: what runs beside the caller's thread, the processes of the other ranks and the threads of KV tiers, if
             there are any; it ends when this is closed.
     """
@@ -63,6 +64,7 @@ class Assembly(NamedTuple):
     model: LoadedModel
     settings: EngineSettings
     text_engine: TextEngine
+    tiers: TieredKV | None
     beside: ExitStack
 
 
@@ -119,7 +121,7 @@ def assemble(
         engine = Engine(scheduler, runner, on_step=on_step)
         engine.metrics.tiers = tiers.counts if tiers else {}
         text_engine = TextEngine(engine, model.tokenizer, identity)
-        return Assembly(model, settings, text_engine, stack.pop_all())
+        return Assembly(model, settings, text_engine, tiers, stack.pop_all())
 
 
 def _load(

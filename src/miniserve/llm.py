@@ -127,7 +127,7 @@ class LLM:
             ),
         )
         assembly = assemble(model, placement, options, progress=progress, on_step=on_step)
-        self.model, self.settings, text_engine, self._beside = assembly
+        self.model, self.settings, text_engine, self.tiers, self._beside = assembly
         self.tokenizer, self.engine = self.model.tokenizer, text_engine.engine
         self._driver = Driver(text_engine)
 
@@ -145,6 +145,7 @@ class LLM:
             self._driver.close()
             del self.engine, self.model
             self._beside.close()
+            self.tiers = None
             torch.cuda.empty_cache()  # of a GPU's memory: to the system, not only to PyTorch
 
     def __getattr__(self, name: str) -> Any:

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from miniserve import LLM, load_model
+from miniserve.bench import tiers
 from miniserve.bench.accuracy import bench_accuracy
 from miniserve.bench.prefix import bench_prefix
 from miniserve.bench.scheduler import Decode
@@ -154,3 +155,24 @@ def test_the_command_shows_tables(tiny_directory):
     assert "llama0 on cpu (" in result.stdout
     assert "MBU" in result.stdout
     assert "forward" in result.stdout
+
+
+def test_tiers_load_what_the_device_forgot(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(tiers, "LIMIT_BYTES", 2**20)
+    monkeypatch.setattr(tiers, "SWEEP", (16, 32))
+    monkeypatch.setattr(tiers, "REPEATS", 1)
+    data = tiers.bench_tiers(model, tmp_path, 2, turns=2)
+    assert not list(tmp_path.iterdir()), "nothing stays behind"
+    assert all(rate > 0 for rate in data["limits"].values())
+    runs = data["turns"]
+    assert runs["recompute"]["prompt_tokens"] == [120, 248]
+    assert runs["recompute"]["cached_tokens"] == runs["recompute"]["loaded_tokens"] == 0
+    for tier in ("host", "disk"):
+        run = runs[tier]
+        assert run["loaded_tokens"] == 2 * 112, "of each second turn, the first's whole blocks"
+        assert run["loaded_bytes"] == run["loaded_tokens"] * model.config.kv_bytes_per_token(4)
+        assert 0 < run["share_of_limit"]
+        assert len(run["recompute_over_load"]) == 2
+        assert data["sweep"][tier]["tokens"] == data["sweep"]["recompute"]["tokens"]
+    assert data["crossover"]["break_even_bytes_per_s"] > 0
+    json.dumps(data)

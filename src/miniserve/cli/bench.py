@@ -118,6 +118,31 @@ def prefix(
 
 
 @app.command()
+def tiers(
+    folder: Annotated[
+        Path | None, typer.Argument(help="On the disk to measure; default: where temporary files go.", file_okay=False)
+    ] = None,
+    model: ModelOption = "smollm2",
+    num_chats: Annotated[int, typer.Option(help="Conversations that take turns.", min=2)] = 3,
+    turns: Annotated[int, typer.Option(help="Turns of each.", min=2)] = 5,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    backend: BackendOption = "auto",
+    quantization: QuantizationOption = "auto",
+    threads: ThreadsOption = None,
+    as_json: AsJson = False,
+    out: Out = None,
+) -> None:
+    """A conversation that the device has forgotten: computed again, loaded from host memory, loaded from disk."""
+    from miniserve.bench.tiers import bench_tiers
+
+    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    loaded = open_model(model, how)
+    data = bench_tiers(loaded, folder, num_chats, turns=turns)
+    give(_what_ran(loaded) | {"num_chats": num_chats} | data, as_json, out, tables.tiers)
+
+
+@app.command()
 def speculation(
     proposer: Annotated[
         str, typer.Argument(help="ngram, or a draft model; :N behind it for up to N tokens.")

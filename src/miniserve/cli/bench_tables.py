@@ -71,6 +71,24 @@ def speculation(data: dict[str, Any]) -> Table:
     return table
 
 
+def tiers(data: dict[str, Any]) -> Table:
+    """Time to first token, turn by turn, and how near loading comes to what memory and disk can do."""
+    runs, limits = data["turns"], data["limits"]
+    title = (
+        f"{data['model']} on {data['device']} ({data['backend']}, {data['threads']} threads), time to first token; "
+        f"memory copies {format_value(limits['copy_bytes_per_s'], 'B/s')}, "
+        f"the disk reads {format_value(limits['disk_read_bytes_per_s'], 'B/s')}"
+    )
+    table = Table("prompt tokens", "computed again", "from host memory", "from disk", title=title)
+    rows = zip(runs["recompute"]["prompt_tokens"], *(run["ttft_s"] for run in runs.values()), strict=True)
+    for tokens, *seconds in rows:
+        table.add_row(f"{tokens:,}", *(format_value(each, "s") for each in seconds))
+    loads = (runs["host"], runs["disk"])
+    table.add_row("loaded at", "", *(format_value(run["load_bytes_per_s"], "B/s") for run in loads))
+    table.add_row("of the limit", "", *(f"{run['share_of_limit']:.0%}" for run in loads))
+    return table
+
+
 def scheduler(data: dict[str, Any]) -> Table:
     """The core's time a step."""
     table = Table("step", "mean µs", "median µs", title="CPU time of schedule and update, decode steps")

@@ -20,7 +20,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -117,6 +117,18 @@ class DiskTier:
             full = self.counts.used_bytes > self.counts.capacity_bytes
         if full:
             self._evict()
+
+    def expect(self, keys: Sequence[BlockHash]) -> None:
+        """These are going to be read: let the system begin with all of them at once, where it takes the hint."""
+        if not hasattr(os, "posix_fadvise"):
+            return
+        for key in keys:
+            with suppress(OSError):
+                descriptor = os.open(self._path(key), os.O_RDONLY)
+                try:
+                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(descriptor)
 
     def get(self, key: BlockHash) -> Record | None:
         """A block; None if it is not here, or not what was written: then it is deleted."""

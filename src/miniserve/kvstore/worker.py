@@ -130,6 +130,8 @@ class Worker:
         for at in range(0, len(load.keys), STAGED_BLOCKS):
             keys = load.keys[at : at + STAGED_BLOCKS]
             began_s = time.monotonic()
+            if self._disk is not None:
+                self._disk.expect([key for key in keys if self._host is None or key not in self._host])
             sources, spent_s = [], []
             for row, key in zip(self._stored.numpy(), keys, strict=False):
                 record, tier = self._find(key)
