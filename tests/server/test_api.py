@@ -15,7 +15,7 @@ PROMPT = "hello world"
 
 @pytest.fixture(scope="module")
 def server(start):
-    with start("--max-body-mib", "1", "--max-model-len", "512") as server:
+    with start("--max-body-mib", "1", "--max-model-len", "512", "--kv-host-mib", "8") as server:
         yield server
 
 
@@ -306,6 +306,10 @@ def test_metrics_count_what_was_done(server, client):
     assert [b - a for a, b in zip(before, after, strict=True)] == [80, 14, 2]
     assert server.metric("num_requests_running") == 0
     assert server.metric("kv_cache_usage_perc") == 0
+    assert server.metric("kv_tier_capacity_bytes") > 7 * 2**20
+    server.until(lambda: server.metric("kv_tier_saves_total") >= 2)
+    assert server.metric("kv_tier_saved_bytes_total") == server.metric("kv_tier_used_bytes")
+    assert server.metric("kv_tier_corrupt_total") == 0
 
 
 def test_a_model_without_a_chat_template_is_named_without_its_place(tiny_chat_model, tmp_path):

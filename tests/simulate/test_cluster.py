@@ -126,14 +126,20 @@ def test_a_tier_gives_back_what_the_device_forgot(make):
     ]
     deployment = make(num_blocks=60, block_size=16)
 
-    def tiered(clock):
-        size = deployment.kv_token_bytes * 16
-        return Tiered(Tier("host", 1000), Link(1e9), block_size=16, block_bytes=size, clock=clock)
+    def run(bandwidth, recompute_s=None):
+        def tiered(clock):
+            options = {"block_bytes": deployment.kv_token_bytes * 16, "clock": clock, "recompute_s": recompute_s}
+            return Tiered(Tier("host", 1000), Link(bandwidth), block_size=16, **options)
+
+        return Cluster(deployment, 1, make_connector=tiered).run(iter(arrivals)).summary(1.0)
 
     without = Cluster(deployment, 1).run(iter(arrivals)).summary(1.0)
-    tier = Cluster(deployment, 1, make_connector=tiered).run(iter(arrivals)).summary(1.0)
     assert without["cached_share"] == without["loaded_share"] == 0
-    assert tier["loaded_share"] == pytest.approx(40 / 60 * 144 / 160)  # all full blocks but the last, from turn 2 on
+    whole = pytest.approx(40 / 60 * 144 / 160)  # all full blocks but the last, from turn 2 on
+    assert run(1e9)["loaded_share"] == whole
+    break_even = 144 * deployment.kv_token_bytes / 1e-3
+    assert run(break_even * 1.01, lambda start, tokens: 1e-3)["loaded_share"] == whole
+    assert run(break_even / 1.01, lambda start, tokens: 1e-3)["loaded_share"] == 0
 
 
 def test_sessions_go_on_when_an_answer_has_come(make):

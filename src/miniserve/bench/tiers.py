@@ -2,8 +2,9 @@
 host memory, loaded from disk.
 
 Several conversations take turns, and whatever the device remembers is forgotten before each, as it would be if others
-had needed the room. Files are pushed out of the system's page cache before each turn: what is read from disk is read from disk. All is
-loaded that is found. Limits are measured in the same run: a copy in memory, and reading a file of the same directory.
+had needed the room. Files are pushed out of the system's page cache before each turn: what is read from disk is read
+from disk. All is loaded that is found. Limits are measured in the same run: a copy in memory, and reading a file of the
+same directory.
 """
 
 import os

@@ -5,18 +5,36 @@ its counters begin at 0, as Prometheus expects of a process that was. Times are 
 reaches it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from miniserve.core.metrics import Histogram
+from miniserve.core.metrics import Histogram, TierCounts
 from miniserve.server.engine_client import EngineClient
 from miniserve.server.messages import Report
 
 PREFIX = "miniserve:"
+#: Of each KV tier: the series' kind and meaning, by name; see `TierCounts`.
+TIER_SERIES: Mapping[str, tuple[type[CounterMetricFamily] | type[GaugeMetricFamily], str]] = {
+    "capacity_bytes": (GaugeMetricFamily, "That it may hold."),
+    "used_bytes": (GaugeMetricFamily, "That it holds."),
+    "hits": (CounterMetricFamily, "Blocks that were loaded from it."),
+    "misses": (CounterMetricFamily, "Blocks of prompts that it did not have."),
+    "declined": (CounterMetricFamily, "Blocks that it had and that were computed, which was faster."),
+    "saves": (CounterMetricFamily, "Blocks that were written to it."),
+    "skipped": (CounterMetricFamily, "Blocks that were not: too much was waiting to be."),
+    "evictions": (CounterMetricFamily, "Blocks that were dropped for room."),
+    "corrupt": (CounterMetricFamily, "Blocks that were dropped because they were not what had been written."),
+    "errors": (CounterMetricFamily, "Reads and writes that the system refused."),
+    "loaded_bytes": (CounterMetricFamily, "That were loaded from it."),
+    "saved_bytes": (CounterMetricFamily, "That were written to it."),
+    "load_seconds": (CounterMetricFamily, "That loads took."),
+    "save_seconds": (CounterMetricFamily, "That writing took."),
+}
+COUNTED = {"load_seconds": "load_s", "save_seconds": "save_s"}  # where a field has another name
 
 
 def exposition(report: Report | None, engine: EngineClient, model: str) -> tuple[bytes, str]:
@@ -58,11 +76,21 @@ class _Collector(Collector):
         for reason, number in metrics.finished.items():
             finished.add_metric([*self._labels.values(), reason.value], number)
         yield finished
+        yield from self._of_tiers(metrics.tiers)
         yield self._histogram("request_queue_time_seconds", "Until the first step.", metrics.queue_s)
         yield self._histogram("time_to_first_token_seconds", "The wait included.", metrics.ttft_s)
         yield self._histogram("inter_token_latency_seconds", "Between two tokens.", metrics.itl_s)
         yield self._histogram("e2e_request_latency_seconds", "From arrival to the end.", metrics.e2e_s)
         yield self._histogram("iteration_batch_size", "Outputs in a step.", metrics.batch_size)
+
+    def _of_tiers(self, tiers: Mapping[str, TierCounts]) -> Iterator[Metric]:
+        """Of KV beside the device, a series a tier."""
+        labels = [*self._labels, "tier"]
+        for name, (kind, help) in TIER_SERIES.items() if tiers else ():
+            family = kind(f"{PREFIX}kv_tier_{name}", help, labels=labels)
+            for tier, counts in tiers.items():
+                family.add_metric([*self._labels.values(), tier], getattr(counts, COUNTED.get(name, name)))
+            yield family
 
     def _gauge(self, name: str, help: str, value: float) -> Metric:
         family = GaugeMetricFamily(PREFIX + name, help, labels=list(self._labels))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from miniserve.core.connector import Progress
 from miniserve.core.hashing import BlockHash
+from miniserve.core.loading import Piece, Seconds, worth_loading
 from miniserve.core.request import Request
 from miniserve.errors import InvalidRequestError
 
@@ -27,6 +28,10 @@ class Link:
         if not (0 < self.bandwidth < math.inf and 0 <= self.latency_s < math.inf):
             message = f"a link's bandwidth, {self.bandwidth} bytes/s, must be above 0, its latency, {self.latency_s} s,"
             raise InvalidRequestError(f"{message} 0 at least, and both finite")
+
+    def seconds(self, num_bytes: float, now_s: float) -> float:
+        """How long a transfer that is asked for now would take, those before it included."""
+        return max(0.0, self.free_s - now_s) + num_bytes / self.bandwidth + self.latency_s
 
     def send(self, num_bytes: float, now_s: float) -> float:
         """When a transfer that is asked for now has arrived."""
@@ -122,12 +127,20 @@ class Tiered:
         block_size: tokens.
         block_bytes: of all devices of the engine.
         clock: the engine's.
+        recompute_s: how long tokens take to compute, if only what is faster to load is loaded; None: whatever is found.
     """
 
     def __init__(
-        self, tier: Tier, link: Link, *, block_size: int, block_bytes: float, clock: Callable[[], float]
+        self,
+        tier: Tier,
+        link: Link,
+        *,
+        block_size: int,
+        block_bytes: float,
+        clock: Callable[[], float],
+        recompute_s: Seconds | None = None,
     ) -> None:
-        self.tier, self.link = tier, link
+        self.tier, self.link, self._recompute_s = tier, link, recompute_s
         self._size, self._bytes, self._clock = block_size, block_bytes, clock
         self._loading: list[tuple[float, Request, int]] = []
         self.loaded_tokens = 0
@@ -141,7 +154,11 @@ class Tiered:
         """Of `KVConnector`."""
         first, full = num_computed // self._size, (len(request.token_ids) - 1) // self._size
         hashes = request.block_hashes(self._size, full)[first:full]
-        return self.tier.prefix(hashes) * self._size
+        found = self.tier.prefix(hashes)
+        if not found or self._recompute_s is None:
+            return found * self._size
+        piece = Piece(found * self._size, self.link.seconds(found * self._bytes, self._clock()))
+        return worth_loading(num_computed, [piece], self._recompute_s)
 
     def load(self, request: Request, start: int, num_tokens: int) -> None:  # noqa: ARG002
         """Of `KVConnector`."""
