@@ -1,17 +1,21 @@
-"""The simulator beside published measurements of whole systems, with nothing fitted to any of them.
+"""The simulator beside published figures of whole systems. What was fitted to any of them says so in its file.
 
-1. TensorRT-LLM's throughput at an infinite request rate (`published/trtllm_throughput.toml`): dense models, three GPUs,
+1. Arithmetic that must be exact (`published/exact.toml`).
+2. An all-to-all over a network (`published/deepep.toml`); other kernels: `fit_kernel_timings.py`.
+3. TensorRT-LLM's throughput at an infinite request rate (`published/trtllm_throughput.toml`): dense models, three GPUs,
    ten lengths. Settings are the publication's or that engine's defaults: 8,192 tokens a step, 2,048 sequences, 90% of
-   memory. KV in FP8, as those checkpoints have it.
-2. Splitwise (Patel et al., ISCA 2024): Llama-2-70B, tensor parallel over 8, a prompt of 512 tokens and then one token
-   at a time.
+   memory. KV in FP8, as those checkpoints have it. And single requests of an older engine (`published/splitwise.toml`).
+4. DeepSeek-V3 on many devices (`published/racks.toml`): one rank's steps in the steady state, experts evenly loaded.
 
     python benchmarks/simulator_ladder.py [--shapes 5] [--out results/simulator_ladder.json]
 """
 
 import argparse
+import math
 import statistics
 import tomllib
+from bisect import bisect_right
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -23,16 +27,21 @@ from rich.table import Table
 from miniserve.bench.record import write_record
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
-from miniserve.hardware.cost import Part
+from miniserve.hardware.cost import Part, collective
+from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
 from miniserve.workloads.arrivals import Arrival
 
-PUBLISHED = Path(__file__).parent / "published" / "trtllm_throughput.toml"
+PUBLISHED = Path(__file__).parent / "published"
 MOST_SEQUENCES, STEP_TOKENS = 2048, 8192
-SPLITWISE = [("a100-80", 93.0, 45.0), ("h100", 53.9, 30.6)]  # ms for the prompt, ms a token
+
+
+def published(name: str) -> dict[str, Any]:
+    """A file of published figures."""
+    return tomllib.loads((PUBLISHED / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def deployment(model: str, hardware: str, tensor: int, weights: str, kv: str | None) -> Deployment:
@@ -55,11 +64,11 @@ def throughput(where: Deployment, prompt: int, output: int) -> tuple[float, int]
 
 def trtllm(num_shapes: int) -> list[dict[str, Any]]:
     """A row a point."""
-    published = tomllib.loads(PUBLISHED.read_text())
+    figures = published("trtllm_throughput")
     wanted = [
         (column, shape, measured)
-        for column in published["columns"]
-        for shape, measured in list(zip(published["shapes"], column["tokens_per_s"], strict=True))[:: 10 // num_shapes]
+        for column in figures["columns"]
+        for shape, measured in list(zip(figures["shapes"], column["tokens_per_s"], strict=True))[:: 10 // num_shapes]
     ]
     rows = []
     for column, (prompt, output), measured in track(wanted, "simulating", console=Console(stderr=True)):
@@ -78,12 +87,86 @@ def trtllm(num_shapes: int) -> list[dict[str, Any]]:
 def splitwise() -> list[dict[str, Any]]:
     """A row a time."""
     rows = []
-    for hardware, prompt_ms, token_ms in SPLITWISE:
-        step = deployment("llama-2-70b", hardware, 8, "bf16", None).step_time
-        for what, parts, published in (("prompt of 512", Part(0, 512), prompt_ms), ("a token", Part(512, 1), token_ms)):
-            simulated = step.seconds([parts]) * 1000
-            rows.append({"hardware": hardware, "what": what, "published_ms": published, "simulated_ms": simulated,
-                         "ratio": simulated / published})  # fmt: skip
+    for point in published("splitwise")["points"]:
+        step = deployment("llama-2-70b", point["hardware"], 8, "bf16", None).step_time
+        for what, part in (("prompt of 512", Part(0, 512)), ("a token", Part(512, 1))):
+            measured, simulated = point["prompt_ms" if part.start == 0 else "token_ms"], step.seconds([part]) * 1000
+            rows.append({"hardware": point["hardware"], "what": what, "published_ms": measured,
+                         "simulated_ms": simulated, "ratio": simulated / measured})  # fmt: skip
+    return rows
+
+
+def exact() -> list[dict[str, Any]]:
+    """A row a figure that is arithmetic."""
+    figures, catalog = published("exact"), load_catalog()
+    day, generations = figures["day"], figures["generations"]
+    newer, older = (catalog.accelerator(generations[name]) for name in ("newer", "older"))
+    faster = generations["tokens_per_s"][0] / generations["tokens_per_s"][1]
+    price, power = (
+        old.value / new.value
+        for old, new in (
+            (older.usd_per_hour["hyperscaler_tco"], newer.usd_per_hour["hyperscaler_tco"]),
+            (older.figure("all_in_power_w"), newer.figure("all_in_power_w")),
+        )
+    )
+    return [
+        {"what": day["what"], "published": day["published"],
+         "computed": day["nodes"] * day["devices_a_node"] * day["usd_a_device_hour"] * 24},
+        {"what": "tokens for a dollar, times", "published": generations["published_cost"], "computed": faster * price},
+        {"what": "tokens for a joule, times", "published": generations["published_energy"], "computed": faster * power},
+    ]  # fmt: skip
+
+
+def network() -> list[dict[str, Any]]:
+    """A row an all-to-all."""
+    figures, device = published("deepep"), load_catalog().accelerator("h800")
+    timer, rows = Roofline(device, efficiency_for(device)), []
+    numbers = figures["tokens"] * figures["per_token"] * figures["hidden"]
+    for name, size in (("dispatch", 1), ("combine", 2)):
+        for ranks, measured in zip(figures["ranks"], figures[f"{name}_us"], strict=True):
+            simulated = timer.seconds(collective("all_to_all", numbers * size, ranks)) * 1e6
+            rows.append({"what": name, "ranks": ranks, "published_us": measured, "simulated_us": simulated,
+                         "ratio": simulated / measured})  # fmt: skip
+    return rows
+
+
+def rank(point: dict[str, Any], *, overlap: bool) -> Deployment:
+    """One of a point's, as it was measured."""
+    device = load_catalog().accelerator(point["hardware"])
+    precision = replace(Precision.of(point["weights"], point["kv"]), attention=point["attention"])
+    parallel = Parallel(1, point["ranks"], point["redundant"])
+    shape = shape_by_name("deepseek-v3")
+    return Deployment(device, shape, precision, parallel, efficiency_for(device), overlap=overlap)
+
+
+def rank_tokens_per_s(point: dict[str, Any], *, overlap: bool) -> tuple[float, int]:
+    """Of one device, and how many requests that takes at once."""
+    where = rank(point, overlap=overlap)
+    if "prompt" in point:
+        cached, together = round(point["cached"] * point["prompt"]), point["batch"]
+        seconds = where.step_time.seconds([Part(cached, point["prompt"] - cached)] * together)
+        return together * point["prompt"] / seconds, together
+    context = point["context"]
+
+    def step_s(requests: int) -> float:
+        return where.step_time.decode_seconds(requests, requests * context, context)
+
+    most = where.num_blocks * where.block_size // context
+    limit_s = 1 / point["tokens_per_s_user"] if "tokens_per_s_user" in point else math.inf
+    batch = point.get("batch") or bisect_right(range(1, most + 1), limit_s, key=step_s)
+    return batch / step_s(batch), batch
+
+
+def racks() -> list[dict[str, Any]]:
+    """A row a point: as it was run, and as it would be if nothing overlapped."""
+    rows = []
+    for point in published("racks")["points"]:
+        simulated, batch = rank_tokens_per_s(point, overlap=point["overlap"])
+        without, _ = rank_tokens_per_s(point, overlap=False)
+        row = {name: point[name] for name in ("name", "hardware", "ranks", "weights", "tokens_per_s", "overlap")}
+        row |= {"simulated": simulated, "without_overlap": without, "batch": batch}
+        row["ratio"] = simulated / point["tokens_per_s"]
+        rows.append(row | ({"reason": point["reason"]} if "reason" in point else {}))
     return rows
 
 
@@ -93,27 +176,27 @@ def main() -> None:
     parser.add_argument("--shapes", type=int, default=10, choices=(1, 2, 5, 10))
     parser.add_argument("--out", type=Path, default=Path("results/simulator_ladder.json"))
     args = parser.parse_args()
-    rows, times = trtllm(args.shapes), splitwise()
-    table = Table("model", "on", "prompt / output", "published", "simulated", "ratio")
-    for row in rows:
-        simulated = f"{row['simulated']:,.0f}" if "simulated" in row else row["reason"]
-        ratio = f"{row['ratio']:.2f}" if "ratio" in row else ""
-        table.add_row(row["model"], f"{row['tensor']} × {row['hardware']} {row['weights']}",
-                      f"{row['prompt']} / {row['output']}", f"{row['published']:,}", simulated, ratio)  # fmt: skip
-    for row in times:
-        table.add_row("llama-2-70b", f"8 × {row['hardware']} bf16", row["what"], f"{row['published_ms']} ms",
-                      f"{row['simulated_ms']:.1f} ms", f"{row['ratio']:.2f}")  # fmt: skip
-    Console().print(table)
+    data: dict[str, Any] = {"exact": exact(), "network": network(), "racks": racks(), "splitwise": splitwise()}
+    data["trtllm"] = rows = trtllm(args.shapes)
     ratios = [row["ratio"] for row in rows if "ratio" in row]
-    summary = {
+    data["trtllm_summary"] = {
         "points": len(ratios),
         "median_ratio": statistics.median(ratios),
         "within_25_percent": sum(abs(ratio - 1) <= 0.25 for ratio in ratios) / len(ratios),
     }
-    print(summary)
-    data = {"trtllm": rows, "trtllm_summary": summary, "splitwise": times}
+    for name, found in data.items():
+        Console().print(table(name, found if isinstance(found, list) else [found]))
     command = f"python benchmarks/simulator_ladder.py --shapes {args.shapes}"
-    write_record(args.out, data, command, simulated="A100, H100, H200 and B200 of the catalogue")
+    write_record(args.out, data, command, simulated="A100, H100, H200, H800, B200 and GB200 of the catalogue")
+
+
+def table(name: str, rows: list[dict[str, Any]]) -> Table:
+    """Of rows with the same columns, or some of them."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    found = Table(*columns, title=name, title_justify="left")
+    for row in rows:
+        found.add_row(*(f"{value:,.2f}" if isinstance(value, float) else str(value) for value in map(row.get, columns)))
+    return found
 
 
 if __name__ == "__main__":

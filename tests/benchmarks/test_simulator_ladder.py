@@ -1,7 +1,6 @@
 """The published figures are whole, and the script simulates what they were measured on."""
 
 import importlib.util
-import tomllib
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ def ladder():
 
 
 def test_every_column_has_every_shape_and_fits(ladder):
-    published = tomllib.loads(ladder.PUBLISHED.read_text())
+    published = ladder.published("trtllm_throughput")
     assert published["source"].startswith("https://")
     for column in published["columns"]:
         assert len(column["tokens_per_s"]) == len(published["shapes"])
@@ -36,3 +35,44 @@ def test_a_point_is_near_the_published_one(ladder):
 
 def test_splitwise_is_slower_than_its_kernels(ladder):
     assert all(0.2 < row["ratio"] < 1 for row in ladder.splitwise())
+
+
+def test_what_is_arithmetic_is_exact(ladder):
+    """To as many digits as were published."""
+    rows = {row["what"]: (row["computed"], row["published"]) for row in ladder.exact()}
+    assert rows.pop("DeepSeek's day, $") == (87072, 87072)
+    assert {what: round(computed, 1) for what, (computed, _) in rows.items()} == {
+        what: published for what, (_, published) in rows.items()
+    }
+    assert sorted(published for _, published in rows.values()) == [35.4, 54.9]
+
+
+def test_the_network_is_as_it_was_timed(ladder):
+    rows = ladder.network()
+    assert len(rows) == 10
+    assert all(row["ratio"] == pytest.approx(1, abs=0.1) for row in rows)
+
+
+def test_racks_are_near_or_say_why_not(ladder):
+    """DeepSeek's EP144 over 18 nodes, and SGLang's 48 ranks in one rack; nothing was fitted to either."""
+    rows = ladder.racks()
+    assert {row["ranks"] for row in rows} == {32, 48, 144}
+    for row in rows:
+        assert abs(row["ratio"] - 1) <= 0.25 or row.get("reason"), row["name"]
+        assert row["simulated"] >= row["without_overlap"]
+        assert (row["simulated"] == row["without_overlap"]) != row["overlap"]
+    points = ladder.published("racks")["points"]
+    assert all(point["source"].startswith("https://") for point in points)
+    full = ladder.rank(points[0], overlap=True)
+    assert full.parallel.num_devices == 144 > full.device.link_domain
+
+
+def test_as_many_as_come_in_time(ladder):
+    """The batch that is not published: one more would be too slow, or not fit."""
+    points = ladder.published("racks")["points"]
+    (timed,) = (point for point in points if "tokens_per_s_user" in point)
+    rate, batch = ladder.rank_tokens_per_s(timed, overlap=True)
+    assert rate / batch >= timed["tokens_per_s_user"] > 0.99 * rate / batch
+    where, untimed = ladder.rank(points[-1], overlap=False), points[-1]
+    _, batch = ladder.rank_tokens_per_s(untimed, overlap=False)
+    assert batch * untimed["context"] <= where.num_blocks * where.block_size < (batch + 1) * untimed["context"]

@@ -24,7 +24,12 @@ def step_operators(
 
 
 def operators_of(
-    shape: Shape, prefills: Parts, decodes: Parts, samples: int, precision: Precision, parallel: Parallel | None = None
+    shape: Shape,
+    prefills: Parts,
+    decodes: Parts,
+    samples: float,
+    precision: Precision,
+    parallel: Parallel | None = None,
 ) -> list[Operator]:
     """As `step_operators`, for a caller that keeps totals: behind `samples` of the tokens one is chosen."""
     parallel = parallel or Parallel()

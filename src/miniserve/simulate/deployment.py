@@ -47,7 +47,7 @@ class Deployment:
             driver keeps.
         block_size: tokens of a KV block.
         max_num_seqs, max_num_batched_tokens, max_model_len: the scheduler's limits.
-        overhead_s, imbalance, speculation: see `StepTime`.
+        overhead_s, imbalance, speculation, overlap: see `StepTime`.
     """
 
     device: Accelerator
@@ -63,6 +63,7 @@ class Deployment:
     overhead_s: float = 0.0
     imbalance: float = 1.0
     speculation: Speculation | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         self.parallel.check(self.shape)
@@ -162,4 +163,5 @@ class Deployment:
         return StepTime(
             self.shape, self.precision, self.parallel, roofline,
             overhead_s=self.overhead_s, imbalance=self.imbalance, speculation=self.speculation,
+            overlap=self.overlap,
         )  # fmt: skip

@@ -1,8 +1,9 @@
 """`StepTime`: how long one step takes on simulated hardware.
 
 The cost model says what each operator does, the roofline with its fitted curves how long that takes; operators follow
-one another. A step of decodes alone, which is most steps, has one operator that depends on the contexts, attention; the
-others are computed once for each number of decodes.
+one another. With `overlap` a step is two halves of its requests, and while one computes, the other's tokens travel to
+experts and back: it takes what is longer, all computing or all travelling. A step of decodes alone, which is most
+steps, has one operator that depends on the contexts, attention; the others are timed once for each number of decodes.
 """
 
 import math
@@ -32,6 +33,8 @@ class StepTime:
         overhead_s: of a step, whatever is in it: launching, sampling, sending tokens.
         imbalance: the busiest rank's share of a mixture's tokens, as a multiple of the mean; 1: all have as many.
         speculation: guesses that each step makes for the next one; None: it makes none.
+        overlap: two halves take turns to compute and to travel (DeepSeek-V3's two micro-batches, arXiv 2412.19437,
+            section 3.4). What the two take from each other is not counted.
     """
 
     def __init__(
@@ -44,12 +47,13 @@ class StepTime:
         overhead_s: float = 0.0,
         imbalance: float = 1.0,
         speculation: Speculation | None = None,
+        overlap: bool = False,
     ) -> None:
         parallel.check(shape)
         self.shape, self.precision, self.parallel = shape, precision, parallel
         self.roofline, self.overhead_s, self.imbalance = roofline, overhead_s, imbalance
-        self.speculation = speculation
-        self._but_attention: dict[int, float] = {}
+        self.speculation, self.overlap = speculation, overlap
+        self._but_attention: dict[float, tuple[float, float]] = {}
         kind = "latent_attention" if shape.latent else "decode_attention"
         curves = roofline.efficiency.curves.get(kind, {"": ROOFLINE})
         self._takes_arrays = all(curve.sharpness < math.inf for curve in curves.values())
@@ -68,7 +72,10 @@ class StepTime:
             return 0.0
         if not self.speculation and all(part.num_tokens == part.sampled == 1 for part in parts):
             return self.decode_seconds(len(parts), sum(part.start for part in parts), max(part.start for part in parts))
-        return self.overhead_s + self.roofline.step_seconds(self.operators(parts))
+        halves = [parts[::2], parts[1::2]] if self.overlap and len(parts) > 1 else [parts]
+        each = [self._seconds(self.operators(half)) for half in halves]
+        computing_s, travelling_s = (sum(times) for times in zip(*each, strict=True))
+        return float(self.overhead_s + _together(computing_s, travelling_s, len(halves)))
 
     def decode_seconds(self, requests: int, cached: int, longest: int) -> float:
         """Of a step with one new token of each of some requests, and no guesses.
@@ -78,8 +85,8 @@ class StepTime:
             cached: tokens in the KV cache before the step, all together.
             longest: the most of one request.
         """
-        attention_s: float = self._attention_s(requests, cached, longest)
-        return self._but_attention_s(requests) + attention_s
+        seconds: float = self._decode_s(requests, cached, longest)
+        return seconds
 
     def decode_run_seconds(self, requests: int, cached: int, longest: int, steps: int) -> FloatArray:
         """Of as many such steps after one another, each with its own time. Shape [steps]."""
@@ -87,23 +94,31 @@ class StepTime:
         if steps < WORTH_AN_ARRAY or not self._takes_arrays:
             each = (self.decode_seconds(requests, cached + at * requests, longest + at) for at in range(steps))
             return np.fromiter(each, np.float64, steps)
-        attention_s = self._attention_s(requests, cached + after * requests, longest + after)
-        return np.asarray(self._but_attention_s(requests) + attention_s)
+        return np.asarray(self._decode_s(requests, cached + after * requests, longest + after))
 
-    def _but_attention_s(self, requests: int) -> float:
+    def _decode_s(self, requests: int, cached: Any, longest: Any) -> Any:
+        """Of numbers, or of arrays, as the fitted curves allow."""
+        halves = 2 if self.overlap and requests > 1 else 1
+        computing_s, travelling_s = self._but_attention_s(requests / halves)
+        seen = (cached + requests) / halves
+        parts = Parts(requests / halves, requests / halves, seen, seen, longest + 1)
+        op = decode_attention(self.shape, self.precision, parts, self.parallel.tensor)
+        computing_s = computing_s + self.roofline.seconds(op)
+        return self.overhead_s + _together(halves * computing_s, halves * travelling_s, halves)
+
+    def _but_attention_s(self, requests: float) -> tuple[float, float]:
         rest = self._but_attention.get(requests)
         if rest is None:
             parts = Parts(requests, requests, 1, 1, 1)  # contexts are attention's alone
             others = operators_of(self.shape, Parts(), parts, requests, self.precision, self.parallel)
-            kept = (self._busiest(op) for op in others if op.name != "decode attention")
-            rest = self._but_attention[requests] = self.overhead_s + self.roofline.step_seconds(kept)
+            kept = [self._busiest(op) for op in others if op.name != "decode attention"]
+            rest = self._but_attention[requests] = self._seconds(kept)
         return rest
 
-    def _attention_s(self, requests: int, cached: Any, longest: Any) -> Any:
-        """Of numbers, or of arrays, as the fitted curves allow."""
-        seen = cached + requests
-        parts = Parts(requests, requests, seen, seen, longest + 1)
-        return self.roofline.seconds(decode_attention(self.shape, self.precision, parts, self.parallel.tensor))
+    def _seconds(self, operators: Sequence[Operator]) -> tuple[float, float]:
+        """That a device computes, and that tokens travel."""
+        travelling = self.roofline.step_seconds(op for op in operators if op.kind == "all_to_all")
+        return self.roofline.step_seconds(op for op in operators if op.kind != "all_to_all"), travelling
 
     def _draft(self, parts: Sequence[Part], speculation: Speculation) -> list[Operator]:
         """The head over all tokens of the step, and then over the newest one of each request, guess after guess."""
@@ -131,3 +146,8 @@ class StepTime:
         return op._replace(
             flops=op.flops * times, activation_bytes=op.activation_bytes * times, link_bytes=op.link_bytes * times
         )
+
+
+def _together(computing_s: Any, travelling_s: Any, halves: int) -> Any:
+    """Of a step in so many parts."""
+    return np.maximum(computing_s, travelling_s) if halves > 1 else computing_s + travelling_s
