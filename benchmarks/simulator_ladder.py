@@ -1,6 +1,6 @@
 """The simulator beside published figures of whole systems. What was fitted to any of them says so in its file.
 
-1. Arithmetic that must be exact (`published/exact.toml`).
+1. Arithmetic (`published/exact.toml`).
 2. An all-to-all over a network (`published/deepep.toml`); other kernels: `fit_kernel_timings.py`.
 3. TensorRT-LLM's throughput at an infinite request rate (`published/trtllm_throughput.toml`): dense models, three GPUs,
    ten lengths. Settings are the publication's or that engine's defaults: 8,192 tokens a step, 2,048 sequences, 90% of

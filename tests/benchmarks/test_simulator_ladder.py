@@ -38,13 +38,12 @@ def test_splitwise_is_slower_than_its_kernels(ladder):
 
 
 def test_what_is_arithmetic_is_exact(ladder):
-    """To as many digits as were published."""
+    """DeepSeek's own figure to the dollar; of NVIDIA's "35 times" and "50 times", what their figures make."""
     rows = {row["what"]: (row["computed"], row["published"]) for row in ladder.exact()}
-    assert rows.pop("DeepSeek's day, $") == (87072, 87072)
-    assert {what: round(computed, 1) for what, (computed, _) in rows.items()} == {
-        what: published for what, (_, published) in rows.items()
-    }
-    assert sorted(published for _, published in rows.values()) == [35.4, 54.9]
+    assert rows["DeepSeek's day, $"] == (87072, 87072)
+    cost, energy = rows["tokens for a dollar, times"], rows["tokens for a joule, times"]
+    assert (round(cost[0], 1), cost[1]) == (35.4, 35)  # 6000 / 90 · 1.41 / 2.652
+    assert (round(energy[0], 1), energy[1]) == (54.9, 50)  # 6000 / 90 · 1.73 / 2.10
 
 
 def test_the_network_is_as_it_was_timed(ladder):
