@@ -21,9 +21,13 @@ from miniserve.core.ngram import NGramProposer
 from miniserve.core.proposer import Proposer
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
+from miniserve.fleet.moves import Moves
+from miniserve.kvstore.blocks import BlockCopier
 from miniserve.kvstore.connector import TieredKV
 from miniserve.kvstore.layout import KVLayout
+from miniserve.kvstore.nixl import Nixl
 from miniserve.kvstore.options import open_tiers
+from miniserve.kvstore.shared_memory import SharedMemory
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.runtime.draft_model import DraftModel
 from miniserve.runtime.graphs import DecodeGraphs
@@ -57,8 +61,9 @@ class Assembly(NamedTuple):
         settings: what it was built with.
         text_engine: the engine, with text around it.
         tiers: where KV goes beside the device, if anywhere.
-        beside: what runs beside the caller's thread, the processes of the other ranks and the threads of KV tiers, if
+        beside: what runs beside the caller's thread, the processes of the other ranks and the threads that copy KV, if
             there are any; it ends when this is closed.
+        moves: by which requests come and go, if they do.
     """
 
     model: LoadedModel
@@ -66,6 +71,7 @@ class Assembly(NamedTuple):
     text_engine: TextEngine
     tiers: TieredKV | None
     beside: ExitStack
+    moves: Moves | None
 
 
 def assemble(
@@ -106,13 +112,17 @@ def assemble(
         tiers = _tiers(model, settings, runner)
         if tiers:
             stack.callback(tiers.close)
+        moves = None
+        if settings.moves:
+            moves = _moves(model, settings, runner.cache)
+            stack.callback(moves.close)
         scheduler = Scheduler(
             BlockPool(settings.num_blocks, settings.block_size),
             max_num_seqs=settings.max_num_seqs,
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=settings.max_model_len,
             prefix_caching=settings.prefix_caching,
-            connector=tiers,
+            connector=moves or tiers,
             proposer=_proposer(settings, draft),
         )
         identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds
@@ -121,7 +131,7 @@ def assemble(
         engine = Engine(scheduler, runner, on_step=on_step)
         engine.metrics.tiers = tiers.counts if tiers else {}
         text_engine = TextEngine(engine, model.tokenizer, identity)
-        return Assembly(model, settings, text_engine, tiers, stack.pop_all())
+        return Assembly(model, settings, text_engine, tiers, stack.pop_all(), moves)
 
 
 def _load(
@@ -181,6 +191,13 @@ def _tiers(model: LoadedModel, settings: EngineSettings, runner: ModelRunner) ->
     )
     layout = KVLayout.of(model, settings.block_size, settings.kv_cache_dtype)
     return open_tiers(settings.tiers, runner.cache, layout, recompute)
+
+
+def _moves(model: LoadedModel, settings: EngineSettings, cache: KVCache) -> Moves:
+    """The connector of an engine from which requests move."""
+    layout = KVLayout.of(model, settings.block_size, settings.kv_cache_dtype)
+    transfer = SharedMemory() if settings.moves == "shared-memory" else Nixl()
+    return Moves(BlockCopier(cache, layout), transfer)
 
 
 def _proposer(settings: EngineSettings, draft: LoadedModel | None) -> Proposer | None:

@@ -70,6 +70,8 @@ class LLM:
             its files may take, 10 GiB by default. None: none.
         kv_compress: "fp8": tiers hold 8-bit codes, a half or a quarter of the bytes, and what comes back is rounded.
         kv_load: "faster": load KV if that is faster than to compute it again; "always".
+        moves: "shared-memory" or "nixl": whoever drives several engines may have requests move between them, with their
+            KV, by this way (see fleet/moves.py).
         progress: called with (tensors done, tensors in all) while the weights load.
         on_step: called with a record of each step.
 
@@ -102,6 +104,7 @@ class LLM:
         kv_disk_mib: int | None = None,
         kv_compress: str = "none",
         kv_load: str = "faster",
+        moves: str | None = None,
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
@@ -125,9 +128,10 @@ class LLM:
                 kv_compress=kv_compress,
                 kv_load=kv_load,
             ),
+            moves=moves,
         )
         assembly = assemble(model, placement, options, progress=progress, on_step=on_step)
-        self.model, self.settings, text_engine, self.tiers, self._beside = assembly
+        self.model, self.settings, text_engine, self.tiers, self._beside, self.moves = assembly
         self.tokenizer, self.engine = self.model.tokenizer, text_engine.engine
         self._driver = Driver(text_engine)
 

@@ -23,6 +23,8 @@ BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 # but CUDA graphs need some still; a laptop's memory is not.
 MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
 
+MOVES = ("shared-memory", "nixl")
+
 DRAFT_TOKENS = 4  # of a draft, where no number is given
 MOST_DRAFT_TOKENS = 32
 
@@ -74,6 +76,7 @@ class EngineOptions:
     speculation: Speculation | None
     overlap: bool | None
     tiers: TierOptions | None = None
+    moves: str | None = None
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class EngineSettings:
         tensor_parallel_size: how many processes hold the model, each a slice of it.
         overlap: whether a step is launched before the last one's result is known. A CPU is the device itself.
         tiers: where KV may go beside the device, if anywhere.
+        moves: the way by which requests move between engines with their KV: see `MOVES`; None: they stay.
     """
 
     model: str
@@ -116,6 +120,7 @@ class EngineSettings:
     tensor_parallel_size: int
     overlap: bool
     tiers: TierOptions | None
+    moves: str | None
 
     @classmethod
     def decide(
@@ -179,6 +184,8 @@ class EngineSettings:
         if draft:
             _check_draft(model, draft, max_model_len)
         cuda_graphs = options.cuda_graphs and model.choices.backend == "triton" and ranks == 1
+        if options.moves is not None:
+            _check_moves(options.moves, options, ranks)
         if options.overlap and not cuda_graphs:
             raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
         if options.overlap and speculation:
@@ -205,6 +212,7 @@ class EngineSettings:
             tensor_parallel_size=ranks,
             overlap=cuda_graphs and not speculation if options.overlap is None else options.overlap,
             tiers=options.tiers,
+            moves=options.moves,
         )
 
     def __str__(self) -> str:
@@ -233,6 +241,14 @@ def _check_tiers(options: EngineOptions, ranks: int) -> None:
             f"kv_host_mib and kv_disk_dir do not go with tensor_parallel_size {ranks}: the other ranks' slices of the "
             "KV are in processes that tiers do not reach"
         )
+def _check_moves(moves: str, options: EngineOptions, ranks: int) -> None:
+    """A request moves with one rank's KV, by the one connector that the engine has."""
+    if moves not in MOVES:
+        raise InvalidRequestError(f"moves is {moves!r}: it must be {' or '.join(MOVES)}")
+    if ranks > 1:
+        raise InvalidRequestError(f"moves does not go with tensor_parallel_size {ranks}: the other ranks' KV would stay")
+    if options.tiers:
+        raise InvalidRequestError("moves does not go with kv_host_mib and kv_disk_dir: an engine has one connector")
 
 
 def _check_draft(model: LoadedModel, draft: LoadedModel, max_model_len: int) -> None:

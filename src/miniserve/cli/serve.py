@@ -23,7 +23,9 @@ from miniserve.cli.loading import (
     ThreadsOption,
     open_llm,
 )
+from miniserve.core.disaggregation import MIN_TOKENS, Disaggregation
 from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.hardware.this_machine import num_cores
 
 KEY_VARIABLE = "MINISERVE_API_KEY"
 
@@ -67,12 +69,22 @@ def serve(
     speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
+    prefill: Annotated[
+        int, typer.Option(help="Engines that compute prompts alone, apart from those that decode.", min=0)
+    ] = 0,
+    decode: Annotated[int, typer.Option(help="Engines that decode; with --prefill 0 they do all.", min=1)] = 1,
+    prefill_from: Annotated[
+        int, typer.Option(help="A prompt with fewer tokens to compute stays where it is decoded.", min=0)
+    ] = MIN_TOKENS,
+    transfer: Annotated[str, typer.Option(help="How KV moves: shared-memory or nixl.")] = "shared-memory",
 ) -> None:
     """Serve a model over HTTP as the OpenAI API does."""
     try:
         from miniserve.server.access import Access, read_keys, tenant_of
         from miniserve.server.app import ServerSettings
+        from miniserve.server.backend import Backend
         from miniserve.server.engine_client import EngineClient
+        from miniserve.server.fleet.fleet import Fleet
         from miniserve.server.logs import set_up_logs
         from miniserve.server.run import bind, run_server
         from miniserve.server.traces import provider_from_environment
@@ -88,6 +100,9 @@ def serve(
     if api_key is not None:
         tenants.append(tenant_of("api-key", api_key))
     set_up_logs(log_level)
+    engines = prefill + decode
+    if engines > 1 and threads is None:
+        threads = max(num_cores() // engines, 1)
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
     opener = functools.partial(
         open_llm,
@@ -105,9 +120,17 @@ def serve(
         kv_compress=kv_compress,
         speculation=speculation,
         tensor_parallel_size=tensor_parallel_size,
+        moves=transfer if engines > 1 else None,
     )
+    # Of a fleet any engine may have to take all that the fleet takes.
+    own = max_waiting if engines == 1 else max_waiting + decode * max_num_seqs
+    clients = [EngineClient(opener, max_waiting=own, silence_s=silence_seconds) for _ in range(engines)]
+    backend_of_all: Backend = clients[0]
+    if engines > 1:
+        rule = Disaggregation(prefill_from)
+        backend_of_all = Fleet(clients[:prefill], clients[prefill:], max_waiting=max_waiting, rule=rule)
     run_server(
-        EngineClient(opener, max_waiting=max_waiting, silence_s=silence_seconds),
+        backend_of_all,
         ServerSettings(
             served_model_name or model,
             max_body_mib * 2**20,

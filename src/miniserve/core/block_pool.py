@@ -44,7 +44,7 @@ class BlockPool:
     Args:
         num_blocks: how many there are.
         block_size: tokens a block holds.
-        on_event: told of every hash that becomes findable or is forgotten, in order.
+        on_event: told of every hash that becomes findable or is forgotten, in order. May be set later.
     """
 
     def __init__(self, num_blocks: int, block_size: int, on_event: Callable[[BlockEvent], None] | None = None) -> None:
@@ -55,7 +55,7 @@ class BlockPool:
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
         self._cached: dict[BlockHash, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
-        self._tell = on_event
+        self.on_event = on_event
 
     @property
     def num_free(self) -> int:
@@ -74,6 +74,11 @@ class BlockPool:
     def cached_blocks(self) -> Collection[int]:
         """The blocks whose content can be found by its hash."""
         return self._cached.values()
+
+    @property
+    def cached_hashes(self) -> Collection[BlockHash]:
+        """By what they are found."""
+        return self._cached.keys()
 
     def find(self, hashes: Iterable[BlockHash]) -> list[int]:
         """The cached blocks of the longest prefix of `hashes` that is here. Takes none of them."""
@@ -122,8 +127,8 @@ class BlockPool:
         if self._hash_of[block] is None and content not in self._cached:
             self._hash_of[block] = content
             self._cached[content] = block
-            if self._tell:
-                self._tell(BlockStored(content))
+            if self.on_event:
+                self.on_event(BlockStored(content))
 
     def clear_cache(self) -> None:
         """Forget all content. Blocks in use stay in use."""
@@ -144,5 +149,5 @@ class BlockPool:
         if content is not None:
             self._hash_of[block] = None
             del self._cached[content]
-            if self._tell:
-                self._tell(BlockRemoved(content))
+            if self.on_event:
+                self.on_event(BlockRemoved(content))

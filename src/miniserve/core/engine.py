@@ -173,7 +173,7 @@ class Engine:
         for index, several in result.logprobs.items():
             request = step.scheduled[index].request
             request.logprobs += several
-            del request.logprobs[request.num_output_tokens :]  # of tokens that were dropped
+            del request.logprobs[request.num_output_tokens - request.num_resumed :]  # of tokens that were dropped
         for index, logprobs in result.prompt_logprobs.items():
             request, start = step.scheduled[index][:2]
             request.prompt_logprobs = request.prompt_logprobs or [None]

@@ -25,3 +25,12 @@ def root_hash(*keys: str) -> BlockHash:
 def block_hash(parent: BlockHash, token_ids: Sequence[int]) -> BlockHash:
     """The identity of a full block whose predecessor in the sequence is `parent` (or a root)."""
     return hashlib.sha256(b"miniserve-kv-block" + parent + struct.pack(f"<{len(token_ids)}q", *token_ids)).digest()
+
+
+def block_hashes(token_ids: Sequence[int], block_size: int, *keys: str) -> list[BlockHash]:
+    """The identities of a sequence's full blocks, under the root of `keys`."""
+    found, parent = [], root_hash(*keys)
+    for at in range(0, len(token_ids) - block_size + 1, block_size):
+        parent = block_hash(parent, token_ids[at : at + block_size])
+        found.append(parent)
+    return found

@@ -122,6 +122,46 @@ class TierCounts:
 
 
 @dataclass
+class MoveCounts:
+    """Requests that left for other engines, and came from them (see fleet/moves.py).
+
+    Attributes:
+        num_left, left_bytes, left_s: whose KV was put where others can read it, and what that took.
+        num_arrived, arrived_bytes, arrived_s: whose KV was fetched, what was missing of it, and what that took.
+        held, held_bytes: what stands to be fetched now.
+        expired: what nobody came for in time.
+        refused: for which there was no room.
+        failed: copies that failed; their requests are computed again.
+    """
+
+    num_left: int = 0
+    left_bytes: int = 0
+    left_s: float = 0.0
+    num_arrived: int = 0
+    arrived_bytes: int = 0
+    arrived_s: float = 0.0
+    held: int = 0
+    held_bytes: int = 0
+    expired: int = 0
+    refused: int = 0
+    failed: int = 0
+
+    def left(self, num_bytes: int, seconds: float) -> None:
+        """A request's KV stands to be fetched."""
+        self.num_left += 1
+        self.left_bytes += num_bytes
+        self.left_s += seconds
+        self.held += 1
+        self.held_bytes += num_bytes
+
+    def arrived(self, num_bytes: int, seconds: float) -> None:
+        """A request's KV is here."""
+        self.num_arrived += 1
+        self.arrived_bytes += num_bytes
+        self.arrived_s += seconds
+
+
+@dataclass
 class Metrics:
     """Totals since the engine was made.
 
@@ -180,9 +220,13 @@ class Metrics:
             self.accepted[position] += position < num_accepted
 
     def admitted(self, request: Request) -> None:
-        """A request takes part in a step for the first time."""
-        self.num_prompt_tokens += request.num_prompt_tokens
-        self.num_cached_tokens += request.num_cached or 0
+        """A request takes part in a step for the first time.
+
+        One that was begun elsewhere has been counted there.
+        """
+        if not request.num_resumed:
+            self.num_prompt_tokens += request.num_prompt_tokens
+            self.num_cached_tokens += request.num_cached or 0
         if (waited := request.times.queue_s) is not None:
             self.queue_s.observe(waited)
 
@@ -193,7 +237,7 @@ class Metrics:
         moments = request.times.tokens_s
         if len(moments) > number:
             self.itl_s.observe(moments[-1] - moments[-number - 1])
-        else:
+        elif not request.num_resumed:
             self.ttft_s.observe(moments[0] - request.times.queued_s)
         if number > 1:
             self.itl_s.observe(0.0, number - 1)

@@ -16,6 +16,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from miniserve.core.hashing import BlockHash, block_hash, root_hash
+from miniserve.core.offer import Offer
 from miniserve.core.sampling_params import GREEDY, Limits, SamplingParams
 from miniserve.errors import InvalidRequestError
 
@@ -30,12 +31,15 @@ class Status(Enum):
 
 
 class FinishReason(Enum):
-    """Why a request ended. The values are those of the OpenAI API, "abort", and "error" for a failed executor."""
+    """Why a request ended. The values are those of the OpenAI API, "abort", "error" for a failed executor, and "moved":
+    it goes on in another engine.
+    """
 
     STOP = "stop"
     LENGTH = "length"
     ABORT = "abort"
     ERROR = "error"
+    MOVED = "moved"
 
 
 class Matcher(Protocol):
@@ -103,10 +107,12 @@ class Request:
         priority: smaller goes first; equal ones in order of arrival.
         cache_keys: what the KV content depends on besides the tokens (model, adapter, tenant's salt).
         matcher: follows its output through `params.grammar`, if there is one; its own, of no output yet.
+        offer: where the connector may find its first tokens' KV.
 
     Attributes:
         token_ids: prompt and output.
         max_length: the length at which it ends, prompt and output.
+        num_resumed: how many of its output tokens were chosen elsewhere, before it came here.
         num_pending: how many tokens steps in flight choose: they count, but what they are is known only on the device.
         num_in_flight: how many steps in flight it has a part in. They write into its blocks, which it keeps till then.
         num_computed: how many tokens have their KV in `block_table`, or will have when the steps in flight have ended.
@@ -131,11 +137,13 @@ class Request:
     priority: int = 0
     cache_keys: tuple[str, ...] = ()
     matcher: Matcher | None = None
+    offer: Offer | None = None
     status: Status = field(default=Status.WAITING, init=False)
     finish_reason: FinishReason | None = field(default=None, init=False)
     token_ids: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
     max_length: int = field(init=False)
+    num_resumed: int = field(default=0, init=False)
     num_pending: int = field(default=0, init=False)
     num_in_flight: int = field(default=0, init=False)
     num_computed: int = field(default=0, init=False)
@@ -207,7 +215,25 @@ class Request:
         """
         assert self.finish_reason is not None, "a request that goes on keeps its tokens"
         del self.token_ids[self.num_prompt_tokens + num_output_tokens :]
-        del self.logprobs[num_output_tokens:], self.times.tokens_s[num_output_tokens:]
+        own = num_output_tokens - self.num_resumed
+        del self.logprobs[own:], self.times.tokens_s[own:]
+
+    def resume(self, tokens: Sequence[int]) -> None:
+        """Go on behind output that was chosen elsewhere; before it is queued.
+
+        What follows is what would have followed there: limits, penalties, grammar and random numbers count from the
+        output's start. Log-probabilities and times are of the tokens that are chosen here.
+
+        Raises:
+            InvalidRequestError: these tokens end it.
+        """
+        for token in tokens:
+            if (reason := self.append(token)) is not None:
+                raise InvalidRequestError(
+                    f"request {self.request_id}: output token {self.num_output_tokens} of {len(tokens)} to go on from "
+                    f"ends it already ({reason.value})"
+                )
+        self.num_resumed = len(tokens)
 
     def append(self, token: int) -> FinishReason | None:
         """Take an output token; whether it ends the request, and why."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from miniserve.core.engine import Engine
+from miniserve.core.offer import Offer
 from miniserve.core.request import FinishReason, Request
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
@@ -73,12 +74,13 @@ class TextEngine:
         model_key: names the model in the identity of KV blocks.
 
     Attributes:
+        model_key: as given.
         grammars: compiles the grammars of requests: `make` does where it has not been done before.
     """
 
     def __init__(self, engine: Engine, tokenizer: Tokenizer, model_key: str) -> None:
         self.engine, self.tokenizer = engine, tokenizer
-        self._model_key = model_key
+        self.model_key = model_key
         self.grammars = Grammars(tokenizer)
         self._generations: dict[str, Generation] = {}
         self._by_request: dict[str, tuple[Generation, Choice]] = {}
@@ -98,6 +100,8 @@ class TextEngine:
         prompt: str | None = None,
         priority: int = 0,
         cache_salt: str = "",
+        prior: Sequence[int] = (),
+        offer: Offer | None = None,
     ) -> Generation:
         """A generation that is ready to be added. Nothing is queued yet.
 
@@ -108,11 +112,14 @@ class TextEngine:
             prompt: the text, where there is one; only kept.
             priority: smaller goes first.
             cache_salt: prompts share KV blocks only with prompts of the same salt.
+            prior: output that came elsewhere already, if `n` is 1: it goes on behind that, in tokens as in text.
+            offer: where the connector may find KV of the first tokens.
 
         Raises:
             InvalidRequestError: no such token, too long, or a grammar that cannot be used. Names the parameter and the
                 limit.
         """
+        assert params.n == 1 or not prior, "each output goes on from its own"
         name = request_id if request_id is not None else f"request-{next(self._names)}"
         params.check_vocabulary(self.tokenizer.vocab_size)
         for token in prompt_token_ids:
@@ -136,11 +143,16 @@ class TextEngine:
                 params,
                 params.seed_of(index),
                 priority,
-                (self._model_key, cache_salt),
+                (self.model_key, cache_salt),
                 self.grammars.matcher(params.grammar, limits.stop_token_ids) if params.grammar else None,
+                offer,
             )
             self.engine.scheduler.check_fits(request)
-            generation.choices.append(Choice(index, request, self._text_stream(generation)))
+            request.resume(prior)
+            stream = self._text_stream(generation)
+            for token in prior:
+                stream.push(token)  # its text was shown where it came
+            generation.choices.append(Choice(index, request, stream))
         return generation
 
     def add(self, generation: Generation) -> Generation:

@@ -21,9 +21,9 @@ from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import MiniserveError
 from miniserve.model.tokenizer.tool_prompt import for_template
 from miniserve.server.access import Access
+from miniserve.server.backend import Backend
 from miniserve.server.chat_protocol import ChatRequest, Message, TokenizeRequest, turns
 from miniserve.server.chat_replies import ChatForm
-from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import APIError, invalid
 from miniserve.server.exchange import Exchange
 from miniserve.server.generate import Job, respond
@@ -60,7 +60,7 @@ class ServerSettings:
     live_view: bool = True
 
 
-def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> FastAPI:
+def make_app(engine: Backend, settings: ServerSettings, access: Access) -> FastAPI:
     """The application around an engine that has been started."""
     app = FastAPI(title="miniserve", version=__version__, docs_url=None, redoc_url=None, responses=ERRORS)
     # Each layer goes around those before it.
@@ -102,7 +102,7 @@ def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> 
     @app.get("/metrics", response_class=Response, responses=PLAIN_TEXT)
     async def metrics() -> Response:
         """For Prometheus."""
-        body, media_type = exposition(await engine.report(), engine, settings.model_name)
+        body, media_type = exposition(await engine.reports(), settings.model_name)
         return Response(body, media_type=media_type)
 
     for path, route, outputs in (
@@ -123,7 +123,7 @@ def make_app(engine: EngineClient, settings: ServerSettings, access: Access) -> 
 class Routes:
     """The endpoints that need the model."""
 
-    def __init__(self, engine: EngineClient, settings: ServerSettings) -> None:
+    def __init__(self, engine: Backend, settings: ServerSettings) -> None:
         self._engine, self._settings = engine, settings
 
     async def completions(self, body: CompletionRequest, request: Request) -> Response:

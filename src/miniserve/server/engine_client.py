@@ -16,17 +16,21 @@ import logging
 from collections.abc import Callable, Sequence
 from itertools import count
 
+from miniserve.core.offer import Offer
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.server.backend import EngineReport
 from miniserve.server.engine_process import EngineProcess
-from miniserve.server.errors import APIError, busy, unavailable
+from miniserve.server.errors import APIError, EngineDiedError, busy, unavailable
 from miniserve.server.messages import (
     Abort,
     Accepted,
     Ask,
+    Cached,
     Facts,
     Failed,
+    Follow,
     FromEngine,
     Ready,
     Refused,
@@ -60,6 +64,7 @@ class EngineClient:
         draining: set it to take no more.
         facts, tokenizer: of the engine, once it has been ready.
         on_update: takes what the engine sends while it is watched.
+        on_cached: takes what the engine says of its KV blocks, if it is set before the start.
     """
 
     def __init__(self, opener: Opener, *, max_waiting: int, silence_s: float) -> None:
@@ -70,6 +75,7 @@ class EngineClient:
         self.num_restarts = 0
         self.last_report: Report | None = None
         self.on_update: Callable[[Update], None] = lambda _: None
+        self.on_cached: Callable[[Cached], None] | None = None
         self._watched = False
         self._running = False
         self._replies: dict[int, Reply] = {}
@@ -113,6 +119,8 @@ class EngineClient:
         self._running = True
         if self._watched:
             self._send(Watch(True))
+        if self.on_cached:
+            self._send(Follow())
 
     async def stop(self) -> None:
         """End the process; what is still open fails."""
@@ -124,13 +132,22 @@ class EngineClient:
         if process:
             await process.end(STOP_TIMEOUT_S if was_running else 0)
 
-    async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
+    async def submit(
+        self,
+        prompts: Sequence[Sequence[int]],
+        params: SamplingParams,
+        *,
+        cache_salt: str = "",
+        moves: bool = False,
+        prior: Sequence[int] = (),
+        offer: Offer | None = None,
+    ) -> Reply:
         """Have prompts continued; returns once the engine has accepted them.
 
         Args:
             prompts: token ids.
             params: for each of them.
-            cache_salt: see `Submit`.
+            cache_salt, moves, prior, offer: see `Submit`. What has moved can be fetched until the reply is closed.
 
         Raises:
             APIError: 400 if they are too many at any time, 429 if too many wait, 503 if the engine is not there.
@@ -147,12 +164,18 @@ class EngineClient:
         key = next(self._keys)
         reply = self._replies[key] = Reply(key, choices, lambda: self._forget(key))
         try:
-            self._send(Submit(key, [list(prompt) for prompt in prompts], params, cache_salt))
+            several = [list(prompt) for prompt in prompts]
+            self._send(Submit(key, several, params, cache_salt, moves, prior, offer))
             await reply.accepted
         except BaseException:
             reply.close()
             raise
         return reply
+
+    async def reports(self) -> list[EngineReport]:
+        """How it is."""
+        report = await self.report()
+        return [EngineReport("", self.ready, self.num_restarts, self.facts.num_blocks, report)]
 
     async def report(self) -> Report | None:
         """The engine's counts, as of its next step's end; the last known ones if it does not answer."""
@@ -186,7 +209,7 @@ class EngineClient:
     def _forget(self, key: int) -> None:
         """A reply is closed."""
         reply = self._replies.pop(key, None)
-        if reply is not None and reply.num_open and self._running:
+        if reply is not None and (reply.num_open or reply.moved) and self._running:
             self._send(Abort(key))
 
     def _handle(self, message: FromEngine) -> None:  # noqa: PLR0912
@@ -208,6 +231,9 @@ class EngineClient:
                 self._started.set_exception(MiniserveError(reason))
             case Update():
                 self.on_update(message)
+            case Cached():
+                if self.on_cached:
+                    self.on_cached(message)
             case Report():
                 self.last_report = message
                 for answer in self._asked:
@@ -219,7 +245,7 @@ class EngineClient:
         if process is not self._process:  # ended by `stop`
             return
         was_running, self._running = self._running, False
-        self.fail_all(APIError(500, "the engine died while it worked on this request; it is being started again"))
+        self.fail_all(EngineDiedError())
         if not self._started.done():
             self._started.set_exception(MiniserveError("the engine's process died while it loaded the model"))
         if was_running:

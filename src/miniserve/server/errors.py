@@ -62,6 +62,13 @@ class APIError(Exception):
         return msgspec.json.encode(Error(ErrorDetail(self.message, kind, self.param, self.code)))
 
 
+class EngineDiedError(APIError):
+    """An engine died while it worked on the request."""
+
+    def __init__(self) -> None:
+        super().__init__(500, "the engine died while it worked on this request; it is being started again")
+
+
 _KINDS = {401: "authentication_error", 429: "rate_limit_error"}
 
 

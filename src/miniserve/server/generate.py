@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
-from miniserve.server.engine_client import EngineClient
+from miniserve.server.backend import Backend
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Piece
 from miniserve.server.protocol import GenerationRequest
@@ -98,7 +98,7 @@ class Job:
         return Usage(prompt, self.num_tokens, prompt + self.num_tokens, details)
 
 
-async def respond(engine: EngineClient, job: Job, request: Request) -> Response:
+async def respond(engine: Backend, job: Job, request: Request) -> Response:
     """Have a job done.
 
     Raises:

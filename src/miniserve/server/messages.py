@@ -5,9 +5,12 @@ server numbers its submissions; the engine answers each with `Accepted` or `Refu
 choice has a finish reason. All pieces of a step travel in one message, so that a step costs one write.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
-from miniserve.core.metrics import Metrics
+from miniserve.core.hashing import BlockHash
+from miniserve.core.metrics import Metrics, MoveCounts
+from miniserve.core.offer import Offer
 from miniserve.core.request import TokenLogprob
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.model.tokenizer.tokenizer import Tokenizer
@@ -22,16 +25,22 @@ class Submit(NamedTuple):
         prompts: token ids.
         params: for each of the prompts.
         cache_salt: prompts share KV blocks only within one salt.
+        moves: after its first token it goes on in another engine; for one prompt with one choice.
+        prior: output that has come elsewhere already; for one prompt with one choice.
+        offer: where KV of its first tokens is.
     """
 
     key: int
     prompts: list[list[int]]
     params: SamplingParams
     cache_salt: str
+    moves: bool = False
+    prior: Sequence[int] = ()
+    offer: Offer | None = None
 
 
 class Abort(NamedTuple):
-    """End all choices of a submission; nothing more is to be sent for it."""
+    """End all choices of a submission; nothing more is to be sent for it, and what it left to be fetched may go."""
 
     key: int
 
@@ -47,7 +56,7 @@ class Watch(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the server needs to know of an engine: its limits, and a line for people."""
+    """What the server needs to know of an engine: its limits, what names its KV blocks, and a line for people."""
 
     description: str
     max_model_len: int
@@ -55,6 +64,8 @@ class Facts(NamedTuple):
     max_num_batched_tokens: int
     num_blocks: int
     block_size: int
+    prefix_caching: bool = True
+    model_key: str = ""
 
 
 class Ready(NamedTuple):
@@ -91,7 +102,8 @@ class Piece(NamedTuple):
         text: may be "" while a stop string or a character is incomplete.
         tokens: ids.
         logprobs: one a token, if asked for.
-        finish_reason, stop_reason: see `outputs.CompletionOutput`.
+        finish_reason, stop_reason: see `outputs.CompletionOutput`. "moved": it goes on behind its tokens in another
+            engine, which may find its KV by `offer`.
         num_cached: tokens of the prompt that the prefix cache had.
         prompt_logprobs: with the first piece, if asked for: one a prompt token, None for the first.
     """
@@ -104,6 +116,7 @@ class Piece(NamedTuple):
     stop_reason: str | int | None = None
     num_cached: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    offer: Offer | None = None
 
     def without_output(self) -> "Piece":
         """What it says of the prompt."""
@@ -139,7 +152,24 @@ class Report(NamedTuple):
     num_running: int
     num_waiting: int
     num_free_blocks: int
+    moves: MoveCounts | None = None
 
 
-ToEngine = Submit | Abort | Ask | Watch  # and None: end
-FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report | Update
+class Follow(NamedTuple):
+    """From now on, send `Cached`."""
+
+
+class Cached(NamedTuple):
+    """Contents of KV blocks that can be found here from now on, and that cannot any more, by their hashes.
+
+    Attributes:
+        changes: in order: a hash, and whether it is there.
+        whole: nothing else is there: what was said before is void.
+    """
+
+    changes: list[tuple[BlockHash, bool]]
+    whole: bool = False
+
+
+ToEngine = Submit | Abort | Ask | Watch | Follow  # and None: end
+FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report | Update | Cached

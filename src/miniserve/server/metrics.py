@@ -5,16 +5,15 @@ its counters begin at 0, as Prometheus expects of a process that was. Times are 
 reaches it.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from miniserve.core.metrics import Histogram, TierCounts
-from miniserve.server.engine_client import EngineClient
-from miniserve.server.messages import Report
+from miniserve.core.metrics import Histogram, MoveCounts, TierCounts
+from miniserve.server.backend import EngineReport
 
 PREFIX = "miniserve:"
 #: Of each KV tier: the series' kind and meaning, by name; see `TierCounts`.
@@ -37,34 +36,53 @@ TIER_SERIES: Mapping[str, tuple[type[CounterMetricFamily] | type[GaugeMetricFami
 COUNTED = {"load_seconds": "load_s", "save_seconds": "save_s"}  # where a field has another name
 
 
-def exposition(report: Report | None, engine: EngineClient, model: str) -> tuple[bytes, str]:
+def exposition(engines: Sequence[EngineReport], model: str) -> tuple[bytes, str]:
     """The text of `/metrics`, and its media type.
 
     Args:
-        report: the engine's; None if there has not been any.
-        engine: for what is counted on this side.
+        engines: how each is. Where there are several, every series has the label `engine`.
         model: the label `model_name` of every series.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(report, engine, model))
+    registry.register(_Collector(engines, model))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class _Collector(Collector):
-    def __init__(self, report: Report | None, engine: EngineClient, model: str) -> None:
-        self._report, self._engine, self._labels = report, engine, {"model_name": model}
+    """Series of one name belong together, whichever engine they are of."""
+
+    def __init__(self, engines: Sequence[EngineReport], model: str) -> None:
+        self._engines, self._model = engines, model
 
     def collect(self) -> Iterator[Metric]:
         """Every series."""
-        yield self._gauge("engine_up", "Whether the engine takes requests.", float(self._engine.ready))
-        yield self._counter("engine_restarts", "Engine processes that died.", self._engine.num_restarts)
-        if self._report is None:
+        families: dict[str, Metric] = {}
+        for engine in self._engines:
+            labels = {"model_name": self._model} | ({"engine": engine.name} if engine.name else {})
+            for family in _Families(labels).of(engine):
+                if family.name in families:
+                    families[family.name].samples += family.samples
+                else:
+                    families[family.name] = family
+        yield from families.values()
+
+
+class _Families:
+    """Of one engine."""
+
+    def __init__(self, labels: Mapping[str, str]) -> None:
+        self._labels = labels
+
+    def of(self, engine: EngineReport) -> Iterator[Metric]:
+        """Each with its samples."""
+        yield self._gauge("engine_up", "Whether the engine takes requests.", float(engine.ready))
+        yield self._counter("engine_restarts", "Engine processes that died.", engine.num_restarts)
+        if engine.report is None:
             return
-        metrics, running, waiting, free = self._report
-        num_blocks = self._engine.facts.num_blocks
+        metrics, running, waiting, free, moves = engine.report
         yield self._gauge("num_requests_running", "Outputs that are being computed.", running)
         yield self._gauge("num_requests_waiting", "Outputs that wait for a place.", waiting)
-        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", 1 - free / num_blocks)
+        yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", 1 - free / engine.num_blocks)
         yield self._counter("prompt_tokens", "Of prompts that were begun.", metrics.num_prompt_tokens)
         yield self._counter("generation_tokens", "Output.", metrics.num_output_tokens)
         yield self._counter("prefix_cache_queries", "Prompt tokens looked for.", metrics.num_prompt_tokens)
@@ -82,6 +100,21 @@ class _Collector(Collector):
         yield self._histogram("inter_token_latency_seconds", "Between two tokens.", metrics.itl_s)
         yield self._histogram("e2e_request_latency_seconds", "From arrival to the end.", metrics.e2e_s)
         yield self._histogram("iteration_batch_size", "Outputs in a step.", metrics.batch_size)
+        if moves:
+            yield from self._of_moves(moves)
+
+    def _of_moves(self, moves: MoveCounts) -> Iterator[Metric]:
+        yield self._counter("kv_moves_left", "Outputs that left their KV for another engine.", moves.num_left)
+        yield self._counter("kv_moves_left_bytes", "Of that KV.", moves.left_bytes)
+        yield self._counter("kv_moves_left_seconds", "Until it could be fetched.", moves.left_s)
+        yield self._counter("kv_moves_arrived", "Outputs whose KV was fetched.", moves.num_arrived)
+        yield self._counter("kv_moves_arrived_bytes", "Of that KV: what was missing here.", moves.arrived_bytes)
+        yield self._counter("kv_moves_arrived_seconds", "That fetching took.", moves.arrived_s)
+        yield self._gauge("kv_moves_held", "Outputs whose KV stands to be fetched.", moves.held)
+        yield self._gauge("kv_moves_held_bytes", "Of that KV.", moves.held_bytes)
+        yield self._counter("kv_moves_expired", "Of which nobody fetched the KV in time.", moves.expired)
+        yield self._counter("kv_moves_refused", "For whose KV there was no room.", moves.refused)
+        yield self._counter("kv_moves_failed", "Whose KV could not be copied.", moves.failed)
 
     def _of_tiers(self, tiers: Mapping[str, TierCounts]) -> Iterator[Metric]:
         """Of KV beside the device, a series a tier."""

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable
 from types import TracebackType
 from typing import Self
 
+from miniserve.core.request import FinishReason
 from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Piece
@@ -25,10 +26,11 @@ class Reply:
     Attributes:
         accepted: done when the engine has queued it, or an exception.
         num_open: outputs that have not ended.
+        moved: whether one of them goes on in another engine.
     """
 
     def __init__(self, key: int, num_choices: int, on_close: Callable[[], None]) -> None:
-        self.key, self.num_open = key, num_choices
+        self.key, self.num_open, self.moved = key, num_choices, False
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._on_close: Callable[[], None] | None = on_close
         self._pending: dict[int, Piece] = {}
@@ -77,10 +79,13 @@ class Reply:
         self._not_accepted(error)
 
     def put(self, piece: Piece) -> None:
-        """Something came for a choice."""
+        """Something came for a choice. Behind a failure nothing does."""
+        if self._error:
+            return
         earlier = self._pending.get(piece.choice)
         self._pending[piece.choice] = earlier.then(piece) if earlier else piece
         self.num_open -= piece.finish_reason is not None
+        self.moved = self.moved or piece.finish_reason == FinishReason.MOVED.value
         self._news.set()
 
     def fail(self, error: APIError) -> None:

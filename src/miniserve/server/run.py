@@ -16,8 +16,8 @@ import uvicorn
 from miniserve.errors import InvalidRequestError
 from miniserve.server.access import Access
 from miniserve.server.app import ServerSettings, make_app
+from miniserve.server.backend import Backend
 from miniserve.server.connection import Connection
-from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import unavailable
 from miniserve.server.exchange import MAX_HEADER_BYTES
 
@@ -30,7 +30,7 @@ CLOSE_TIMEOUT_S = 5  # for what has been computed to reach slow readers
 class HTTPServer(uvicorn.Server):
     """uvicorn's, with a drain before its shutdown."""
 
-    def __init__(self, config: uvicorn.Config, engine: EngineClient, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, engine: Backend, drain_s: float) -> None:
         super().__init__(config)
         self._engine, self._drain_s = engine, drain_s
         self._deadline: float | None = None
@@ -81,7 +81,7 @@ def allow_files(number: int) -> None:
 
 
 async def serve(
-    engine: EngineClient, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
+    engine: Backend, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
 ) -> None:
     """Start the engine, serve until a signal comes, end the engine.
 
@@ -122,14 +122,14 @@ async def serve(
             await asyncio.to_thread(settings.traces.shutdown)  # sends what it has
 
 
-def print_address(host: str, port: int, engine: EngineClient, settings: ServerSettings) -> None:
+def print_address(host: str, port: int, engine: Backend, settings: ServerSettings) -> None:
     """Where it is to be found, for people: the only thing on stdout."""
     shown = f"[{host}]" if ":" in host else host
     print(f"{settings.model_name}: {engine.facts.description}. http://{shown}:{port}/v1", flush=True)
 
 
 def run_server(
-    engine: EngineClient, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
+    engine: Backend, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
 ) -> None:
     """`serve`, on an event loop of its own."""
     asyncio.run(serve(engine, settings, access, listener, drain_s=drain_s))

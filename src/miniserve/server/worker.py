@@ -17,14 +17,19 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
+from miniserve.core.block_pool import BlockStored
 from miniserve.core.grammar import Grammar
+from miniserve.core.hashing import BlockHash
+from miniserve.core.request import FinishReason
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.messages import (
     Abort,
     Accepted,
     Ask,
+    Cached,
     Facts,
     Failed,
+    Follow,
     FromEngine,
     Piece,
     Ready,
@@ -81,20 +86,30 @@ class Worker:
         self._live: dict[int, list[Generation]] = {}
         self._recorder = Recorder(llm.engine, self._send)
         self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
+        self._leaving: set[str] = set()  # generations that move after their first token
+        self._left: dict[str, tuple[int, Piece]] = {}  # those that have, and what is to be said of them
+        self._cached: list[tuple[BlockHash, bool]] = []  # since the last message
 
     def run(self) -> None:
         """Serve until the pipe closes."""
         settings = self._llm.settings
         facts = Facts(
             str(settings), settings.max_model_len, settings.max_num_seqs, settings.max_num_batched_tokens,
-            settings.num_blocks, settings.block_size,
+            settings.num_blocks, settings.block_size, settings.prefix_caching, self._text.model_key,
         )  # fmt: skip
         self._send(Ready(facts, self._llm.tokenizer))
         threading.Thread(target=self._receive, daemon=True).start()
         while self._take_messages():
             deltas = self._text.step()
-            if deltas:
-                self._send(Stepped([self._piece(delta) for delta in deltas]))
+            pieces = [self._piece(delta) for delta in deltas]
+            for delta in deltas:
+                if delta.generation.request_id in self._leaving:
+                    self._leave(delta)
+            if self._cached:  # first: whoever hears of a token may send what shares its prompt
+                self._send(Cached(self._cached))
+                self._cached = []
+            if pieces := pieces + self._moved():
+                self._send(Stepped(pieces))
             for generation in {delta.generation for delta in deltas if delta.generation.finished}:
                 self._forget(generation)
             self._recorder.after_step(deltas)
@@ -125,6 +140,8 @@ class Worker:
                 self._report()
             elif isinstance(message, Watch):
                 self._recorder.switch(message.on)
+            elif isinstance(message, Follow):
+                self._follow()
             self._recorder.changed()
         return True
 
@@ -168,9 +185,18 @@ class Worker:
     def _begin(self, submit: Submit) -> None:
         try:
             made = [
-                self._text.make(prompt, submit.params, request_id=f"{submit.key}.{index}", cache_salt=submit.cache_salt)
+                self._text.make(
+                    prompt,
+                    submit.params,
+                    request_id=f"{submit.key}.{index}",
+                    cache_salt=submit.cache_salt,
+                    prior=submit.prior,
+                    offer=submit.offer,
+                )
                 for index, prompt in enumerate(submit.prompts)
             ]
+            if submit.offer and self._llm.moves:
+                self._llm.moves.check(submit.offer)
         except InvalidRequestError as error:
             # Without our name for the request, which says nothing to whoever sent it.
             message = re.sub(rf"^(request )?{submit.key}\.\d+(/\d+)?: ", "", str(error))
@@ -179,14 +205,42 @@ class Worker:
         for index, generation in enumerate(made):
             self._text.add(generation)
             self._owner[generation.request_id] = submit.key, index * submit.params.n
+            if submit.moves:
+                self._leaving.add(generation.request_id)
         self._live[submit.key] = made
         self._send(Accepted(submit.key))
 
+    def _leave(self, delta: "Delta") -> None:
+        """Its first token has come: it ends here, unless it has ended anyway."""
+        name = delta.generation.request_id
+        if delta.tokens or delta.generation.finished:
+            self._leaving.remove(name)
+        if delta.tokens and not delta.generation.finished:
+            key, _ = self._owner[name]
+            last = Piece(0, "", [], None, FinishReason.MOVED.value, None, delta.choice.request.num_cached or 0)
+            self._left[name] = key, last
+            self._text.abort(name, FinishReason.MOVED)
+
+    def _moved(self) -> list[tuple[int, Piece]]:
+        """The last pieces of those that have left, once their KV can be fetched."""
+        answers = self._llm.moves.answers() if self._left and self._llm.moves else []
+        left = [(self._left.pop(name), offer) for name, offer in answers if name in self._left]
+        return [(key, last._replace(offer=offer)) for (key, last), offer in left]
+
+    def _follow(self) -> None:
+        pool = self._llm.engine.scheduler.pool
+        self._send(Cached([(content, True) for content in pool.cached_hashes], whole=True))
+        pool.on_event = lambda event: self._cached.append((event.block_hash, isinstance(event, BlockStored)))
+
     def _abort(self, key: int) -> None:
         self._compiling.discard(key)
+        if self._llm.moves:
+            self._left.pop(f"{key}.0", None)
+            self._llm.moves.withdraw(f"{key}.0")
         for generation in self._live.pop(key, ()):
             self._text.abort(generation.request_id)
             self._owner.pop(generation.request_id, None)
+            self._leaving.discard(generation.request_id)
 
     def _piece(self, delta: "Delta") -> tuple[int, Piece]:
         generation, choice, text, tokens = delta
@@ -197,7 +251,7 @@ class Worker:
             first + choice.index,
             text,
             list(tokens),
-            request.logprobs[request.num_output_tokens - len(tokens) :] if params.logprobs is not None else None,
+            request.logprobs[len(request.logprobs) - len(tokens) :] if params.logprobs is not None else None,
             choice.finish_reason.value if choice.finish_reason else None,
             choice.stop_reason,
             request.num_cached or 0,
@@ -212,4 +266,7 @@ class Worker:
     def _report(self) -> None:
         engine = self._llm.engine
         scheduler = engine.scheduler
-        self._send(Report(engine.metrics, len(scheduler.running), scheduler.num_waiting, scheduler.pool.num_free))
+        moves = self._llm.moves.counts if self._llm.moves else None
+        self._send(
+            Report(engine.metrics, len(scheduler.running), scheduler.num_waiting, scheduler.pool.num_free, moves)
+        )

@@ -115,7 +115,7 @@ class Recorder:
             if len(moments) == 2 and len(tokens) == 1:  # nearly all of them
                 gaps.append(moments[1] - moments[0])
                 continue
-            if tokens and len(moments) == len(tokens):
+            if tokens and len(moments) == len(tokens) and not choice.request.num_resumed:
                 self._ttft[bucket(moments[0] - times.queued_s)] += 1
             gaps += [after - before for before, after in pairwise(moments)]
         for gap, number in Counter(gaps).items():  # those of requests that decode together are equal

@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from miniserve.server.engine_client import EngineClient
+from miniserve.server.backend import Backend
 from miniserve.server.errors import busy
 from miniserve.server.view.records import Engine, Update
 
@@ -48,7 +48,7 @@ class Watchers:
         model: the name that requests give.
     """
 
-    def __init__(self, engine: EngineClient, model: str) -> None:
+    def __init__(self, engine: Backend, model: str) -> None:
         self._engine, self._model = engine, model
         self._watchers: set[_Watcher] = set()
         self._latest: bytes | None = None

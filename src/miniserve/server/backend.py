@@ -1,0 +1,94 @@
+"""`Backend`: what the server's HTTP side needs of whatever computes: one engine, or a fleet of them."""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.server.errors import APIError
+from miniserve.server.messages import Facts, Report
+from miniserve.server.reply import Reply
+from miniserve.server.view.records import Update
+
+
+class EngineReport(NamedTuple):
+    """How one engine is.
+
+    Attributes:
+        name: among several; "" if there is only one.
+        ready: whether it takes requests.
+        num_restarts: how often its process died.
+        num_blocks: of its KV pool.
+        report: its counts; None if there have not been any.
+    """
+
+    name: str
+    ready: bool
+    num_restarts: int
+    num_blocks: int
+    report: Report | None
+
+
+class Backend(Protocol):
+    """Takes prompts, gives replies. On one event loop.
+
+    Attributes:
+        draining: set it to take no more.
+        on_update: takes what is recorded while it is watched.
+    """
+
+    draining: bool
+    on_update: Callable[[Update], None]
+
+    @property
+    def facts(self) -> Facts:
+        """Its limits, known once it has started."""
+        ...
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, known once it has started."""
+        ...
+
+    @property
+    def ready(self) -> bool:
+        """Whether requests are taken."""
+        ...
+
+    @property
+    def num_open(self) -> int:
+        """Outputs that have not ended."""
+        ...
+
+    @property
+    def num_restarts(self) -> int:
+        """Engine processes that died."""
+        ...
+
+    def check_ready(self) -> None:
+        """Raise an APIError of 503 unless requests are taken."""
+        ...
+
+    async def start(self) -> None:
+        """Returns when requests are taken. Raises MiniserveError."""
+        ...
+
+    async def stop(self) -> None:
+        """End every process; what is still open fails."""
+        ...
+
+    async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
+        """Have prompts continued; see `EngineClient.submit`."""
+        ...
+
+    def fail_all(self, error: APIError) -> None:
+        """End everything that is open with an error."""
+        ...
+
+    async def reports(self) -> list[EngineReport]:
+        """How each engine is."""
+        ...
+
+    def watch(self, on: bool) -> None:
+        """Have updates sent to `on_update`, or no more."""
+        ...
