@@ -160,7 +160,7 @@ def test_a_name_may_be_used_again_while_the_old_one_is_in_flight():
     assert said[new] == expected(new)
     assert right(other)
     assert engine.metrics.finished == {
-        FinishReason.ABORT: 1, FinishReason.LENGTH: 2, FinishReason.STOP: 0, FinishReason.ERROR: 0,
+        FinishReason.ABORT: 1, FinishReason.LENGTH: 2, FinishReason.STOP: 0, FinishReason.ERROR: 0, FinishReason.MOVED: 0,
     }  # fmt: skip
 
 

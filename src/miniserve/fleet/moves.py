@@ -213,6 +213,7 @@ class Moves:
         else:
             now, source = time.monotonic(), Source(self.layout.to_json(), room.place)
             offer = Offer(job.num_tokens, num_bytes, now + self._hold_s, source)
+            self._close(job.request_id)  # of an earlier one of that name
             self._rooms[job.request_id] = room, offer
             with self._lock:
                 self._counts.left(num_bytes, now - started)

@@ -73,7 +73,7 @@ class EngineClient:
         self.facts: Facts
         self.tokenizer: Tokenizer
         self.num_restarts = 0
-        self.last_report: Report | None = None
+        self._last_report: Report | None = None
         self.on_update: Callable[[Update], None] = lambda _: None
         self.on_cached: Callable[[Cached], None] | None = None
         self._watched = False
@@ -173,19 +173,15 @@ class EngineClient:
         return reply
 
     async def reports(self) -> list[EngineReport]:
-        """How it is."""
-        report = await self.report()
-        return [EngineReport("", self.ready, self.num_restarts, self.facts.num_blocks, report)]
-
-    async def report(self) -> Report | None:
-        """The engine's counts, as of its next step's end; the last known ones if it does not answer."""
+        """How it is: its counts as of its next step's end; the last known ones if it does not answer."""
+        report = self._last_report
         if self._running:
             answer: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
             self._asked.append(answer)
             self._send(Ask())
             with contextlib.suppress(TimeoutError, APIError):
-                return await asyncio.wait_for(answer, REPORT_TIMEOUT_S)
-        return self.last_report
+                report = await asyncio.wait_for(answer, REPORT_TIMEOUT_S)
+        return [EngineReport("", self.ready, self.num_restarts, self.facts.num_blocks, report)]
 
     def watch(self, on: bool) -> None:
         """Have the engine send updates to `on_update`, the next one, too, should this one die; or no more."""
@@ -235,7 +231,7 @@ class EngineClient:
                 if self.on_cached:
                     self.on_cached(message)
             case Report():
-                self.last_report = message
+                self._last_report = message
                 for answer in self._asked:
                     if not answer.done():
                         answer.set_result(message)

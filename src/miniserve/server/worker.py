@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from miniserve.core.block_pool import BlockStored
 from miniserve.core.grammar import Grammar
 from miniserve.core.hashing import BlockHash
-from miniserve.core.request import FinishReason
 from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.server.departures import Departures
 from miniserve.server.messages import (
     Abort,
     Accepted,
@@ -86,8 +86,7 @@ class Worker:
         self._live: dict[int, list[Generation]] = {}
         self._recorder = Recorder(llm.engine, self._send)
         self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
-        self._leaving: set[str] = set()  # generations that move after their first token
-        self._left: dict[str, tuple[int, Piece]] = {}  # those that have, and what is to be said of them
+        self._departures = Departures(self._text, llm.moves)
         self._cached: list[tuple[BlockHash, bool]] = []  # since the last message
 
     def run(self) -> None:
@@ -103,12 +102,11 @@ class Worker:
             deltas = self._text.step()
             pieces = [self._piece(delta) for delta in deltas]
             for delta in deltas:
-                if delta.generation.request_id in self._leaving:
-                    self._leave(delta)
+                self._departures.after(delta)
             if self._cached:  # first: whoever hears of a token may send what shares its prompt
                 self._send(Cached(self._cached))
                 self._cached = []
-            if pieces := pieces + self._moved():
+            if pieces := pieces + self._departures.pieces():
                 self._send(Stepped(pieces))
             for generation in {delta.generation for delta in deltas if delta.generation.finished}:
                 self._forget(generation)
@@ -206,26 +204,9 @@ class Worker:
             self._text.add(generation)
             self._owner[generation.request_id] = submit.key, index * submit.params.n
             if submit.moves:
-                self._leaving.add(generation.request_id)
+                self._departures.expect(generation.request_id, submit.key)
         self._live[submit.key] = made
         self._send(Accepted(submit.key))
-
-    def _leave(self, delta: "Delta") -> None:
-        """Its first token has come: it ends here, unless it has ended anyway."""
-        name = delta.generation.request_id
-        if delta.tokens or delta.generation.finished:
-            self._leaving.remove(name)
-        if delta.tokens and not delta.generation.finished:
-            key, _ = self._owner[name]
-            last = Piece(0, "", [], None, FinishReason.MOVED.value, None, delta.choice.request.num_cached or 0)
-            self._left[name] = key, last
-            self._text.abort(name, FinishReason.MOVED)
-
-    def _moved(self) -> list[tuple[int, Piece]]:
-        """The last pieces of those that have left, once their KV can be fetched."""
-        answers = self._llm.moves.answers() if self._left and self._llm.moves else []
-        left = [(self._left.pop(name), offer) for name, offer in answers if name in self._left]
-        return [(key, last._replace(offer=offer)) for (key, last), offer in left]
 
     def _follow(self) -> None:
         pool = self._llm.engine.scheduler.pool
@@ -234,13 +215,10 @@ class Worker:
 
     def _abort(self, key: int) -> None:
         self._compiling.discard(key)
-        if self._llm.moves:
-            self._left.pop(f"{key}.0", None)
-            self._llm.moves.withdraw(f"{key}.0")
+        self._departures.withdraw(f"{key}.0")
         for generation in self._live.pop(key, ()):
             self._text.abort(generation.request_id)
             self._owner.pop(generation.request_id, None)
-            self._leaving.discard(generation.request_id)
 
     def _piece(self, delta: "Delta") -> tuple[int, Piece]:
         generation, choice, text, tokens = delta

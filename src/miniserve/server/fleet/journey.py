@@ -57,7 +57,10 @@ class Journey:
                         raise
                     logger.warning("an output goes on elsewhere", extra={"num_tokens": len(self._output.tokens)})
         except InvalidRequestError as error:
-            self._reply.refuse(error)
+            if self._is_accepted:  # what one engine took, another refused: they are not alike
+                self._reply.fail(APIError(500, str(error)))
+            else:
+                self._reply.refuse(error)
         except APIError as error:
             self._reply.fail(error)
         except Exception as error:

@@ -5,7 +5,6 @@ others are there, and an engine of one pool does the other's work while nobody e
 """
 
 import asyncio
-import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -54,9 +53,10 @@ class Pools:
         Raises:
             APIError: of 503: every engine is gone, and none came back in time.
         """
-        deadline_s = time.monotonic() + RECOVERY_S
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + RECOVERY_S
         while not (up := _ready(self.decode) or _ready(self.prefill)):
-            if time.monotonic() > deadline_s:
+            if loop.time() > deadline_s:
                 raise unavailable(f"every engine is gone, and none came back within {RECOVERY_S:.0f} s")
             await asyncio.sleep(LOOK_S)
         return _choose(up, self._routers[1], output)

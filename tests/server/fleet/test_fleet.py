@@ -1,0 +1,332 @@
+"""The router, with engines that are played here: in virtual time, dying whenever a test says so."""
+
+import asyncio
+from collections import Counter
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from miniserve.core.disaggregation import Disaggregation
+from miniserve.core.hashing import block_hashes
+from miniserve.core.offer import Offer
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.errors import InvalidRequestError
+from miniserve.server.errors import APIError, EngineDiedError, unavailable
+from miniserve.server.fleet.fleet import Fleet
+from miniserve.server.fleet.journey import MOST_DEATHS
+from miniserve.server.fleet.pools import RECOVERY_S
+from miniserve.server.messages import Cached, Facts, Piece
+from miniserve.server.reply import Reply
+from support.asynchronous import run_in_virtual_time
+
+SIZE = 4
+STEP_S = 0.1
+
+
+def token(prompt, seed, index):
+    return hash((tuple(prompt), seed, index)) % 1000
+
+
+def output(prompt, seed, count):
+    return [token(prompt, seed, index) for index in range(count)]
+
+
+class Engine:
+    """As much of an `EngineClient` as a fleet uses. A prompt takes a step for each block of it, a token a step."""
+
+    def __init__(self, name):
+        self.name = name
+        self.facts = Facts(name, 4096, 8, 512, 64, SIZE, True, "a model")
+        self.ready, self.num_restarts, self.on_cached = False, 0, None
+        self.open, self.held, self.seen = {}, {}, Counter()
+
+    async def start(self):
+        self.ready = True
+        self.on_cached(Cached([], whole=True))
+
+    async def stop(self):
+        self.ready = False
+
+    async def submit(self, prompts, params, *, cache_salt, moves, prior, offer):
+        if not self.ready:
+            raise unavailable("not there")
+        (prompt,) = prompts
+        assert params.n == 1
+        assert list(prior) == output(prompt, params.seed, len(prior)), "what has come, all of it, and in order"
+        self.seen["moves" if moves else "fetches" if offer else "computes"] += 1
+        reply = Reply(object(), 1, lambda: self._close(reply))
+        self.open[reply] = asyncio.create_task(self._work(reply, prompt, params, moves, len(prior), offer))
+        try:
+            await reply.accepted
+        except BaseException:
+            reply.close()
+            raise
+        return reply
+
+    def _close(self, reply):
+        self.open.pop(reply).cancel()
+        self.held.pop(reply, None)
+
+    async def _work(self, reply, prompt, params, moves, at, offer):
+        await asyncio.sleep(STEP_S)
+        if 666 in prompt:
+            reply.refuse(InvalidRequestError("the devil's prompt"))
+            return
+        reply.accept()
+        if 13 in prompt:
+            self.die(0.0)
+        fetched = offer is not None and offer.source() is not None
+        await asyncio.sleep(STEP_S * (1 if fetched else len(prompt) // SIZE))
+        self.on_cached(Cached([(each, True) for each in block_hashes(prompt, SIZE, "a model", "salt")]))
+        cached = 4 if self.name.startswith("p") else 0
+        while at < params.max_tokens:
+            await asyncio.sleep(STEP_S)
+            next_one = token(prompt, params.seed, at)
+            at += 1
+            reason = "length" if at == params.max_tokens else None
+            reply.put(Piece(0, f"{next_one} ", [next_one], None, reason, None, cached))
+            if moves and reason is None:
+                await asyncio.sleep(STEP_S)
+                self.held[reply] = True
+                offered = Offer(len(prompt) + at - 1, 0, 0.0, lambda: self.held.get(reply))
+                reply.put(Piece(0, "", [], None, "moved", None, cached, offer=offered))
+                return
+
+    def die(self, back_in_s):
+        if self.ready:
+            self.ready = False
+            self.num_restarts += 1
+            self.held.clear()
+            for reply, task in self.open.items():
+                task.cancel()
+                reply.fail(EngineDiedError())
+            asyncio.get_running_loop().call_later(back_in_s, lambda: asyncio.ensure_future(self.start()))
+
+
+def play(story, prefill=1, decode=1, **options):
+    async def inside():
+        front = [Engine(f"p{index}") for index in range(prefill)]
+        back = [Engine(f"d{index}") for index in range(decode)]
+        options.setdefault("rule", Disaggregation(8))
+        fleet = Fleet(front, back, max_waiting=4, **options)
+        await fleet.start()
+        found = await story(fleet, front, back)
+        await asyncio.sleep(5)
+        assert fleet.num_open == 0
+        for engine, member in zip(front + back, fleet.members, strict=True):
+            assert not engine.open, "nothing is computed for nobody"
+            assert not engine.held, "nothing is kept for nobody"
+            assert member.load.num_requests == 0
+        return found
+
+    return run_in_virtual_time(inside())
+
+
+async def ask(fleet, prompt, count=6, n=1, seed=7):
+    """Tokens and text of each choice, and how many were cached."""
+    params = SamplingParams(max_tokens=count, seed=seed, n=n)
+    tokens, texts, reasons, cached = ([[] for _ in range(n)], [""] * n, [None] * n, 0)
+    with await fleet.submit([prompt], params, cache_salt="salt") as reply:
+        async for piece in reply:
+            assert reasons[piece.choice] is None
+            tokens[piece.choice] += piece.tokens
+            texts[piece.choice] += piece.text
+            reasons[piece.choice], cached = piece.finish_reason, piece.num_cached
+    assert reasons == ["length"] * n
+    assert texts == ["".join(f"{each} " for each in some) for some in tokens]
+    return SimpleNamespace(tokens=tokens, cached=cached)
+
+
+def expected(prompt, count=6, n=1, seed=7):
+    params = SamplingParams(seed=seed)
+    return [output(prompt, params.seed_of(index), count) for index in range(n)]
+
+
+LONG = list(range(100, 140))
+SHORT = [1, 2, 3]
+
+
+def test_a_long_prompt_is_computed_apart_and_decoded_elsewhere():
+    async def story(fleet, front, back):
+        said = await ask(fleet, LONG)
+        assert said.tokens == expected(LONG)
+        assert said.cached == 4, "as the engine says that computed it"
+        assert (front[0].seen, back[0].seen) == (Counter(moves=1), Counter(fetches=1))
+
+    play(story)
+
+
+def test_short_cached_and_one_token_prompts_stay():
+    async def story(fleet, front, back):
+        await ask(fleet, SHORT)
+        await ask(fleet, LONG, count=1)
+        assert front[0].seen == Counter()
+        await ask(fleet, [*LONG, 5, 6])  # LONG is cached there
+        assert (front[0].seen, back[0].seen) == (Counter(), Counter(computes=3))
+
+    play(story)
+
+
+def test_the_other_outputs_of_a_prompt_find_it_there():
+    async def story(fleet, front, back):
+        assert (await ask(fleet, LONG, n=3)).tokens == expected(LONG, n=3)
+        assert (front[0].seen, back[0].seen) == (Counter(moves=1), Counter(fetches=1, computes=2))
+
+    play(story)
+
+
+def test_a_seed_is_fixed_where_none_is_given():
+    """Or an engine that goes on with an output would draw others."""
+    seeds = set()
+
+    async def story(fleet, front, back):
+        submit = back[0].submit
+
+        async def seen(prompts, params, **options):
+            seeds.add(params.seed)
+            return await submit(prompts, params, **options)
+
+        back[0].submit = seen
+        await ask(fleet, SHORT, n=2, seed=None)
+
+    play(story)
+    assert len(seeds) == 2
+    assert None not in seeds
+
+
+@pytest.mark.parametrize("at_s", [0.05, 0.5, 1.15, 1.25, 1.35, 1.6, 1.8])
+@pytest.mark.parametrize("which", ["prefill", "decode"])
+def test_whoever_dies_whenever_no_token_is_lost_or_said_twice(which, at_s):
+    async def story(fleet, front, back):
+        asked = asyncio.create_task(ask(fleet, LONG))
+        await asyncio.sleep(at_s)
+        (front if which == "prefill" else back)[0].die(3.0)
+        assert (await asked).tokens == expected(LONG)
+
+    play(story)
+
+
+deaths = st.lists(st.tuples(st.floats(0, 4), st.integers(0, 3), st.floats(0, 3)), max_size=2)
+asked = st.lists(st.tuples(st.floats(0, 2), st.sampled_from([SHORT, LONG, LONG[:20]]), st.integers(1, 3)), max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(deaths, asked, st.booleans())
+def test_any_deaths_any_requests(deaths, asked, leaves):
+    async def story(fleet, front, back):
+        engines, loop = front + back, asyncio.get_running_loop()
+        for at_s, engine, for_s in deaths:
+            loop.call_later(at_s, engines[engine].die, for_s)
+
+        async def later(at_s, prompt, n):
+            await asyncio.sleep(at_s)
+            said = ask(fleet, prompt, n=n)
+            if leaves:
+                try:
+                    await asyncio.wait_for(said, 1.0)
+                except TimeoutError:
+                    return
+                except APIError:
+                    return  # it came while nobody was there
+            else:
+                while True:
+                    try:
+                        assert (await ask(fleet, prompt, n=n)).tokens == expected(prompt, n=n)
+                    except APIError as error:
+                        assert error.status in (429, 503)
+                        await asyncio.sleep(1)
+                    else:
+                        break
+                said.close()
+
+        await asyncio.gather(*(later(*each) for each in asked))
+
+    play(story, prefill=2, decode=2)
+
+
+def test_prefill_engines_decode_while_nobody_else_can():
+    async def story(fleet, front, back):
+        back[0].die(30.0)
+        assert (await ask(fleet, LONG)).tokens == expected(LONG)
+        assert front[0].seen == Counter(computes=1)
+        assert fleet.ready
+
+    play(story)
+
+
+def test_who_computes_nothing_is_waited_for_within_a_limit():
+    async def story(fleet, front, back):
+        loop = asyncio.get_running_loop()
+        asked = asyncio.create_task(ask(fleet, SHORT, count=50))
+        await asyncio.sleep(1)
+        for engine in front + back:
+            engine.die(2 * RECOVERY_S)
+        assert not fleet.ready
+        with pytest.raises(APIError) as refused:
+            await ask(fleet, SHORT)
+        assert refused.value.status == 503
+        began = loop.time()
+        with pytest.raises(APIError, match="none came back") as caught:
+            await asked
+        assert caught.value.status == 503
+        assert loop.time() - began == pytest.approx(RECOVERY_S, abs=0.2)
+        await asyncio.sleep(RECOVERY_S + 1)
+        assert (await ask(fleet, SHORT)).tokens == expected(SHORT)
+
+    play(story)
+
+
+def test_what_engines_die_of_is_given_up():
+    async def story(fleet, front, back):
+        with pytest.raises(APIError, match="the engine died"):
+            await ask(fleet, [13, 13])
+        assert sum(engine.num_restarts for engine in front + back) == MOST_DEATHS == fleet.num_restarts
+
+    play(story)
+
+
+def test_refusals_and_limits():
+    async def story(fleet, front, back):
+        with pytest.raises(InvalidRequestError, match="devil"):
+            await ask(fleet, [666], n=2)
+        with pytest.raises(APIError) as caught:
+            await ask(fleet, SHORT, n=13)
+        assert (caught.value.status, caught.value.param) == (400, "n")
+        many = [asyncio.create_task(ask(fleet, SHORT)) for _ in range(12)]
+        await asyncio.sleep(STEP_S / 2)
+        with pytest.raises(APIError) as caught:
+            await ask(fleet, SHORT)
+        assert caught.value.status == 429
+        await asyncio.gather(*many)
+        fleet.draining = True
+        with pytest.raises(APIError, match="shutting down"):
+            await ask(fleet, SHORT)
+
+    play(story)
+
+
+def test_ending_tells_everybody():
+    async def story(fleet, front, back):
+        asked = asyncio.create_task(ask(fleet, LONG))
+        await asyncio.sleep(1)
+        await fleet.stop()
+        with pytest.raises(APIError, match="shutting down"):
+            await asked
+
+    play(story)
+
+
+def test_load_is_spread_and_shared_prompts_meet():
+    async def story(fleet, front, back):
+        await asyncio.gather(*(ask(fleet, [*range(base, base + 40)]) for base in (1000, 2000, 3000, 4000)))
+        assert [engine.seen["moves"] for engine in front] == [2, 2]
+        assert [engine.seen["fetches"] for engine in back] == [2, 2]
+
+    play(story, prefill=2, decode=2)
+
+
+def test_a_fleet_needs_an_engine_that_decodes():
+    with pytest.raises(InvalidRequestError, match="no engine that decodes"):
+        Fleet([], [], max_waiting=1)
