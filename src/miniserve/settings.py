@@ -184,14 +184,12 @@ class EngineSettings:
         if draft:
             _check_draft(model, draft, max_model_len)
         cuda_graphs = options.cuda_graphs and model.choices.backend == "triton" and ranks == 1
-        if options.moves is not None:
-            _check_moves(options.moves, options, ranks)
         if options.overlap and not cuda_graphs:
             raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
         if options.overlap and speculation:
             raise InvalidRequestError("overlap and speculation exclude each other: a draft follows the newest token")
-        if options.tiers:
-            _check_tiers(options, ranks)
+        _check_tiers(options, ranks)
+        _check_moves(options, ranks)
         return cls(
             model=model.files.name,
             device=str(model.choices.device),
@@ -234,6 +232,8 @@ def _dtype_name(dtype: torch.dtype) -> str:
 
 def _check_tiers(options: EngineOptions, ranks: int) -> None:
     """Tiers find blocks by their content, and those of this process."""
+    if options.tiers is None:
+        return
     if not options.prefix_caching:
         raise InvalidRequestError("kv_host_mib and kv_disk_dir need prefix caching: it is what finds blocks again")
     if ranks > 1:
@@ -241,12 +241,19 @@ def _check_tiers(options: EngineOptions, ranks: int) -> None:
             f"kv_host_mib and kv_disk_dir do not go with tensor_parallel_size {ranks}: the other ranks' slices of the "
             "KV are in processes that tiers do not reach"
         )
-def _check_moves(moves: str, options: EngineOptions, ranks: int) -> None:
+
+
+def _check_moves(options: EngineOptions, ranks: int) -> None:
     """A request moves with one rank's KV, by the one connector that the engine has."""
+    moves = options.moves
+    if moves is None:
+        return
     if moves not in MOVES:
         raise InvalidRequestError(f"moves is {moves!r}: it must be {' or '.join(MOVES)}")
     if ranks > 1:
-        raise InvalidRequestError(f"moves does not go with tensor_parallel_size {ranks}: the other ranks' KV would stay")
+        raise InvalidRequestError(
+            f"moves does not go with tensor_parallel_size {ranks}: the other ranks' KV would stay"
+        )
     if options.tiers:
         raise InvalidRequestError("moves does not go with kv_host_mib and kv_disk_dir: an engine has one connector")
 

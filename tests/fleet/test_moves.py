@@ -238,7 +238,7 @@ def of_its_own(llm, **options):
 
 
 def test_what_nobody_comes_for_is_given_up(pair, monkeypatch):
-    one, other = pair
+    one, _ = pair
     moves = of_its_own(one, hold_s=0.0)
     monkeypatch.setattr("miniserve.fleet.moves.LOOK_S", 0.01)
     request = one.text_engine.make(PROMPT, GREEDY).choices[0].request

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import threading
+from pathlib import Path
 
 import httpx
 import psutil
@@ -123,7 +124,7 @@ def test_a_killed_engine_costs_no_token(fleet, asked, which):
 def test_nothing_outlives_the_server(fleet):
     """The last one: it kills the server, which is also the router."""
     engines = [psutil.Process(pid) for pid in pids(fleet)]
-    before = set(os.listdir("/dev/shm"))
+    before = set(Path("/dev/shm").iterdir())
     body = {"model": "tiny", "prompt": LONG[19:], "max_tokens": 8000, "ignore_eos": True, "stream": True}
     with fleet.http.stream("POST", "/v1/completions", json=body) as reply:
         lines = reply.iter_lines()
@@ -132,4 +133,4 @@ def test_nothing_outlives_the_server(fleet):
         with pytest.raises(httpx.RemoteProtocolError):
             list(lines)
     assert psutil.wait_procs(engines, timeout=20)[1] == []
-    assert set(os.listdir("/dev/shm")) <= before
+    assert set(Path("/dev/shm").iterdir()) <= before
