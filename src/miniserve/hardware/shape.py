@@ -48,6 +48,10 @@ class Latent:
     plain: int
     value: int
 
+    def __post_init__(self) -> None:
+        if min(self.kv_rank, self.rotary, self.plain, self.value) < 1 or self.query_rank < 0:
+            raise InvalidRequestError(f"{self}: its sizes are at least 1, but for the query's rank")
+
     @property
     def kept(self) -> int:
         """Numbers that a token adds to a layer's cache."""

@@ -1,6 +1,6 @@
 """Models by name: a simulation needs their sizes, and no weights.
 
-Those in `models.toml`, and any directory with a config.json that the loaders understand.
+Those in `models.toml`, and any directory with a config.json of a family whose sizes are known.
 """
 
 import difflib
@@ -13,8 +13,7 @@ from typing import Any
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.shape import Experts, Latent, Shape
-from miniserve.model.config_hf import read_hf_config
-from miniserve.model.shape import shape_of
+from miniserve.model.shape import read_shape
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def shape_by_name(name: str) -> Shape:
     if name.lower() in table:
         return table[name.lower()].shape
     if (Path(name) / "config.json").is_file():
-        return shape_of(read_hf_config(Path(name) / "config.json"))
+        return read_shape(Path(name) / "config.json")
     near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.3) or list(table)
     raise InvalidRequestError(
         f"model '{name}' is neither a directory with a config.json nor known by its sizes; near it: {', '.join(near)}"
