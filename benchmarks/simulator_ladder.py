@@ -57,7 +57,7 @@ def throughput(where: Deployment, prompt: int, output: int) -> tuple[float, int]
     """Output tokens a second once the engine is full, and how many requests that is."""
     # As many as have room to the end: that engine's default lets nobody in whom it might have to put out again.
     full = max(1, min(MOST_SEQUENCES, where.num_blocks // -(-(prompt + output) // where.block_size)))
-    cluster = Cluster(where, 1, prefix_caching=False)
+    cluster = Cluster([where], prefix_caching=False)
     cluster.run(repeat(Arrival(0.0, prompt, output)), concurrency=full, warmup=full, counted=full)
     return cluster.tally.summary(cluster.seconds)["output_tokens_per_s"], full
 

@@ -1,12 +1,13 @@
 """`miniserve simulate`, as typed."""
 
 import json
+import sys
 
 import pytest
 from typer.testing import CliRunner
 
 from miniserve.cli import app
-from miniserve.errors import InvalidRequestError
+from miniserve.errors import InvalidRequestError, MiniserveError
 
 SMALL = ["simulate", "-m", "llama-3.1-8b", "--hardware", "h100", "--num-requests", "40", "--output-len", "20"]
 
@@ -34,8 +35,58 @@ def test_a_trace_and_a_split_cluster(tmp_path):
     rows = [f"2023-11-16 18:15:{second:02}.0000000,{100 + second},10" for second in range(20)]
     trace.write_text("\n".join(["TIMESTAMP,ContextTokens,GeneratedTokens", *rows]))
     shown = run("--trace", str(trace), "--prefill-engines", "2", "--engines", "1").stdout
-    assert "2 prefill + 1 engines" in " ".join(shown.split())
+    assert "2 prefill engines of 1 × h100 (bf16) + 1 decode engines of 1 × h100" in " ".join(shown.split())
     assert "20 in" in shown
+
+
+def test_a_file_says_all_and_flags_override_it(tmp_path):
+    options = "--workload chat --rate 4 --num-requests 6 --engines 2 --prefill-engines 1 --tier host:200GB:50GB/s:10us"
+    saved = ["--outage", "2:1:3", "--slo", "ttft:500", "--save-config", str(tmp_path / "a.toml"), "--json"]
+    first = json.loads(run(*options.split(), *saved).stdout)
+    again = json.loads(CliRunner().invoke(app, ["simulate", str(tmp_path / "a.toml"), "--json"]).stdout)
+    assert again == first
+    assert set(again["hit_shares"]) >= {"device"}
+    assert again["tasks"] == 6 < again["completed"]
+    options = "--workload rag --rate 9 --engines 3 --hardware h200 --num-requests 5 --tier x:1TB:bluefield-4 --json"
+    other = CliRunner().invoke(app, ["simulate", str(tmp_path / "a.toml"), *options.split()])
+    scenario = json.loads(other.stdout)["scenario"]
+    assert scenario["engines"] == [
+        {"hardware": "h200", "role": "prefill"}, {"hardware": "h200", "number": 3, "role": "decode"},
+    ]  # fmt: skip
+    assert scenario["tiers"] == [{"name": "x", "num_bytes": 1e12, "bandwidth": 100e9}]
+    assert scenario["workload"] == {"preset": "rag", "rate": 9.0, "output": "20", "requests": 5}
+    assert scenario["outages"] == [{"at_s": 2.0, "engine": 1, "seconds": 3.0}]
+
+
+def test_flags_about_engines_that_the_file_has_several_of(tmp_path):
+    (tmp_path / "a.toml").write_text(
+        'model = "llama-3.1-8b"\n[[engines]]\nhardware = "h100"\n[[engines]]\nhardware = "h200"\n'
+    )
+    for options, message in (
+        (["--engines", "3"], "several"),
+        (["--trace", str(tmp_path / "a.toml")], "a trace begins"),
+    ):
+        with pytest.raises(MiniserveError, match=message):
+            run(str(tmp_path / "a.toml"), *options)
+    shown = CliRunner().invoke(app, ["simulate", str(tmp_path / "a.toml"), "--num-requests", "2"]).stdout
+    assert "of 1 × h100 (bf16) + 1 engines of 1 × h200" in " ".join(shown.split())
+
+
+def test_a_sweep_marks_its_frontier(tmp_path):
+    pytest.importorskip("matplotlib")
+    result = run("--sweep", "1,4", "--plot", str(tmp_path / "a.svg"), "--json")
+    points = json.loads(result.stdout)["points"]
+    assert [(point["concurrency"], point["on_frontier"]) for point in points] == [(1, True), (4, True)]
+    assert points[0]["speed"] > points[1]["speed"]
+    assert (tmp_path / "a.svg").read_text().startswith("<?xml")
+    assert "●" in run("--sweep", "1,4").stdout
+
+
+def test_a_plot_needs_something_to_draw_with(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(InvalidRequestError, match=r"--plot needs matplotlib: pip install 'miniserve\[notebook\]'"):
+        run("--plot", str(tmp_path / "a.png"))
+    assert not list(tmp_path.iterdir())
 
 
 def test_sessions_find_what_they_said_before():
@@ -46,14 +97,28 @@ def test_sessions_find_what_they_said_before():
 
 def test_a_device_without_timings_says_so():
     data = json.loads(run("--hardware", "t4", "--tp", "2", "--weights", "fp16", "--concurrency", "2", "--json").stdout)
-    assert "lower bound" in data["kernels"]
+    assert "lower bound" in data["kernels"]["t4"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--rate", "1", "--concurrency", "1"], "one of --rate"),
-        (["--workload", "rag", "--concurrency", "1"], "goes with --rate"),
+        (["--rate", "1", "--concurrency", "1"], "one of trace, rate and concurrency, not rate and concurrency"),
+        (["--workload", "rag", "--concurrency", "1"], "not preset and concurrency"),
+        (["--prefill-tp", "2"], "goes with --prefill-engines"),
+        (["--tier", "host:1TB"], "tier 'host:1TB' is not NAME:SIZE:BANDWIDTH"),
+        (["--tier", "host:big:1GB/s"], "'big' is no number of B"),
+        (["--tier", "host:1TB:1XB/s"], "'1XB/s' is no number of B/s"),
+        (["--tier", "host:1TB:1GB/s:1h"], "'1h' is no number of s"),
+        (["--tier", "host:1TB:bluefeld-4"], "bluefeld-4"),
+        (["--tier", "host:0:1GB/s", "--workload", "chat"], "'host' has 0.0 bytes"),
+        (["--tier", "host:1TB:0", "--workload", "chat"], "a link's bandwidth"),
+        (["--tier", "host:1TB:1GB/s", "--rate", "1"], "nobody would read the tiers"),
+        (["--outage", "1:0"], "outage '1:0' is not SECONDS:ENGINE:SECONDS"),
+        (["--outage", "1:5:1"], "outage of engine 5: there are 1"),
+        (["--sweep", "8-1"], "sweep '8-1'"),
+        (["--sweep", "1-8", "--rate", "3"], "a sweep is over the number of users"),
+        (["--plot", "x.pdf"], "a .svg or a .png file, not 'x.pdf'"),
         (["--workload", "web"], "workload 'web'"),
         (["--router", "best"], "router 'best' is not one of"),
         (["--hardware", "h1000"], "h1000"),

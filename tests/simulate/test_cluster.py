@@ -13,7 +13,9 @@ from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Part
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.outage import Outage
-from miniserve.simulate.storage import Link, Tier, Tiered
+from miniserve.simulate.report import report
+from miniserve.simulate.storage import Link
+from miniserve.simulate.tiers import Tier, TierPlan
 from miniserve.workloads.arrivals import Arrival, Lengths, arrival_times, drawn
 from miniserve.workloads.service import SLO
 
@@ -37,9 +39,8 @@ def approximately(summary):
 def test_leaps_change_nothing(make, data):
     """Not even where memory is so tight that requests are preempted, or an engine fails."""
     split = data.draw(st.booleans())
+    engines, fronts = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 2)) if split else 0
     options = {
-        "engines": data.draw(st.integers(1, 3)),
-        "prefill_engines": data.draw(st.integers(1, 2)) if split else 0,
         "router": ROUTERS[data.draw(st.sampled_from(sorted(ROUTERS)))],
         "outages": [Outage(data.draw(st.floats(0, 0.02)), 0, 0.01)] if data.draw(st.booleans()) else [],
     }
@@ -51,7 +52,10 @@ def test_leaps_change_nothing(make, data):
     concurrency = data.draw(st.sampled_from([None, 3]))
     ends = []
     for leaps in (True, False):
-        cluster = Cluster(deployment, leaps=leaps, **options | {"router": options["router"]()})
+        cluster = Cluster(
+            [deployment] * engines, prefill=[deployment] * fronts, leaps=leaps,
+            **options | {"router": options["router"]()},
+        )  # fmt: skip
         tally = cluster.run(requests(30, rate, seed), concurrency=concurrency)
         ends.append((tally.summary(cluster.now_s), [instance.busy_s for instance in cluster.instances]))
     (with_leaps, busy), (without, busy_without) = ends
@@ -62,7 +66,7 @@ def test_leaps_change_nothing(make, data):
 
 def test_one_request_takes_what_the_cost_model_says(make):
     deployment = make(block_size=16)
-    cluster = Cluster(deployment, 1)
+    cluster = Cluster([deployment])
     tally = cluster.run(iter([Arrival(5.0, 100, 4)]))
     step = deployment.step_time
     ttft = step.seconds([Part(0, 100)])
@@ -78,7 +82,7 @@ def test_one_request_takes_what_the_cost_model_says(make):
 def test_disaggregated_kv_takes_its_time_over_the_link(make):
     deployment = make(block_size=16)
     link = Link(1e6, 0.5)
-    cluster = Cluster(deployment, 1, prefill_engines=1, make_link=lambda: link)
+    cluster = Cluster([deployment], prefill=[deployment], make_link=lambda: link)
     tally = cluster.run(iter([Arrival(0.0, 100, 3)]))
     step = deployment.step_time
     moved = 100 * deployment.kv_token_bytes / 1e6 + 0.5
@@ -98,7 +102,7 @@ def test_what_the_decode_side_has_is_not_sent_again(make):
 
     turn = Arrival(0.0, 64, 2, tuple(range(4)), 16)
     again = Arrival(1.0, 64, 2, tuple(range(4)), 16)
-    Cluster(deployment, 1, prefill_engines=1, make_link=link).run(iter([turn, again]))
+    Cluster([deployment], prefill=[deployment], make_link=link).run(iter([turn, again]))
     token = deployment.kv_token_bytes / 1e6
     assert links[0].busy_s == pytest.approx(64 * token + (64 - 64) * token)
 
@@ -114,7 +118,7 @@ def test_prefixes_are_found_where_the_router_looks_for_them(make):
         arrivals = (
             Arrival(at, 160, 20, tuple(range(100 * user, 100 * user + 10)), 16) for at, user, _ in turns
         )  # fmt: skip
-        cluster = Cluster(make(num_blocks=50, block_size=16), 4, router=router())
+        cluster = Cluster([make(num_blocks=50, block_size=16)] * 4, router=router())
         shares[router] = cluster.run(arrivals).summary(1.0)["cached_share"]
     assert shares[KVAware] > 1.5 * max(shares[RoundRobin], shares[LeastLoaded])
 
@@ -126,33 +130,27 @@ def test_a_tier_gives_back_what_the_device_forgot(make):
     ]
     deployment = make(num_blocks=60, block_size=16)
 
-    def run(bandwidth, recompute_s=None):
-        def tiered(clock):
-            options = {"block_bytes": deployment.kv_token_bytes * 16, "clock": clock, "recompute_s": recompute_s}
-            return Tiered(Tier("host", 1000), Link(bandwidth), block_size=16, **options)
-
-        return Cluster(deployment, 1, make_connector=tiered).run(iter(arrivals)).summary(1.0)
-
-    without = Cluster(deployment, 1).run(iter(arrivals)).summary(1.0)
-    assert without["cached_share"] == without["loaded_share"] == 0
-    whole = pytest.approx(40 / 60 * 144 / 160)  # all full blocks but the last, from turn 2 on
-    assert run(1e9)["loaded_share"] == whole
-    break_even = 144 * deployment.kv_token_bytes / 1e-3
-    assert run(break_even * 1.01, lambda start, tokens: 1e-3)["loaded_share"] == whole
-    assert run(break_even / 1.01, lambda start, tokens: 1e-3)["loaded_share"] == 0
+    host = TierPlan("host", 1000 * 16 * deployment.kv_token_bytes, 1e9)
+    without = Cluster([deployment]).run(iter(arrivals)).summary(1.0)
+    tier = Cluster([deployment], tiers=[host]).run(iter(arrivals)).summary(1.0)
+    assert without["cached_share"] == 0
+    assert without["loaded_shares"] == {}
+    assert tier["loaded_shares"]["host"] == pytest.approx(
+        40 / 60 * 144 / 160
+    )  # all full blocks but the last, from turn 2 on
 
 
 def test_sessions_go_on_when_an_answer_has_come(make):
     third = Arrival(3.0, 60, 5)
     first = Arrival(1.0, 20, 5, then=Arrival(2.0, 40, 5, then=third))
-    cluster = Cluster(make(), 2)
+    cluster = Cluster([make()] * 2)
     tally = cluster.run(iter([first]))
     assert tally.completed == 3
     assert cluster.now_s == pytest.approx(1 + 2 + 3 + tally.e2e.total)
 
 
 def test_a_closed_loop_keeps_its_concurrency_and_leaves_the_warm_up_out(make):
-    cluster = Cluster(make(), 1)
+    cluster = Cluster([make()])
     same = (Arrival(0.0, 100, 30) for _ in range(50))
     tally = cluster.run(same, concurrency=5, warmup=10)
     assert tally.completed == 40
@@ -164,8 +162,8 @@ def test_a_closed_loop_keeps_its_concurrency_and_leaves_the_warm_up_out(make):
 def test_outages_lose_nobody(make):
     """Every request ends with all its tokens, the ones from before the failure included."""
     deployment = make(block_size=16)
-    calm = Cluster(deployment, 2).run(requests(40, 2000)).summary(1.0)
-    hit = Cluster(deployment, 2, outages=[Outage(0.01, 0, 0.05), Outage(0.02, 1, 0.01)])
+    calm = Cluster([deployment] * 2).run(requests(40, 2000)).summary(1.0)
+    hit = Cluster([deployment] * 2, outages=[Outage(0.01, 0, 0.05), Outage(0.02, 1, 0.01)])
     summary = hit.run(requests(40, 2000)).summary(1.0)
     assert summary["completed"] == 40
     assert summary["retried"] > 0
@@ -174,7 +172,7 @@ def test_outages_lose_nobody(make):
 
 
 def test_what_can_never_fit_is_counted_and_named(make):
-    cluster = Cluster(make(num_blocks=4, block_size=16), 1)
+    cluster = Cluster([make(num_blocks=4, block_size=16)])
     tally = cluster.run(iter([Arrival(0.0, 10, 5), Arrival(0.0, 500, 5)]))
     assert tally.completed == 1
     ((reason, number),) = tally.rejected.items()
@@ -186,15 +184,46 @@ def test_what_can_never_fit_is_counted_and_named(make):
 def test_goodput_is_of_whole_requests(make):
     met = {}
     for slo in ("ttft:1000", "ttft:0.0001", "itl:1000", "itl:0.0001", "tpot:0.0001", "e2e:0.0001"):
-        cluster = Cluster(make(), 1, slo=SLO.parse(slo))
+        cluster = Cluster([make()], slo=SLO.parse(slo))
         met[slo] = cluster.run(requests(10, 100, outputs="5")).summary(1.0)["slo_attainment"]
     assert met == {slo: float(slo.endswith(":1000")) for slo in met}
+
+
+def test_a_task_is_a_whole_session(make):
+    later = Arrival(1.0, 40, 5, then=Arrival(1.0, 60, 5))
+    cluster = Cluster([make()], slo=SLO())
+    tally = cluster.run(iter([Arrival(0.0, 20, 5, then=later), Arrival(0.0, 20, 5)]))
+    assert (tally.completed, tally.tasks) == (4, 2)
+    worth = report(cluster)
+    assert worth["usd_per_task"] == pytest.approx(2 * worth["usd_per_request"])
+
+
+def test_engines_of_two_kinds_share_the_load(make):
+    cluster = Cluster([make(), make(hardware="a100-80")], router=LeastLoaded())
+    tally = cluster.run(requests(60, 3000))
+    fast, slow = cluster.instances
+    assert tally.completed == 60
+    assert 0 < fast.busy_s < slow.busy_s * 2
+    assert report(cluster)["figures"].keys() >= {"h100 hyperscaler_tco"}
+    with pytest.raises(InvalidRequestError, match=r"one size, not \[16, 64\]"):
+        Cluster([make(), make(block_size=16)])
+
+
+@pytest.mark.parametrize("engine", [-1, 3])
+def test_who_is_not_there_cannot_fail(make, engine):
+    message = rf"an outage of engine {engine}: there are 3 \(0: prefill 0, 1: decode 0, 2: decode 1\)"
+    with pytest.raises(InvalidRequestError, match=message):
+        Cluster([make()] * 2, prefill=[make()], outages=[Outage(1.0, engine, 1.0)])
+    with pytest.raises(InvalidRequestError, match="outage at nan"):
+        Outage(math.nan, 0, 1.0)
+    with pytest.raises(InvalidRequestError, match="for -1 s"):
+        Outage(1.0, 0, -1)
 
 
 @pytest.mark.parametrize("number", [0, -1])
 def test_nonsense_is_refused(make, number):
     with pytest.raises(InvalidRequestError, match="engines"):
-        Cluster(make(), number)
+        Cluster([make()] * number)
     with pytest.raises(InvalidRequestError, match="bandwidth"):
         Link(number)
     with pytest.raises(InvalidRequestError, match="room"):

@@ -38,7 +38,7 @@ def test_always_right_and_never_right(make):
     """40 tokens after the first: 20 steps of two if a guess is always right, and 40 if it never is."""
     for share, steps in ((1.0, 20), (0.0, 40)):
         deployment = make(block_size=16, speculation=Speculation((share,)))
-        cluster = Cluster(deployment, 1)
+        cluster = Cluster([deployment])
         tally = cluster.run(iter([ONE]))
         assert tally.output_tokens == 41
         assert tally.itl.count == steps
@@ -75,8 +75,6 @@ def test_leaps_are_off_and_nobody_is_lost(make, data):
     """Tight memory, failures, two pools: all tokens come, and asking for leaps changes nothing."""
     split = data.draw(st.booleans())
     options = {
-        "engines": data.draw(st.integers(1, 2)),
-        "prefill_engines": 1 if split else 0,
         "outages": [Outage(data.draw(st.floats(0, 0.02)), 0, 0.01)] if data.draw(st.booleans()) else [],
     }
     deployment = make(
@@ -84,10 +82,10 @@ def test_leaps_are_off_and_nobody_is_lost(make, data):
         max_num_batched_tokens=data.draw(st.integers(20, 400)),
         speculation=Speculation(tuple(data.draw(st.lists(st.floats(0, 1), min_size=1, max_size=4)))),
     )  # fmt: skip
-    seed = data.draw(st.integers(0, 99))
+    engines, seed = data.draw(st.integers(1, 2)), data.draw(st.integers(0, 99))
     ends = []
     for leaps in (True, False):
-        cluster = Cluster(deployment, leaps=leaps, **options)
+        cluster = Cluster([deployment] * engines, prefill=[deployment] * split, leaps=leaps, **options)
         ends.append(cluster.run(requests(20, 500, seed)).summary(cluster.now_s))
     assert ends[0] == ends[1]
     assert ends[0]["completed"] == 20
@@ -100,7 +98,7 @@ def test_it_pays_where_steps_are_bound_by_memory(make):
     seconds = {}
     for speculation in (None, Speculation((0.8,))):
         deployment = replace(make(block_size=16), speculation=speculation)
-        seconds[speculation] = Cluster(deployment, 1).run(iter([ONE])).tpot.total
+        seconds[speculation] = Cluster([deployment]).run(iter([ONE])).tpot.total
     alone, drafted = seconds.values()
     assert alone / 1.9 < drafted < alone / 1.1
 

@@ -1,180 +1,189 @@
 """`miniserve simulate`: the engine's own scheduler on hardware from the catalogue, under a virtual clock."""
 
-import random
-from itertools import islice
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from miniserve.cli.results import AsJson, Out, give
 from miniserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable
 
-    from miniserve.simulate.cluster import Cluster
-    from miniserve.workloads.arrivals import Arrival
+    from miniserve.simulate.scenario import Scenario
 
-DEFAULT_REQUESTS = 256
+Many = list[str] | None
 
 
 def simulate(
-    model: Annotated[str, typer.Option("--model", "-m", help="A published one, or a directory with config.json.")],
-    hardware: Annotated[str, typer.Option(help="An accelerator of `miniserve hardware`.")],
-    tensor_parallel_size: Annotated[int, typer.Option("--tensor-parallel-size", "--tp", min=1)] = 1,
-    engines: Annotated[int, typer.Option(help="Engines, or those that decode beside --prefill-engines.", min=1)] = 1,
-    prefill_engines: Annotated[int, typer.Option(help="Engines for prompts alone; 0: aggregated.", min=0)] = 0,
+    config: Annotated[
+        Path | None, typer.Argument(help="A TOML file with all of it, or some.", exists=True, dir_okay=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A published one, or a directory with config.json.")
+    ] = None,
+    hardware: Annotated[str | None, typer.Option(help="An accelerator of `miniserve hardware`.")] = None,
+    tensor_parallel_size: Annotated[int | None, typer.Option("--tensor-parallel-size", "--tp", min=1)] = None,
+    engines: Annotated[
+        int | None, typer.Option(help="Engines, or those that decode beside --prefill-engines.", min=1)
+    ] = None,
+    prefill_engines: Annotated[int | None, typer.Option(help="For prompts alone; default: none.", min=0)] = None,
     prefill_tensor_parallel_size: Annotated[
         int | None, typer.Option("--prefill-tensor-parallel-size", "--prefill-tp", min=1)
     ] = None,
-    weights: Annotated[str, typer.Option(help="bf16, fp8, fp8_block, nvfp4, …")] = "bf16",
+    weights: Annotated[str | None, typer.Option(help="bf16 (default), fp8, fp8_block, nvfp4, …")] = None,
     kv: Annotated[str | None, typer.Option(help="Of keys and values; default: the activations'.")] = None,
-    router: Annotated[str, typer.Option(help="round-robin, least-loaded or kv-aware.")] = "least-loaded",
+    router: Annotated[str | None, typer.Option(help="round-robin, least-loaded (default) or kv-aware.")] = None,
     rate: Annotated[float | None, typer.Option(help="Requests a second, Poisson.")] = None,
     concurrency: Annotated[int | None, typer.Option(help="So many users, each asking again at once.", min=1)] = None,
     trace: Annotated[Path | None, typer.Option(help="An Azure or Mooncake trace.", exists=True, dir_okay=False)] = None,
     workload: Annotated[
         str | None, typer.Option(help="Synthetic: azure-conv, azure-code, chat, agentic or rag, at --rate or its own.")
     ] = None,
-    trace_speed: Annotated[float, typer.Option(help="How much faster than recorded.")] = 1.0,
-    input_len: Annotated[str, typer.Option(help="Tokens: N, LOW-HIGH, or MEDIAN/P90 (log-normal).")] = "1024",
-    output_len: Annotated[str, typer.Option(help="The same, of the output.")] = "256",
+    trace_speed: Annotated[float | None, typer.Option(help="How much faster than recorded.")] = None,
+    input_len: Annotated[
+        str | None, typer.Option(help="Tokens: N, LOW-HIGH, or MEDIAN/P90 (log-normal); default: 1024.")
+    ] = None,
+    output_len: Annotated[str | None, typer.Option(help="The same, of the output; default: 256.")] = None,
     warmup: Annotated[int | None, typer.Option(help="Not counted; default: --concurrency, or none.", min=0)] = None,
     num_requests: Annotated[int | None, typer.Option(help="Default: 256, or a trace's all.", min=1)] = None,
+    tier: Annotated[
+        Many, typer.Option(help="Where KV is kept besides: host:1TB:64GB/s[:10us][:shared]; the nearest first.")
+    ] = None,
+    outage: Annotated[Many, typer.Option(help="An engine fails: at 60 s, engine 0, for 30 s is 60:0:30.")] = None,
     slo: Annotated[str | None, typer.Option(help="Limits in ms of ttft, itl, tpot, e2e: ttft:500,itl:50.")] = None,
-    link_gbytes_per_s: Annotated[float, typer.Option(help="Of each prefill engine's KV.")] = 50.0,
-    max_num_seqs: Annotated[int, typer.Option(min=1)] = 256,
-    max_num_batched_tokens: Annotated[int, typer.Option(min=1)] = 2048,
-    block_size: Annotated[int, typer.Option(help="Tokens of a KV block.", min=1)] = 64,
-    overhead_ms: Annotated[float, typer.Option(help="Of each step, besides its operators.", min=0)] = 0.0,
-    price: Annotated[str, typer.Option(help="Which of the catalogue's prices an hour.")] = "hyperscaler_tco",
-    seed: Annotated[int, typer.Option(help="Of lengths and arrivals.")] = 0,
+    link_gbytes_per_s: Annotated[float | None, typer.Option(help="Of each prefill engine's KV; default: 50.")] = None,
+    max_num_seqs: Annotated[int | None, typer.Option(help="Default: 256.", min=1)] = None,
+    max_num_batched_tokens: Annotated[int | None, typer.Option(help="Default: 2048.", min=1)] = None,
+    block_size: Annotated[int | None, typer.Option(help="Tokens of a KV block; default: 64.", min=1)] = None,
+    overhead_ms: Annotated[float | None, typer.Option(help="Of each step, besides its operators.", min=0)] = None,
+    price: Annotated[str | None, typer.Option(help="Which of the catalogue's prices an hour.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of lengths and arrivals.")] = None,
+    sweep: Annotated[str | None, typer.Option(help="For each of so many users: 1,8,64 or 1-256 (doubling).")] = None,
+    save_config: Annotated[Path | None, typer.Option(help="Write what is simulated to this file, for CONFIG.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="Draw it: a .svg or .png file.")] = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
     """Latencies, throughput, cost and use of a cluster that need not exist. Nothing of it is measured."""
-    from miniserve.core.routing import ROUTERS
+    from miniserve.cli import simulate_flags as flags
+    from miniserve.cli import simulate_tables as tables
+    from miniserve.simulate.build import cluster_of
+    from miniserve.simulate.scenario import Scenario, read_table
+
+    table = read_table(config) if config else {}
+    flags.put(table, {"model": model, "router": router, "slo": slo, "price": price})
+    if link_gbytes_per_s is not None:
+        flags.put(table, {"bandwidth": link_gbytes_per_s * 1e9}, "link")
+    if tier:
+        table["tiers"] = [flags.tier(text) for text in tier]
+    if outage:
+        table["outages"] = [flags.outage(text) for text in outage]
+    flags.put_workload(table, {
+        "trace": str(trace) if trace else None, "speed": trace_speed, "preset": workload, "rate": rate,
+        "concurrency": concurrency, "input": input_len, "output": output_len, "requests": num_requests,
+        "warmup": warmup, "seed": seed,
+    })  # fmt: skip
+    flags.put_engines(
+        table,
+        {
+            "hardware": hardware, "weights": weights, "kv": kv, "max_num_seqs": max_num_seqs, "block_size": block_size,
+            "max_num_batched_tokens": max_num_batched_tokens, "overhead_ms": overhead_ms,
+        },
+        {"number": engines, "tensor": tensor_parallel_size},
+        {"number": prefill_engines, "tensor": prefill_tensor_parallel_size},
+    )  # fmt: skip
+    scenario = Scenario.from_table(table)
+    cluster_of(scenario)  # raises for what cannot be, before anything is written or takes time
+    if plot:
+        _check_plot(plot)
+    if save_config:
+        save_config.write_text(scenario.to_toml(), encoding="utf-8")
+    data = {"label": "simulated", "scenario": scenario.to_table(), **_described(scenario)}
+    found = _swept(scenario, sweep, plot) if sweep else _once(scenario, plot)
+    give(data | found, as_json, out, tables.swept if sweep else tables.one, simulated=_hardware(scenario))
+
+
+def _described(scenario: "Scenario") -> dict[str, Any]:
+    """Of which kernels' timings, and of which published trace."""
     from miniserve.hardware.catalog import load_catalog
-    from miniserve.hardware.shape import Parallel, Precision
-    from miniserve.simulate.cluster import Cluster
-    from miniserve.simulate.deployment import Deployment, efficiency_for
-    from miniserve.simulate.models import shape_by_name
-    from miniserve.simulate.report import check_price, report
-    from miniserve.simulate.storage import Link
-    from miniserve.workloads.arrivals import Lengths, arrival_times, drawn
-    from miniserve.workloads.presets import preset
-    from miniserve.workloads.service import SLO
-    from miniserve.workloads.traces import origin, read_trace
+    from miniserve.simulate.deployment import efficiency_for
+    from miniserve.workloads.traces import origin
 
-    if router not in ROUTERS:
-        raise InvalidRequestError(f"router '{router}' is not one of {', '.join(ROUTERS)}")
-    if sum(given is not None for given in (rate, concurrency, trace)) > 1 or (workload and (trace or concurrency)):
-        raise InvalidRequestError("give one of --rate, --concurrency and --trace; --workload goes with --rate")
-    device = load_catalog().accelerator(hardware)
-    check_price(price, device)
-    efficiency = efficiency_for(device)
-
-    def deployment(tensor: int) -> Deployment:
-        return Deployment(
-            device, shape_by_name(model), Precision.of(weights, kv), Parallel(tensor=tensor), efficiency,
-            block_size=block_size, max_num_seqs=max_num_seqs, max_num_batched_tokens=max_num_batched_tokens,
-            overhead_s=overhead_ms / 1000,
-        )  # fmt: skip
-
-    cluster = Cluster(
-        deployment(tensor_parallel_size),
-        engines,
-        router=ROUTERS[router](),
-        slo=SLO.parse(slo) if slo else SLO(),
-        prefill=deployment(prefill_tensor_parallel_size or tensor_parallel_size),
-        prefill_engines=prefill_engines,
-        make_link=lambda: Link(link_gbytes_per_s * 1e9, 1e-4),
-        prefix_caching=bool(trace or workload),
-    )
-    asked: dict[str, Any]
-    arrivals: Iterator[Arrival]
-    rng = random.Random(seed)
-    if trace:
-        asked, arrivals = origin(trace), read_trace(trace, speed=trace_speed)
-    elif workload:
-        asked, arrivals = {"name": workload, "rate_per_s": rate, "seed": seed}, preset(workload, rng, rate)
-        num_requests = num_requests or DEFAULT_REQUESTS
-    else:
-        times = None if rate is None else arrival_times(rate, rng)
-        asked = {"input": input_len, "output": output_len, "rate_per_s": rate, "seed": seed}
-        arrivals = drawn(Lengths.parse(input_len), Lengths.parse(output_len), rng, times)
-        num_requests = num_requests or DEFAULT_REQUESTS
-    warmup = warmup if warmup is not None else concurrency or 0
-    counted = num_requests if concurrency else None  # others end with the last arrival, and all turns after it
-    if num_requests is not None:
-        arrivals = islice(arrivals, warmup + num_requests + (concurrency or 0))
-    _run(cluster, arrivals, concurrency, warmup, counted)
-    data = {
-        "label": "simulated",
-        "model": model,
-        "hardware": device.key,
-        "kernels": f"fitted to timings on {efficiency.name}" if efficiency.curves else "the roofline: a lower bound",
-        "weights": weights,
-        "tensor": tensor_parallel_size,
-        "engines": engines,
-        "prefill_engines": prefill_engines,
-        "router": router,
-        "concurrency": concurrency,
-        "workload": asked,
-        **report(cluster, price),
-    }
-    give(data, as_json, out, _table, simulated=device.name)
+    kernels = {}
+    for name in dict.fromkeys(pool.hardware for pool in scenario.engines):
+        efficiency = efficiency_for(load_catalog().accelerator(name))
+        kernels[name] = f"fitted to timings on {efficiency.name}" if efficiency.curves else "roofline: a lower bound"
+    trace = scenario.workload.trace
+    return {"kernels": kernels} | ({"trace": origin(Path(trace))} if trace else {})
 
 
-def _run(
-    cluster: "Cluster", arrivals: "Iterator[Arrival]", concurrency: int | None, warmup: int, counted: int | None
-) -> None:
+def _hardware(scenario: "Scenario") -> str:
+    from miniserve.hardware.catalog import load_catalog
+
+    names = dict.fromkeys(pool.hardware for pool in scenario.engines)
+    return " and ".join(load_catalog().accelerator(name).name for name in names)
+
+
+def _once(scenario: "Scenario", plot: Path | None) -> dict[str, Any]:
+    from miniserve.simulate.build import run
+    from miniserve.simulate.report import report
+    from miniserve.simulate.timeline import Timeline
+
+    timeline = Timeline() if plot else None
+    with _progress() as show:
+        cluster = run(scenario, timeline, show)
+    if plot and timeline:
+        from miniserve.notebook.simulated import overview, save
+        from miniserve.notebook.style import use_book_style
+
+        use_book_style()
+        save(overview(cluster, timeline), plot)
+    return report(cluster, scenario.price)
+
+
+def _swept(scenario: "Scenario", users: str, plot: Path | None) -> dict[str, Any]:
+    from miniserve.simulate.build import with_users
+    from miniserve.simulate.pareto import frontier, parse_concurrencies, sweep
+
+    workload = scenario.workload
+    if workload.trace or workload.preset or workload.rate is not None:
+        raise InvalidRequestError("a sweep is over the number of users, who ask as --input-len and --output-len say")
+    numbers = parse_concurrencies(users)
+    with _progress() as show:
+        points = []
+        for point in sweep(lambda number: with_users(scenario, number), numbers):
+            points.append(point)
+            show(point.report["completed"], point.report["seconds"])
+    best = frontier(points)
+    if plot:
+        from miniserve.notebook.simulated import pareto, save
+        from miniserve.notebook.style import use_book_style
+
+        use_book_style()
+        save(pareto({scenario.model: points}), plot)
+    return {"points": [point._asdict() | {"on_frontier": point in best} for point in points]}
+
+
+def _check_plot(path: Path) -> None:
+    """Raise InvalidRequestError before anything takes time: no such format, or nothing to draw with."""
+    if path.suffix not in (".svg", ".png"):
+        raise InvalidRequestError(f"a plot is a .svg or a .png file, not '{path.name}'")
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise InvalidRequestError(f"--plot needs {error.name}: pip install 'miniserve[notebook]'") from error
+
+
+@contextmanager
+def _progress() -> "Iterator[Callable[[int, float], None]]":
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("simulating: {task.completed:,} requests, {task.fields[hours]:.2f} h"), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("", total=None, hours=0.0)
-        cluster.run(
-            arrivals,
-            concurrency=concurrency,
-            warmup=warmup,
-            counted=counted,
-            progress=lambda done: shown.update(task, completed=done, hours=cluster.now_s / 3600),
-        )
-
-
-def _table(data: dict[str, Any]) -> Table:
-    split = f"{data['prefill_engines']} prefill + " if data["prefill_engines"] else ""
-    title = (
-        f"Simulated: {data['model']} in {data['weights']}, {split}{data['engines']} engines of {data['tensor']} × "
-        f"{data['hardware']}; kernels {data['kernels']}"
-    )
-    table = Table("", "mean", "p50", "p90", "p99", "max", title=title, title_justify="left")
-    for name in ("ttft_s", "itl_s", "tpot_s", "e2e_s"):
-        if spread := data[name]:
-            table.add_row(f"{name[:-2].upper()}, ms", *(f"{value * 1000:,.1f}" for value in spread.values()))
-    table.add_section()
-    rows = {
-        "requests": f"{data['completed']:,} in {data['seconds']:,.1f} s, {data['requests_per_s']:.2f} a second",
-        "output tokens": f"{data['output_tokens_per_s']:,.0f} a second, "
-                         f"{data['output_tokens_per_s_device']:,.0f} a device",
-        "prompt tokens cached": f"{data['cached_share']:.1%}",
-        "met the SLO": f"{data['slo_attainment']:.1%}" if data["slo_attainment"] is not None else "none",
-    }  # fmt: skip
-    for name, key, form in (
-        ("tokens a second and user", "tokens_per_s_user", "{:.0f}"),
-        ("tokens a second and MW", "output_tokens_per_s_megawatt", "{:,.0f}"),
-        ("$ per million output tokens", "usd_per_million_output_tokens", "{:.2f}"),
-    ):
-        if data.get(key) is not None:
-            rows[name] = form.format(data[key])
-    busy = list(data["utilisation"].values())
-    rows["busy"] = f"{min(busy):.0%} to {max(busy):.0%} of the time" if busy else "never"
-    if data["rejected"]:
-        rows["rejected"] = "; ".join(f"{number}: {reason}" for reason, number in data["rejected"].items())
-    for name, text in rows.items():
-        table.add_row(name, text)
-    return table
+        yield lambda done, now_s: shown.update(task, completed=done, hours=now_s / 3600)

@@ -92,7 +92,7 @@ def try_load(
     least; the load is kept up until those have ended.
     """
     cluster = Cluster(
-        decode, engines, router=LeastLoaded(), slo=load.slo, prefill=prefill, prefill_engines=prefill_engines,
+        [decode] * engines, router=LeastLoaded(), slo=load.slo, prefill=[prefill or decode] * prefill_engines,
         make_link=lambda: Link(link_bandwidth, 1e-4), prefix_caching=False,
     )  # fmt: skip
     counted = users * max(2, math.ceil(load.least / users))

@@ -12,6 +12,7 @@ Memory: of requests that are under way only.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
 
 from miniserve.core.request import Request
@@ -19,15 +20,17 @@ from miniserve.core.routing import LeastLoaded, RoundRobin, Router
 from miniserve.core.scheduler import Output
 from miniserve.errors import InvalidRequestError
 from miniserve.simulate.deployment import Deployment
-from miniserve.simulate.device import VirtualClock
 from miniserve.simulate.events import Events
 from miniserve.simulate.flight import Flight
 from miniserve.simulate.handover import RETRY_S, HandOver
-from miniserve.simulate.instance import Connector, Instance
+from miniserve.simulate.instance import Instance
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.pool import Node, Pool
+from miniserve.simulate.source import Source
 from miniserve.simulate.storage import Delivered, Link
 from miniserve.simulate.tally import Tally
+from miniserve.simulate.tiers import Stacks, TierPlan
+from miniserve.simulate.timeline import Timeline
 from miniserve.simulate.window import Window
 from miniserve.workloads.arrivals import Arrival
 from miniserve.workloads.service import SLO
@@ -38,61 +41,66 @@ class Cluster:
     """A simulation; `run` it once.
 
     Args:
-        deployment: of each engine that decodes, and of all if none is for prefill alone.
-        engines: how many of those.
+        engines: what each runs on: those that decode, and all of them if none is for prefill alone.
         router: chooses among the engines that prompts go to.
         slo: what counts as good.
-        prefill: of each engine for prefill alone; None: as `deployment`.
-        prefill_engines: how many of those; 0: aggregated.
+        prefill: of each engine for prefill alone; none: aggregated.
         decode_router: chooses where KV goes.
         make_link: what the KV of one prefill engine goes through.
-        make_connector: for engines of an aggregated cluster: where KV comes from besides.
+        tiers: where engines that compute prompts keep KV besides, the nearest first.
+        load_if_faster: load only what takes longer to compute; else whatever is found.
         prefix_caching: whether prompts may share blocks.
         outages: what fails.
+        timeline: is told what each engine does.
         leaps: compute runs of alike steps at once; the result is the same.
     """
 
-    deployment: Deployment
-    engines: int
+    engines: Sequence[Deployment]
     router: Router = field(default_factory=RoundRobin)
     slo: SLO = field(default_factory=SLO)
-    prefill: Deployment | None = None
-    prefill_engines: int = 0
+    prefill: Sequence[Deployment] = ()
     decode_router: Router = field(default_factory=LeastLoaded)
     make_link: Callable[[], Link] = lambda: Link(50e9, 1e-4)
-    make_connector: Callable[[VirtualClock], Connector] | None = None
+    tiers: Sequence[TierPlan] = ()
+    load_if_faster: bool = False
     prefix_caching: bool = True
     outages: Sequence[Outage] = ()
+    timeline: Timeline | None = None
     leaps: bool = True
 
     def __post_init__(self) -> None:
-        if self.engines < 1 or self.prefill_engines < 0:
-            raise InvalidRequestError(f"{self.engines} and {self.prefill_engines} engines: one must decode at least")
+        deployments = [*self.prefill, *self.engines]
+        if not self.engines:
+            raise InvalidRequestError("0 engines: one must decode at least")
+        if len(sizes := {each.block_size for each in deployments}) > 1:
+            raise InvalidRequestError(f"engines that pass blocks on need them of one size, not {sorted(sizes)} tokens")
         self.window = Window(self.slo)
         self._flights: dict[str, Flight] = {}
         self._names = count()
         self._events = Events()
-        self._next: Arrival | None = None
-        self._nodes = [
-            Node(self._instance(at), self._events, self._take) for at in range(self.prefill_engines + self.engines)
-        ]
+        self._source = Source(iter(()))
+        self._stacks = Stacks(self.tiers, self.load_if_faster)
+        self._nodes = [Node(self._instance(at, on), self._events, self._take) for at, on in enumerate(deployments)]
         self.instances = [node.instance for node in self._nodes]
-        fronts, backs = self._nodes[: self.prefill_engines], self._nodes[self.prefill_engines :]
+        fronts, backs = self._nodes[: len(self.prefill)], self._nodes[len(self.prefill) :]
         self._front = Pool(fronts or backs, self.router, self.prefix_caching)
         to = Pool(backs, self.decode_router, self.prefix_caching)
         self._handover = HandOver(to, {node: self.make_link() for node in fronts}, self._events, self._submit)
+        names = [instance.name for instance in self.instances]
         for outage in self.outages:
-            outage.check([instance.name for instance in self.instances])
+            outage.check(names)
+        if self.timeline:
+            self.timeline.begin(names)
 
-    def _instance(self, at: int) -> Instance:
-        make: Callable[[VirtualClock], Connector] | None = self.make_connector
-        name, deployment = f"engine {at}", self.deployment
-        if at < self.prefill_engines:
-            name, deployment, make = f"prefill {at}", self.prefill or deployment, None
-        elif self.prefill_engines:
-            name, make = f"decode {at - self.prefill_engines}", lambda _: Delivered()
-        horizon = self._horizon(at >= self.prefill_engines > 0) if self.leaps else None
-        return Instance(name, deployment, horizon=horizon, prefix_caching=self.prefix_caching, make_connector=make)
+    def _instance(self, at: int, deployment: Deployment) -> Instance:
+        behind = at - len(self.prefill)
+        decodes_alone = bool(self.prefill) and behind >= 0
+        name = f"decode {behind}" if decodes_alone else f"{'prefill' if self.prefill else 'engine'} {at}"
+        return Instance(
+            name, deployment, horizon=self._horizon(decodes_alone) if self.leaps else None,
+            prefix_caching=self.prefix_caching,
+            make_connector=(lambda _: Delivered()) if decodes_alone else partial(self._stacks.connector, deployment),
+        )  # fmt: skip
 
     @property
     def num_devices(self) -> int:
@@ -128,23 +136,23 @@ class Cluster:
                 None: all.
             progress: called with the number of requests that have ended, now and then.
         """
-        self._arrivals, self._closed = arrivals, concurrency is not None
+        self._source = Source(arrivals, is_closed=concurrency is not None)
         self.window = Window(self.slo, warmup, counted)
-        self._coupled = self._closed or bool(self.outages)  # what ends in one engine may begin something in another
+        # Whether what ends in one engine may begin something in another.
+        self._coupled = self._source.is_closed or bool(self.outages)
         for outage in self.outages:
             self._events.at(outage.at_s, lambda outage=outage: self._fail(outage))  # type: ignore[misc]
-        if concurrency is None:
-            self._next = next(arrivals, None)
-        else:
-            for _ in range(concurrency):
-                self._send_another()
+        for _ in range(concurrency or 0):
+            self._send_another()
         steps = 0
-        while (self._events or self._next) and not self.window.is_over:
-            if self._next and self._next.at_s <= self._events.next_s:
-                arrival, self._next = self._next, next(self._arrivals, None)
+        while not self.window.is_over:
+            if self._source.next_s <= self._events.next_s and self._source.next_s < math.inf:
+                arrival = self._source.take()
                 self._events.now_s = arrival.at_s
                 self._arrive(arrival)
                 continue
+            if not self._events:
+                break
             self._events.happen()
             steps += 1
             if progress and steps % 2000 == 0:
@@ -155,8 +163,8 @@ class Cluster:
     # What happens.
 
     def _send_another(self) -> None:
-        if arrival := next(self._arrivals, None):
-            self._arrive(arrival._replace(at_s=self.now_s))
+        if arrival := self._source.another(self.now_s):
+            self._arrive(arrival)
 
     def _arrive(self, arrival: Arrival) -> None:
         serial = next(self._names)
@@ -167,7 +175,7 @@ class Cluster:
 
     def _place(self, flight: Flight) -> None:
         """Begin a request, or go on with one whose engine failed, at the front."""
-        flight.is_prefill = bool(self.prefill_engines) and flight.left > 1
+        flight.is_prefill = bool(self.prefill) and flight.left > 1
         self._find(flight, flight.request())
 
     def _find(self, flight: Flight, request: Request) -> None:
@@ -182,12 +190,14 @@ class Cluster:
         except InvalidRequestError as error:
             del self._flights[flight.name]
             self.window.tally_of(flight).rejected[str(error).split(": ", 1)[-1]] += 1
-            if self._closed:
-                self._events.at(self.now_s, self._send_another)
+            self._events.at(self.now_s, self._send_another)
 
     def _take(self, node: Node, outputs: Sequence[Output]) -> None:
         """What came of a step that has just begun."""
-        ends_s = node.instance.device.ends_s
+        instance = node.instance
+        ends_s = instance.device.ends_s
+        if self.timeline:
+            self.timeline.add(self.instances.index(instance), self.now_s, instance.free_s, instance.state)
         counted = (output for output in outputs if self._flights[output.request.request_id].counts)
         longest_s = self.tally.run(ends_s, sum(len(output.tokens) == len(ends_s) for output in counted))
         for request, tokens, reason in outputs:
@@ -195,8 +205,8 @@ class Cluster:
             served = flight.served
             if tokens:
                 if not served.output_tokens:
-                    served.cached_tokens, served.loaded_tokens = request.num_cached or 0, request.num_loaded
-                self.window.tally_of(flight).tokens(served, node.instance.device.ends(len(tokens)), longest_s)
+                    served.cached_tokens, served.loaded_tokens = request.num_cached or 0, instance.origins(request)
+                self.window.tally_of(flight).tokens(served, instance.device.ends(len(tokens)), longest_s)
             if reason is None:
                 continue
             if flight.is_prefill:
@@ -206,11 +216,11 @@ class Cluster:
 
     def _end(self, flight: Flight) -> None:
         del self._flights[flight.name]
-        self.window.tally_of(flight).ended(flight.served)
+        self.window.tally_of(flight).ended(flight.served, is_task=flight.arrival.then is None)
         if then := flight.arrival.then:
             then = then._replace(at_s=self.now_s + then.at_s)
             self._events.at(then.at_s, lambda: self._arrive(then))
-        elif self._closed:
+        else:
             self._send_another()
 
     def _fail(self, outage: Outage) -> None:
@@ -224,7 +234,7 @@ class Cluster:
 
     def _horizon(self, decodes_alone: bool) -> Callable[[], float]:
         def until() -> float:
-            arrival_s = self._next.at_s if self._next else math.inf
+            arrival_s = self._source.next_s
             return min(arrival_s, self._events.next_s) if self._coupled or decodes_alone else arrival_s
 
         return until

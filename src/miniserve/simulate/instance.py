@@ -5,7 +5,7 @@ is computed when it begins, so the instance may know of things that have not hap
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.connector import KVConnector
@@ -16,7 +16,8 @@ from miniserve.core.routing import Load
 from miniserve.core.scheduler import Output, Scheduler
 from miniserve.simulate.deployment import Deployment
 from miniserve.simulate.device import SimulatedDevice, VirtualClock
-from miniserve.simulate.storage import Delivered, Tiered
+from miniserve.simulate.storage import Delivered
+from miniserve.simulate.tiers import Tiered
 
 Connector = Delivered | Tiered
 
@@ -29,12 +30,14 @@ class Instance:
         deployment: what it runs on.
         horizon: see `SimulatedDevice`; None: no leaps.
         prefix_caching: whether prompts may share blocks.
-        make_connector: given the clock, where KV comes from besides; None: from nowhere.
+        make_connector: given the clock, where KV comes from besides; no connector: from nowhere.
 
     Attributes:
         free_s: when the step in progress ends.
         busy_s: how long it has computed.
         live: its requests.
+        state: of the last step, for a `Timeline`: who waits, who runs, the share of KV blocks in use, whether it
+            computes.
         slowdown: of its steps, for what goes wrong.
     """
 
@@ -45,7 +48,7 @@ class Instance:
         *,
         horizon: Callable[[], float] | None = None,
         prefix_caching: bool = True,
-        make_connector: Callable[[VirtualClock], Connector] | None = None,
+        make_connector: Callable[[VirtualClock], Connector | None] = lambda _: None,
     ) -> None:
         self.name, self.deployment = name, deployment
         self._horizon, self._prefix_caching, self._make_connector = horizon, prefix_caching, make_connector
@@ -57,7 +60,7 @@ class Instance:
     def start(self) -> None:
         """A new engine, with nothing cached."""
         self.clock, limits = VirtualClock(), self.deployment
-        self.connector = self._make_connector(self.clock) if self._make_connector else None
+        self.connector = self._make_connector(self.clock)
         self.device = SimulatedDevice(
             self.step_time, self.clock, horizon=self._until if self._horizon else None,
             max_num_batched_tokens=limits.max_num_batched_tokens,
@@ -75,6 +78,7 @@ class Instance:
         self.device.running = scheduler.running
         self.engine = Engine(scheduler, self.device, self.clock)
         self.free_s = -math.inf
+        self.state = (0.0, 0.0, 0.0, 0.0)
         self.live: dict[str, Request] = {}
         self._prompt_tokens = 0  # of live requests without a token yet
 
@@ -90,6 +94,16 @@ class Instance:
         waiting = self.engine.scheduler.num_waiting
         used = pool.num_blocks - pool.num_free + (self._prompt_tokens // pool.block_size if waiting else 0)
         return Load(self._prompt_tokens, used, len(self.live))
+
+    @property
+    def _used(self) -> float:
+        """Share of the KV blocks."""
+        pool = self.engine.scheduler.pool
+        return 1 - pool.num_free / pool.num_blocks
+
+    def origins(self, request: Request) -> Mapping[str, int]:
+        """How many tokens of a request have come from each tier, by name."""
+        return self.connector.origins(request) if isinstance(self.connector, Tiered) else {}
 
     def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
         """Of `EngineView`."""
@@ -109,9 +123,13 @@ class Instance:
         """
         self.clock.now_s = now_s
         self.device.slowdown = self.slowdown
+        used, scheduler = self._used, self.engine.scheduler
         outputs = self.engine.step()
         self.free_s = self.clock.now_s
         self.busy_s += self.free_s - now_s
+        ran = len(scheduler.running) + sum(output.finish_reason is not None for output in outputs)
+        # Blocks are taken when a step begins and given back at its end: the more of the two is what was in use.
+        self.state = (scheduler.num_waiting, ran, max(used, self._used), float(self.free_s > now_s))
         if self.free_s == now_s and self.connector and self.connector.next_s < math.inf:
             self.free_s = max(now_s, self.connector.next_s)
         for request, tokens, reason in outputs:

@@ -22,13 +22,15 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
         price: which of the catalogue's prices an hour counts.
 
     Returns:
-        Plain numbers and names. `tokens_per_s_user` is the inverse of the median TPOT.
+        Plain numbers and names. `tokens_per_s_user` is the inverse of the median TPOT. A task is a session with all its
+        turns, or a request that belongs to none. `hit_shares` are of prompt tokens, by where their KV was.
     """
     found = cluster.tally.summary(cluster.seconds)
     output_per_s, devices = found["output_tokens_per_s"], cluster.num_devices
     tpot = found["tpot_s"]
     found |= {
         "devices": devices,
+        "hit_shares": {"device": found["cached_share"], **found.pop("loaded_shares")},
         "output_tokens_per_s_device": output_per_s / devices,
         "tokens_per_s_user": 1 / tpot["p50"] if tpot and tpot["p50"] else None,
         "utilisation": {each.name: each.busy_s / cluster.now_s for each in cluster.instances if cluster.now_s},
@@ -38,8 +40,9 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
         found["output_tokens_per_s_megawatt"] = output_per_s / watts * MILLION
     if dollars is not None and output_per_s:
         found["usd_per_million_output_tokens"] = dollars / 3600 / output_per_s * MILLION
-        if found["completed"]:
-            found["usd_per_request"] = dollars / 3600 * cluster.seconds / found["completed"]
+        for name, number in (("usd_per_request", found["completed"]), ("usd_per_task", found["tasks"])):
+            if number:
+                found[name] = dollars / 3600 * cluster.seconds / number
     found["figures"] = _sources(cluster, price)
     return found
 

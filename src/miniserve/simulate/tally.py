@@ -6,7 +6,7 @@ DDSketch: Masson, Rim and Lee 2019). Whether a request met its SLO is decided wh
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -60,6 +60,13 @@ class Sketch:
                 return min(self.most, 2 * _GAMMA**bucket / (1 + _GAMMA))
         raise AssertionError("every value is in a bucket")
 
+    def shares(self) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """For drawing: values, ascending, and the share of all that is at or below each. Shapes [n]."""
+        buckets = sorted(self._buckets)
+        numbers = [self._zeros] * (self._zeros > 0) + [self._buckets[bucket] for bucket in buckets]
+        values = [0.0] * (self._zeros > 0) + [min(self.most, 2 * _GAMMA**bucket / (1 + _GAMMA)) for bucket in buckets]
+        return np.array(values), np.cumsum(numbers) / max(1, self.count)
+
     def spread(self) -> dict[str, float] | None:
         """As `workloads.service.spread`."""
         if not self.count:
@@ -75,7 +82,7 @@ class Served:
     Attributes:
         due_s: when it came.
         prompt_tokens, output_tokens: its lengths; of the output, what has come.
-        cached_tokens, loaded_tokens: of the prompt, what its engine had, and what came from a tier.
+        cached_tokens, loaded_tokens: of the prompt, what its engine had, and what came from each tier, by name.
         first_s, last_s: when the first and the newest token came.
         worst_gap_s: the longest time between two tokens.
     """
@@ -84,7 +91,7 @@ class Served:
     prompt_tokens: int
     output_tokens: int = 0
     cached_tokens: int = 0
-    loaded_tokens: int = 0
+    loaded_tokens: Mapping[str, int] = field(default_factory=dict)
     first_s: float = math.nan
     last_s: float = math.nan
     worst_gap_s: float = 0.0
@@ -107,6 +114,8 @@ class Tally:
 
     Attributes:
         slo: what counts as good.
+        tasks: that are done: whole sessions, or requests that belong to none.
+        loaded_tokens: of prompts, by the tier that they came from.
         rejected: requests that can never fit, by reason.
     """
 
@@ -116,10 +125,11 @@ class Tally:
     tpot: Sketch = field(default_factory=Sketch)
     e2e: Sketch = field(default_factory=Sketch)
     completed: int = 0
+    tasks: int = 0
     met: int = 0
     prompt_tokens: int = 0
     cached_tokens: int = 0
-    loaded_tokens: int = 0
+    loaded_tokens: Counter[str] = field(default_factory=Counter)
     output_tokens: int = 0
     retried: int = 0
     rejected: Counter[str] = field(default_factory=Counter)
@@ -151,13 +161,14 @@ class Tally:
         served.last_s = ends_s[-1]
         served.output_tokens += len(ends_s)
 
-    def ended(self, served: Served) -> None:
-        """It is complete."""
+    def ended(self, served: Served, *, is_task: bool) -> None:
+        """It is complete, and with it, perhaps, what its user wanted done."""
         self.completed += 1
+        self.tasks += is_task
         self.met += served.meets(self.slo)
         self.prompt_tokens += served.prompt_tokens
         self.cached_tokens += served.cached_tokens
-        self.loaded_tokens += served.loaded_tokens
+        self.loaded_tokens.update(served.loaded_tokens)
         self.output_tokens += served.output_tokens
         self.e2e.add(served.last_s - served.due_s)
         if served.output_tokens > 1:
@@ -170,13 +181,14 @@ class Tally:
             "seconds": seconds,
             "requests": requests,
             "completed": self.completed,
+            "tasks": self.tasks,
             "rejected": dict(self.rejected),
             "retried": self.retried,
             "requests_per_s": self.completed / seconds if seconds else 0.0,
             "output_tokens_per_s": self.output_tokens / seconds if seconds else 0.0,
             "prompt_tokens_per_s": self.prompt_tokens / seconds if seconds else 0.0,
             "cached_share": self.cached_tokens / self.prompt_tokens if self.prompt_tokens else 0.0,
-            "loaded_share": self.loaded_tokens / self.prompt_tokens if self.prompt_tokens else 0.0,
+            "loaded_shares": {name: tokens / self.prompt_tokens for name, tokens in self.loaded_tokens.items()},
             "ttft_s": self.ttft.spread(),
             "itl_s": self.itl.spread(),
             "tpot_s": self.tpot.spread(),

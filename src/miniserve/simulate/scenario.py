@@ -1,0 +1,165 @@
+"""`Scenario`: everything that decides a simulation, as a file says it: engines, what is between them, what is asked.
+
+It is checked as far as it can be by itself; whether the parts fit together is found out when it is built (`build`).
+Equal scenarios give equal results.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from miniserve.core.routing import ROUTERS
+from miniserve.errors import InvalidRequestError
+from miniserve.simulate.outage import Outage
+from miniserve.simulate.tables import from_table, to_table, to_toml
+from miniserve.simulate.tiers import TierPlan
+from miniserve.workloads.service import SLO
+
+ROLES = ("both", "prefill", "decode")
+
+
+@dataclass(frozen=True)
+class Engines:
+    """Engines that are alike.
+
+    Attributes:
+        hardware: an accelerator of the catalogue.
+        number: of engines.
+        role: `both`: prompts and outputs; or `prefill` or `decode` alone.
+        tensor: devices of each.
+        weights, kv: number formats; `kv` None: as the activations.
+        memory_share, block_size, max_num_seqs, max_num_batched_tokens, max_model_len: see `Deployment`.
+        overhead_ms: of each step, besides its operators.
+    """
+
+    hardware: str
+    number: int = 1
+    role: str = "both"
+    tensor: int = 1
+    weights: str = "bf16"
+    kv: str | None = None
+    memory_share: float = 0.9
+    block_size: int = 64
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 2048
+    max_model_len: int = 2**17
+    overhead_ms: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.role not in ROLES:
+            raise InvalidRequestError(f"the role '{self.role}' of engines is not one of {', '.join(ROLES)}")
+        for name in ("number", "tensor", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+            if getattr(self, name) < 1:
+                raise InvalidRequestError(f"{name} of engines is {getattr(self, name)}: it must be 1 at least")
+        if not self.overhead_ms >= 0:
+            raise InvalidRequestError(f"overhead_ms of engines is {self.overhead_ms}: it must be 0 at least")
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked: of `trace`, `preset`, `rate` and `concurrency` one, or a preset with a rate of its own.
+
+    Attributes:
+        trace: a file of Azure's or Mooncake's; `speed`: how much faster than recorded.
+        preset: a synthetic workload's name.
+        rate: requests a second, or sessions, Poisson.
+        concurrency: so many users, each asking again at once.
+        input, output: tokens, where nothing else says: N, LOW-HIGH, or MEDIAN/P90.
+        requests: how many are counted, or sessions; None: 256, or a trace's all.
+        warmup: how many before them are not; None: as many as there are users, or none.
+        seed: of lengths and moments.
+    """
+
+    trace: str | None = None
+    speed: float = 1.0
+    preset: str | None = None
+    rate: float | None = None
+    concurrency: int | None = None
+    input: str = "1024"
+    output: str = "256"
+    requests: int | None = None
+    warmup: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        given = [name for name in ("trace", "preset", "rate", "concurrency") if getattr(self, name) is not None]
+        if len(given) > 1 and given != ["preset", "rate"]:
+            raise InvalidRequestError(f"a workload has one of trace, rate and concurrency, not {' and '.join(given)}")
+        for name, least in (("concurrency", 1), ("requests", 1), ("warmup", 0)):
+            if (value := getattr(self, name)) is not None and value < least:
+                raise InvalidRequestError(f"{name} of a workload is {value}: it must be {least} at least")
+        if not 0 < self.speed < float("inf"):
+            raise InvalidRequestError(f"speed of a trace is {self.speed}: it must be above 0, and finite")
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """What the KV of a prefill engine goes through: bytes/s in one direction, and seconds."""
+
+    bandwidth: float = 50e9
+    latency_s: float = 1e-4
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """A simulation.
+
+    Attributes:
+        model: a published one's name, or a directory with config.json.
+        engines: what there is.
+        workload: what is asked.
+        router, decode_router: who chooses where prompts go, and where KV does.
+        prefix_caching: whether prompts may share blocks; None: where the workload says which do.
+        link: from prefill to decode.
+        tiers: where KV is kept besides, the nearest first; `load_if_faster`: read only what takes longer to compute.
+        outages: what fails.
+        slo: what counts as good, in ms: `ttft:500,tpot:50`.
+        price: which of the catalogue's prices an hour counts.
+    """
+
+    model: str
+    engines: tuple[Engines, ...]
+    workload: Workload = field(default_factory=Workload)
+    router: str = "least-loaded"
+    decode_router: str = "least-loaded"
+    prefix_caching: bool | None = None
+    link: Transfer = field(default_factory=Transfer)
+    tiers: tuple[TierPlan, ...] = ()
+    load_if_faster: bool = False
+    outages: tuple[Outage, ...] = ()
+    slo: str | None = None
+    price: str = "hyperscaler_tco"
+
+    def __post_init__(self) -> None:
+        for name in (self.router, self.decode_router):
+            if name not in ROUTERS:
+                raise InvalidRequestError(f"router '{name}' is not one of {', '.join(ROUTERS)}")
+        if self.slo:
+            SLO.parse(self.slo)
+        roles = {engines.role for engines in self.engines}
+        if roles not in ({"both"}, {"prefill", "decode"}):
+            has = ", ".join(sorted(roles)) or "none"
+            raise InvalidRequestError(f"engines do both, or some prefill and others decode; the roles here are: {has}")
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any]) -> "Scenario":
+        """Of plain values. Raises InvalidRequestError for what is unknown, of another kind, or nonsense."""
+        return from_table(cls, table)
+
+    def to_table(self) -> dict[str, Any]:
+        """Plain values, defaults left out."""
+        return to_table(self)
+
+    def to_toml(self) -> str:
+        """A file that `read_table` reads."""
+        return to_toml(self.to_table())
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """A TOML file's values. Raises InvalidRequestError if there are none: names the file, and the line if it can."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise InvalidRequestError(f"{path} cannot be read as TOML: {error}") from error
