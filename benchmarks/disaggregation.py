@@ -39,7 +39,7 @@ from miniserve.hardware.this_machine import num_cores
 from miniserve.workloads.service import Service
 
 STREAMS, STREAM_PROMPT, STREAM_TOKENS = 4, 32, 64
-LONG_PROMPT, LONG_OUTPUT = 1024, 16
+LONG_PROMPT, LONG_OUTPUT = 512, 8
 AT_ONCE = 3
 TTFT_SLO_S, ITL_SLO_S = 3.0, 0.1
 LOAD = 0.8  # of what one engine for prompts can bear

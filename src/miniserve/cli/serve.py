@@ -82,7 +82,6 @@ def serve(
     try:
         from miniserve.server.access import Access, read_keys, tenant_of
         from miniserve.server.app import ServerSettings
-        from miniserve.server.backend import Backend
         from miniserve.server.engine_client import EngineClient
         from miniserve.server.fleet.fleet import Fleet
         from miniserve.server.logs import set_up_logs
@@ -101,6 +100,8 @@ def serve(
         tenants.append(tenant_of("api-key", api_key))
     set_up_logs(log_level)
     engines = prefill + decode
+    if engines > 1 and kv_cache_mib is None:
+        raise InvalidRequestError(f"{engines} engines share the memory: --kv-cache-mib must say how much each may take")
     if engines > 1 and threads is None:
         threads = max(num_cores() // engines, 1)
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
@@ -125,12 +126,9 @@ def serve(
     # Of a fleet any engine may have to take all that the fleet takes.
     own = max_waiting if engines == 1 else max_waiting + decode * max_num_seqs
     clients = [EngineClient(opener, max_waiting=own, silence_s=silence_seconds) for _ in range(engines)]
-    backend_of_all: Backend = clients[0]
-    if engines > 1:
-        rule = Disaggregation(prefill_from)
-        backend_of_all = Fleet(clients[:prefill], clients[prefill:], max_waiting=max_waiting, rule=rule)
+    rule = Disaggregation(prefill_from)
     run_server(
-        backend_of_all,
+        clients[0] if engines == 1 else Fleet(clients[:prefill], clients[prefill:], max_waiting=max_waiting, rule=rule),
         ServerSettings(
             served_model_name or model,
             max_body_mib * 2**20,
