@@ -235,6 +235,20 @@ class Request:
                 )
         self.num_resumed = len(tokens)
 
+    def extend(self, tokens: Sequence[int]) -> Sequence[int]:
+        """Take output tokens, up to one that ends the request. Returns those taken."""
+        limits, matcher = self.limits, self.matcher
+        if not limits.stop_token_ids and not matcher:
+            taken = tokens[: self.max_length - len(self.token_ids)]
+            self.token_ids += taken
+            if len(self.token_ids) >= self.max_length:
+                self.finish_reason = FinishReason.LENGTH
+            return taken
+        for number, token in enumerate(tokens, 1):
+            if self.append(token):
+                return tokens[:number]
+        return tokens
+
     def append(self, token: int) -> FinishReason | None:
         """Take an output token; whether it ends the request, and why."""
         self.token_ids.append(token)

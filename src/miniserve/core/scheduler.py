@@ -190,14 +190,12 @@ class Scheduler:
             request, start, num_tokens, draft = part
             request.num_in_flight -= 1
             request.num_pending -= bool(tokens)
-            end, kept = start + num_tokens - len(draft), []
+            end: int = start + num_tokens - len(draft)
+            kept: Sequence[int] = ()
             if request.finish_reason is None:  # not aborted while the step was computed
                 assert bool(tokens) == (end == len(request.token_ids)), "tokens for each part that samples, only there"
                 assert len(tokens) < 2 or list(draft[: len(tokens) - 1]) == list(tokens[:-1]), "the draft's, and one"
-                for token in tokens:
-                    kept.append(token)
-                    if request.append(token):
-                        break
+                kept = request.extend(tokens)
             # All but the last of the new tokens were computed, as part of the draft. Of a request that has ended
             # meanwhile only those tokens count that were not cut, and not computed on top of a step that failed.
             accepted = max(len(kept) - 1, 0)
