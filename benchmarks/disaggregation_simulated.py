@@ -59,12 +59,10 @@ def simulate(scenario: str, split: str, rate: float, requests: int) -> dict[str,
     prefill, budget = SPLITS[split]
     workload, slo, _ = SCENARIOS[scenario]
     cluster = Cluster(
-        deployment(budget),
-        GPUS - prefill,
+        [deployment(budget)] * (GPUS - prefill),
         router=LeastLoaded(),
         slo=SLO.parse(slo),
-        prefill=deployment(PROMPT_BUDGET),
-        prefill_engines=prefill,
+        prefill=[deployment(PROMPT_BUDGET)] * prefill,
         make_link=lambda: Link(LINK_BYTES_PER_S, 1e-4),
         prefix_caching=False,
     )

@@ -159,6 +159,22 @@ def test_a_long_prompt_is_computed_apart_and_decoded_elsewhere():
     play(story)
 
 
+def test_what_was_left_is_given_up_once_it_has_been_fetched():
+    async def story(fleet, front, back):
+        asked = asyncio.create_task(ask(fleet, LONG, count=30))
+        while not back[0].open:
+            await asyncio.sleep(STEP_S / 2)
+        assert len(front[0].held) == 1
+        await asyncio.sleep(5 * STEP_S)
+        assert back[0].open
+        assert not front[0].open
+        assert not front[0].held
+        assert fleet.members[0].load.num_requests == 0
+        await asked
+
+    play(story)
+
+
 def test_short_cached_and_one_token_prompts_stay():
     async def story(fleet, front, back):
         await ask(fleet, SHORT)
