@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
-from miniserve.core.metrics import StepRecord
+from miniserve.core.metrics import StepRecord, TierCounts
 from miniserve.core.request import Request
 from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
@@ -136,6 +136,15 @@ def test_the_last_state_is_owed_until_it_is_sent():
     assert (last.requests, last.free, last.waiting) == ([], 64, 0)
     watched.recorder.changed()  # an abort, say
     assert watched.recorder.due_in_s is not None
+
+
+def test_tiers_are_told():
+    watched = Watched(step_s=0.02)
+    watched.engine.metrics.tiers["host"] = TierCounts(capacity_bytes=100, used_bytes=60, hits=3, misses=2)
+    watched.recorder.switch(True)
+    watched.recorder.send()
+    told = msgspec.json.decode(msgspec.json.encode(watched.updates[-1][1]))["tiers"]
+    assert told == [{"name": "host", "capacity_bytes": 100, "used_bytes": 60, "hits": 3, "misses": 2}]
 
 
 def test_latencies_are_the_engines():

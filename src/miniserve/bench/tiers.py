@@ -26,12 +26,12 @@ from miniserve.llm import LLM
 from miniserve.model.load import LoadedModel
 
 LIMIT_BYTES = 2**26
-SWEEP = (16, 32, 64, 128, 256)
+SWEEP = (16, 128)
 REPEATS = 3
 ROOM_MIB = 1024
 
 
-def bench_tiers(model: LoadedModel, folder: Path | None, num_chats: int = 3, *, turns: int = 5) -> dict[str, Any]:
+def bench_tiers(model: LoadedModel, folder: Path | None, num_chats: int = 2, *, turns: int = 4) -> dict[str, Any]:
     """The same conversations three times, and prompts of growing length.
 
     Args:

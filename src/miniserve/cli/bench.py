@@ -123,8 +123,8 @@ def tiers(
         Path | None, typer.Argument(help="On the disk to measure; default: where temporary files go.", file_okay=False)
     ] = None,
     model: ModelOption = "smollm2",
-    num_chats: Annotated[int, typer.Option(help="Conversations that take turns.", min=2)] = 3,
-    turns: Annotated[int, typer.Option(help="Turns of each.", min=2)] = 5,
+    num_chats: Annotated[int, typer.Option(help="Conversations that take turns.", min=2)] = 2,
+    turns: Annotated[int, typer.Option(help="Turns of each.", min=2)] = 4,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     backend: BackendOption = "auto",

@@ -19,7 +19,7 @@ import numpy as np
 from miniserve.core.engine import Engine
 from miniserve.core.metrics import StepRecord
 from miniserve.core.request import Request
-from miniserve.server.view.records import Holder, Part, ShownStep, Totals, Update
+from miniserve.server.view.records import Holder, Part, ShownStep, TierState, Totals, Update
 
 if TYPE_CHECKING:
     from miniserve.runtime.text_engine import Delta
@@ -143,6 +143,10 @@ class Recorder:
             ttft=dict(self._ttft),
             itl=dict(self._itl),
             cost=self._cost_s / max(now - self._began_s, INTERVAL_S),
+            tiers=[
+                TierState(name, tier.capacity_bytes, tier.used_bytes, tier.hits, tier.misses)
+                for name, tier in metrics.tiers.items()
+            ],
         )
 
 

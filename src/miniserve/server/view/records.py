@@ -97,6 +97,16 @@ class Totals(Struct):
     finished: int
 
 
+class TierState(Struct):
+    """A tier of KV beside the device; see `TierCounts`."""
+
+    name: str
+    capacity_bytes: int
+    used_bytes: int
+    hits: int
+    misses: int
+
+
 class Update(Struct):
     """What the page gets some ten times a second.
 
@@ -110,6 +120,7 @@ class Update(Struct):
         steps: the latest since the last update, 8 at most.
         ttft, itl: sketches of what was measured since the last update: times to first token, and between tokens.
         cost: share of the time since somebody began to watch that went into recording it.
+        tiers: of KV beside the device, the fastest first.
     """
 
     at_s: float
@@ -122,3 +133,4 @@ class Update(Struct):
     ttft: dict[int, int]
     itl: dict[int, int]
     cost: float
+    tiers: list[TierState] = []

@@ -4,7 +4,7 @@ import { Blocks } from "./blocks.js";
 import { Charts } from "./charts.js";
 import { Chat } from "./chat.js";
 import { Company } from "./company.js";
-import { restyle, whole } from "./figure.js";
+import { count, restyle, whole } from "./figure.js";
 import { State } from "./state.js";
 import { Steps } from "./steps.js";
 import { follow, savedKey, saveKey } from "./stream.js";
@@ -82,6 +82,10 @@ setInterval(() => {
     $("#n-blocks").textContent = whole(used);
     $("#n-all-blocks").textContent = whole(engine.num_blocks);
     $("#n-cached").textContent = prompt ? `${(100 * cached / prompt).toFixed(0)}%` : "–";
+    $("#tiers").hidden = !update.tiers.length;
+    $("#tiers span").textContent = update.tiers.map(tier =>
+      `${tier.name} ${whole(tier.used_bytes / 2 ** 20)} of ${whole(tier.capacity_bytes / 2 ** 20)} MiB, ` +
+      `${count(tier.hits, "block")} loaded, ${whole(tier.misses)} looked for in vain`).join("; ") + ".";
     $("#cost").textContent = `${(100 * update.cost).toFixed(2)}%`;
   }
   charts.update();
