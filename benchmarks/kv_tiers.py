@@ -9,7 +9,6 @@ whatever is found, and loading what is faster to load than to compute (core/load
 
 import argparse
 import random
-from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,16 +19,15 @@ from miniserve.hardware.cost import Part
 from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.deployment import Deployment, efficiency_for
-from miniserve.simulate.device import VirtualClock
 from miniserve.simulate.models import shape_by_name
-from miniserve.simulate.storage import Link, Tier, Tiered
+from miniserve.simulate.tiers import TierPlan
 from miniserve.workloads.presets import preset
 
 MODEL, DEVICE, WORKLOAD, DEVICES = "qwen3-32b", "h100", "agentic", 2
 GBYTES_PER_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 100.0)
 LATENCY_S = 1e-3
 SESSIONS_PER_S = 0.05
-ENOUGH_BLOCKS = 2**20
+ENOUGH_BYTES = 1e14
 
 
 def deployment() -> Deployment:
@@ -41,29 +39,17 @@ def deployment() -> Deployment:
     )  # fmt: skip
 
 
-def prompt_seconds(engine: Deployment) -> Callable[[int, int], float]:
-    """How long tokens take to compute: steps of as many as the scheduler puts into one."""
-    step_time, most = engine.step_time, engine.max_num_batched_tokens
-
-    def seconds(start: int, num_tokens: int) -> float:
-        ends = range(0, num_tokens, most)
-        return sum(step_time.seconds([Part(start + at, min(most, num_tokens - at))]) for at in ends)
-
-    return seconds
+def prompt_seconds(engine: Deployment, num_tokens: int) -> float:
+    """How long a prompt takes to compute, in steps of as many tokens as the scheduler puts into one."""
+    most = engine.max_num_batched_tokens
+    steps = ([Part(at, min(most, num_tokens - at))] for at in range(0, num_tokens, most))
+    return sum(map(engine.step_time.seconds, steps))
 
 
 def serve(engine: Deployment, sessions: int, bandwidth: float | None, *, choose: bool) -> dict[str, Any]:
     """One simulation; without a bandwidth, without a tier."""
-    recompute = prompt_seconds(engine)
-
-    def make(clock: VirtualClock) -> Tiered:
-        return Tiered(
-            Tier("tier", ENOUGH_BLOCKS), Link(bandwidth or 1.0, LATENCY_S), block_size=engine.block_size,
-            block_bytes=engine.kv_token_bytes * DEVICES * engine.block_size, clock=clock,
-            recompute_s=recompute if choose else None,
-        )  # fmt: skip
-
-    cluster = Cluster(engine, 1, make_connector=make if bandwidth else None)
+    plans = [TierPlan("tier", ENOUGH_BYTES, bandwidth, LATENCY_S)] if bandwidth else []
+    cluster = Cluster([engine], tiers=plans, load_if_faster=choose)
     tally = cluster.run(islice(preset(WORKLOAD, random.Random(0), SESSIONS_PER_S), sessions))
     found = tally.summary(cluster.seconds)
     ttft = found["ttft_s"]
@@ -73,7 +59,7 @@ def serve(engine: Deployment, sessions: int, bandwidth: float | None, *, choose:
         "ttft_s_p50": ttft["p50"],
         "ttft_s_p90": ttft["p90"],
         "cached_share": found["cached_share"],
-        "loaded_share": found["loaded_share"],
+        "loaded_share": found["loaded_shares"].get("tier", 0.0),
     }
 
 
@@ -84,11 +70,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     engine = deployment()
-    recompute, token_bytes = prompt_seconds(engine), engine.kv_token_bytes * DEVICES
     data: dict[str, Any] = {
         "model": MODEL, "workload": WORKLOAD, "sessions": arguments.sessions, "sessions_per_s": SESSIONS_PER_S,
-        "pool_tokens": engine.num_blocks * engine.block_size, "kv_bytes_per_token": token_bytes,
-        "prompt_s": {tokens: recompute(0, tokens) for tokens in (1024, 8192, 32768, 65536)},
+        "pool_tokens": engine.num_blocks * engine.block_size, "kv_bytes_per_token": engine.kv_sent_bytes,
+        "prompt_s": {tokens: prompt_seconds(engine, tokens) for tokens in (1024, 8192, 32768, 65536)},
         "nothing": serve(engine, arguments.sessions, None, choose=False),
     }  # fmt: skip
     for name, choose in (("always", False), ("faster", True)):
