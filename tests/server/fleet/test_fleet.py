@@ -225,6 +225,20 @@ def test_whoever_dies_whenever_no_token_is_lost_or_said_twice(which, at_s):
     play(story)
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_decode_engine_that_dies_while_the_kv_moves(count):
+    """At every moment of it; with nobody else, the prefill engine goes on with what it has just left."""
+    for at_s in range(10, 20):
+
+        async def story(fleet, front, back, at_s=at_s / 10 + 0.05):
+            asked = asyncio.create_task(ask(fleet, LONG, count=count))
+            await asyncio.sleep(at_s)
+            back[0].die(30.0)
+            assert (await asked).tokens == expected(LONG, count=count)
+
+        play(story)
+
+
 deaths = st.lists(st.tuples(st.floats(0, 4), st.integers(0, 3), st.floats(0, 3)), max_size=2)
 asked = st.lists(st.tuples(st.floats(0, 2), st.sampled_from([SHORT, LONG, LONG[:20]]), st.integers(1, 3)), max_size=3)
 

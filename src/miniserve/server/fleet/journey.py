@@ -83,7 +83,6 @@ class Journey:
             async with there.computing(output, 1 if offer else num_missing, offer=offer) as reply:
                 self._accepted()
                 async for piece in reply:
-                    there.heard_of(output)
                     await left.aclose()
                     self.has_settled.set()
                     self._pass_on(piece)
@@ -94,7 +93,6 @@ class Journey:
         reply = await left.enter_async_context(member.computing(self._output, num_missing, moves=True))
         self._accepted()
         async for piece in reply:
-            member.heard_of(self._output)
             offer = piece.offer
             self._pass_on(piece)
         return offer

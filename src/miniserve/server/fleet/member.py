@@ -6,7 +6,7 @@ weighs from the moment it is sent.
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from miniserve.core.hashing import BlockHash
 from miniserve.core.offer import Offer
@@ -15,6 +15,20 @@ from miniserve.server.engine_client import EngineClient
 from miniserve.server.fleet.output import Output
 from miniserve.server.messages import Cached
 from miniserve.server.reply import Reply
+
+
+@dataclass(eq=False)
+class _Stay:
+    """An output that this engine has, perhaps twice: it may come back to where its KV still stands."""
+
+    output: Output
+    num_missing: int
+    came: int  # tokens of it, when it came here
+
+    @property
+    def missing(self) -> int:
+        """Tokens that are still to be computed before its next one."""
+        return self.num_missing if len(self.output.tokens) == self.came else 0
 
 
 class Member:
@@ -28,15 +42,15 @@ class Member:
     def __init__(self, name: str, client: EngineClient) -> None:
         self.name, self.client = name, client
         self._cached: set[BlockHash] = set()
-        self._open: dict[Output, int] = {}  # and how many tokens are to be computed before its next one comes
+        self._open: set[_Stay] = set()
         client.on_cached = self._note
 
     @property
     def load(self) -> Load:
         """Of `EngineView`."""
         size = self.client.facts.block_size
-        blocks = sum(-(-output.num_tokens // size) for output in self._open)
-        return Load(sum(self._open.values()), blocks, len(self._open))
+        blocks = sum(-(-stay.output.num_tokens // size) for stay in self._open)
+        return Load(sum(stay.missing for stay in self._open), blocks, len(self._open))
 
     def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
         """Of `EngineView`."""
@@ -61,7 +75,8 @@ class Member:
             APIError: the engine is not there, or has died.
             InvalidRequestError: it refuses.
         """
-        self._open[output] = num_missing
+        stay = _Stay(output, num_missing, len(output.tokens))
+        self._open.add(stay)
         params = replace(output.params, prompt_logprobs=None) if output.tokens else output.params  # said already
         try:
             came, salt = list(output.tokens), output.cache_salt
@@ -70,11 +85,7 @@ class Member:
             ) as reply:
                 yield reply
         finally:
-            del self._open[output]
-
-    def heard_of(self, output: Output) -> None:
-        """A token of it has come: what was missing is computed."""
-        self._open[output] = 0
+            self._open.remove(stay)
 
     def _note(self, cached: Cached) -> None:
         if cached.whole:
