@@ -71,6 +71,9 @@ def test_the_rest_of_a_layer():
     assert ops["shared gate and up"].weight_bytes == 7168 * 2 * 2048
     assert ops["dispatch"].link_bytes == 4 * 8 * 7168 * 1 * 7 / 8
     assert ops["combine"].link_bytes == 4 * 8 * 7168 * 2 * 7 / 8
+    pairs = by_name([Part(9, 1)] * 4, FP8, Parallel(2, 8))
+    assert (pairs["dispatch"].ranks, pairs["dispatch"].stride, pairs["all-reduce"].stride) == (8, 2, 1)
+    assert pairs["shared down"].weight_bytes == 7168 * 1024
 
 
 @given(st.integers(1, 64))

@@ -9,7 +9,7 @@ from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.efficiency import IDEAL
 from miniserve.hardware.shape import Parallel
-from miniserve.simulate.deployment import efficiency_for
+from miniserve.simulate.deployment import efficiency_for, kernels_of
 from miniserve.simulate.models import known_models, shape_by_name
 from miniserve.simulate.speculation import Speculation
 
@@ -121,3 +121,9 @@ def test_kernels_of_a_generation_stand_in_for_one_another():
     assert efficiency_for(catalog.accelerator("h200")).name == "h100"
     assert efficiency_for(catalog.accelerator("a100-80")).name == "a100-80"
     assert efficiency_for(catalog.accelerator("t4")) is IDEAL
+    llama, deepseek = shape_by_name("llama-3.1-8b"), shape_by_name("deepseek-v3")
+    hopper, blackwell = (efficiency_for(catalog.accelerator(key)) for key in ("h800", "gb200"))
+    assert kernels_of(IDEAL, llama) == "the roofline: a lower bound"
+    assert kernels_of(blackwell, llama) == "fitted to timings on b200"
+    assert kernels_of(hopper, deepseek) == "fitted to timings on h100"
+    assert kernels_of(blackwell, deepseek) == "fitted to timings on b200; decode attention at the roofline"

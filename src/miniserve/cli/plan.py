@@ -52,7 +52,7 @@ def plan(
     from miniserve.hardware.catalog import load_catalog
     from miniserve.hardware.shape import Precision
     from miniserve.simulate.capacity import Load
-    from miniserve.simulate.deployment import Deployment, efficiency_for
+    from miniserve.simulate.deployment import Deployment, efficiency_for, kernels_of
     from miniserve.simulate.models import shape_by_name
     from miniserve.simulate.plan import Planner
     from miniserve.simulate.report import check_price
@@ -83,7 +83,7 @@ def plan(
         "label": "simulated",
         "model": model,
         "hardware": device.key,
-        "kernels": f"fitted to timings on {efficiency.name}" if efficiency.curves else "the roofline: a lower bound",
+        "kernels": kernels_of(efficiency, template.shape),
         "devices": gpus,
         "usd_per_device_hour": usd_per_hour,
         "slo": limits.as_dict(),

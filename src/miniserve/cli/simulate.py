@@ -111,13 +111,14 @@ def simulate(
 def _described(scenario: "Scenario") -> dict[str, Any]:
     """Of which kernels' timings, and of which published trace."""
     from miniserve.hardware.catalog import load_catalog
-    from miniserve.simulate.deployment import efficiency_for
+    from miniserve.simulate.deployment import efficiency_for, kernels_of
+    from miniserve.simulate.models import shape_by_name
     from miniserve.workloads.traces import origin
 
     kernels = {}
     for name in dict.fromkeys(pool.hardware for pool in scenario.engines):
         efficiency = efficiency_for(load_catalog().accelerator(name))
-        kernels[name] = f"fitted to timings on {efficiency.name}" if efficiency.curves else "roofline: a lower bound"
+        kernels[name] = kernels_of(efficiency, shape_by_name(scenario.model))
     trace = scenario.workload.trace
     return {"kernels": kernels} | ({"trace": origin(Path(trace))} if trace else {})
 

@@ -35,6 +35,14 @@ def efficiency_for(device: Accelerator) -> Efficiency:
     return known.get(key, IDEAL)
 
 
+def kernels_of(efficiency: Efficiency, shape: Shape) -> str:
+    """In words, what kernels' times are from."""
+    if not efficiency.curves:
+        return "the roofline: a lower bound"
+    unknown = shape.latent and "latent_attention" not in efficiency.curves
+    return f"fitted to timings on {efficiency.name}" + ("; decode attention at the roofline" if unknown else "")
+
+
 @dataclass(frozen=True)
 class Deployment:
     """One engine's worth of devices.
