@@ -2,6 +2,7 @@
 
 import multiprocessing
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,32 @@ def test_another_process_reads_it_until_its_maker_is_gone(way):
         maker.kill()
     with pytest.raises(TransferError), way.read(maker.place, 1000):
         pass
+
+
+def test_its_maker_hears_that_it_was_read(way):
+    room = way.room(1000)
+    reader = type(way)()
+    way.tidy()
+    assert not room.was_read
+    with reader.read(room.place, 1000):
+        pass
+    for _ in range(200):
+        way.tidy()
+        if room.was_read:
+            break
+        time.sleep(0.01)
+    assert room.was_read
+    room.close()
+    reader.close()
+
+
+def test_a_reader_that_fails_may_come_again():
+    shared = SharedMemory()
+    room = shared.room(1000)
+    with pytest.raises(ZeroDivisionError), shared.read(room.place, 1000):
+        _ = 1 / 0
+    assert not room.was_read
+    room.close()
 
 
 def test_what_is_read_stays_when_the_maker_is_killed():

@@ -15,21 +15,26 @@ registered is the cached one.
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from miniserve.core.hashing import BlockHash
 from miniserve.errors import InvalidRequestError
 
 
-@dataclass(frozen=True)
-class BlockStored:
-    """A block's content became findable under `block_hash`."""
+class BlockStored(NamedTuple):
+    """A block's content became findable under `block_hash`.
+
+    Attributes:
+        parent: of the block before it in its sequence; None for the first.
+        token_ids: whose KV it is.
+    """
 
     block_hash: BlockHash
+    parent: BlockHash | None
+    token_ids: list[int]
 
 
-@dataclass(frozen=True)
-class BlockRemoved:
+class BlockRemoved(NamedTuple):
     """The content under `block_hash` is gone from this pool."""
 
     block_hash: BlockHash
@@ -75,11 +80,6 @@ class BlockPool:
         """The blocks whose content can be found by its hash."""
         return self._cached.values()
 
-    @property
-    def cached_hashes(self) -> Collection[BlockHash]:
-        """By what they are found."""
-        return self._cached.keys()
-
     def find(self, hashes: Iterable[BlockHash]) -> list[int]:
         """The cached blocks of the longest prefix of `hashes` that is here. Takes none of them."""
         blocks = []
@@ -121,14 +121,19 @@ class BlockPool:
             if self._references[block] == 0:
                 self._free[block] = None
 
-    def register(self, block: int, content: BlockHash) -> None:
-        """The block is full and computed: make it findable, unless an equal one already is."""
+    def register(
+        self, block: int, content: BlockHash, parent: BlockHash | None = None, token_ids: Sequence[int] = ()
+    ) -> None:
+        """The block is full and computed: make it findable, unless an equal one already is.
+
+        `parent` and `token_ids` are for whoever hears of it.
+        """
         assert self._references[block] > 0, f"block {block} registered while nobody uses it"
         if self._hash_of[block] is None and content not in self._cached:
             self._hash_of[block] = content
             self._cached[content] = block
             if self.on_event:
-                self.on_event(BlockStored(content))
+                self.on_event(BlockStored(content, parent, list(token_ids)))
 
     def clear_cache(self) -> None:
         """Forget all content. Blocks in use stay in use."""

@@ -89,9 +89,13 @@ class BlockTables:
         first, full = request.num_registered, num_tokens // self.pool.block_size
         if not self.prefix_caching or full <= first:
             return
-        hashes = request.block_hashes(self.pool.block_size, full)
+        size, hashes = self.pool.block_size, request.block_hashes(self.pool.block_size, full)
         for index in range(first, full):
-            self.pool.register(request.block_table[index], hashes[index])
+            parent, token_ids = (
+                hashes[index - 1] if index else None,
+                request.token_ids[index * size : (index + 1) * size],
+            )
+            self.pool.register(request.block_table[index], hashes[index], parent, token_ids)
         request.num_registered = full
         self._pending.settle(request, hashes[first:full])
         self._hold(self._connector.computed(request, first))

@@ -5,8 +5,8 @@ the pool. What it says then is an `Offer`. Another engine's request that comes w
 the blocks that are cached here already. All copies are made by one thread, while steps go on.
 
 Invariants: every move is answered, with an offer or with None, where there was no room or the copy failed; a request
-whose offer cannot be taken up is computed from its tokens. A room stands until it is withdrawn, or for `hold_s` if
-nobody comes for it. So nothing is held without an end, and what fails costs time, not tokens.
+whose offer cannot be taken up is computed from its tokens. A room stands until it is withdrawn or has been read, or for
+`hold_s` if nobody comes for it. So nothing is held without an end, and what fails costs time, not tokens.
 
 It does not say who moves where; that is for whoever drives the engines.
 """
@@ -256,6 +256,8 @@ class Moves:
     def _tidy(self) -> None:
         self._transfer.tidy()
         now = time.monotonic()
+        for request_id in [request_id for request_id, (room, _) in self._rooms.items() if room.was_read]:
+            self._close(request_id)
         late = [request_id for request_id, (_, offer) in self._rooms.items() if offer.expires_s <= now]
         for request_id in late:
             self._close(request_id)

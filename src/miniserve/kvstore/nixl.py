@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from typing import Any, NamedTuple
 
 import torch
@@ -27,22 +28,28 @@ PAUSE_S = 2e-4  # between two looks at a transfer: the engine wants the processo
 
 
 class Place(NamedTuple):
-    """Where a room is: the agent's name and metadata, and the memory's description, as NIXL writes them."""
+    """Where a room is: the agent's name and metadata, the memory's description, as NIXL writes them, and its number."""
 
     agent: str
     metadata: bytes
     memory: bytes
+    number: int
 
 
 class NixlRoom:
-    """Host memory that is registered with an agent."""
+    """Host memory that is registered with an agent.
 
-    def __init__(self, agent: Any, num_bytes: int) -> None:
+    Attributes:
+        was_read: of `Room`: its agent was told so.
+    """
+
+    def __init__(self, agent: Any, num_bytes: int, number: int) -> None:
         self._agent = agent
         self.data = torch.empty(num_bytes, dtype=torch.uint8)
         self._registered = agent.register_memory(self.data)
         memory = agent.get_serialized_descs(agent.get_xfer_descs(self.data))
-        self.place = Place(agent.name, agent.get_agent_metadata(), memory)
+        self.place = Place(agent.name, agent.get_agent_metadata(), memory, number)
+        self.was_read = False
         self.closed_s: float | None = None
 
     def close(self) -> None:
@@ -71,11 +78,12 @@ class Nixl:
         name = f"miniserve-{os.getpid()}-{secrets.token_hex(4)}"
         self._agent = nixl_agent(name, nixl_agent_config(True, False, 0, backends=["UCX"]))
         self._rooms: deque[NixlRoom] = deque()
+        self._numbers = count()
 
     def room(self, num_bytes: int) -> NixlRoom:
         """Of `KVTransfer`."""
         self.tidy()
-        self._rooms.append(NixlRoom(self._agent, num_bytes))
+        self._rooms.append(NixlRoom(self._agent, num_bytes, next(self._numbers)))
         return self._rooms[-1]
 
     @contextmanager
@@ -93,6 +101,9 @@ class Nixl:
 
     def tidy(self) -> None:
         """Of `KVTransfer`."""
+        read = {note for notes in self._agent.get_new_notifs().values() for note in notes}
+        for room in self._rooms:
+            room.was_read |= _note(room.place.number) in read
         self._free(time.monotonic() - READ_TIMEOUT_S)
 
     def close(self) -> None:
@@ -104,7 +115,7 @@ class Nixl:
         try:
             peer = agent.add_remote_agent(place.metadata)
             there = agent.deserialize_descs(place.memory)
-            handle = agent.initialize_xfer("READ", agent.get_xfer_descs(here), there, peer)
+            handle = agent.initialize_xfer("READ", agent.get_xfer_descs(here), there, peer, _note(place.number))
             state, deadline_s = agent.transfer(handle), time.monotonic() + READ_TIMEOUT_S
             while state not in ("DONE", "ERR") and time.monotonic() < deadline_s:
                 time.sleep(PAUSE_S)
@@ -126,3 +137,8 @@ class Nixl:
             else:
                 kept.append(room)
         self._rooms = kept
+
+
+def _note(number: int) -> bytes:
+    """What NIXL tells a room's agent when it has been read."""
+    return b"miniserve-read-%d" % number

@@ -38,6 +38,11 @@ class Room(Protocol):
         """Where it is."""
         ...
 
+    @property
+    def was_read(self) -> bool:
+        """Whether a peer has read it to the end, as far as is known: `KVTransfer.tidy` looks."""
+        ...
+
     def close(self) -> None:
         """Give the memory back."""
         ...

@@ -8,7 +8,7 @@ choice has a finish reason. All pieces of a step travel in one message, so that 
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from miniserve.core.hashing import BlockHash
+from miniserve.core.block_pool import BlockEvent
 from miniserve.core.metrics import Metrics, MoveCounts
 from miniserve.core.offer import Offer
 from miniserve.core.request import TokenLogprob
@@ -160,15 +160,15 @@ class Follow(NamedTuple):
 
 
 class Cached(NamedTuple):
-    """Contents of KV blocks that can be found here from now on, and that cannot any more, by their hashes.
+    """What became of the contents of KV blocks.
 
     Attributes:
-        changes: in order: a hash, and whether it is there.
-        whole: nothing else is there: what was said before is void.
+        events: in order.
+        from_nothing: before them there is nothing: what was said earlier is void.
     """
 
-    changes: list[tuple[BlockHash, bool]]
-    whole: bool = False
+    events: list[BlockEvent]
+    from_nothing: bool = False
 
 
 ToEngine = Submit | Abort | Ask | Watch | Follow  # and None: end

@@ -66,6 +66,11 @@ class Reply:
             self._on_close()
             self._on_close = None
 
+    def leave(self) -> None:
+        """Close, but let what has moved stand until it has been fetched, or its time is up."""
+        self.moved = False
+        self.close()
+
     # The engine's side.
 
     def accept(self) -> None:

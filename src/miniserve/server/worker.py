@@ -17,9 +17,8 @@ from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
-from miniserve.core.block_pool import BlockStored
+from miniserve.core.block_pool import BlockEvent
 from miniserve.core.grammar import Grammar
-from miniserve.core.hashing import BlockHash
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.departures import Departures
 from miniserve.server.messages import (
@@ -87,7 +86,7 @@ class Worker:
         self._recorder = Recorder(llm.engine, self._send)
         self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
         self._departures = Departures(self._text, llm.moves)
-        self._cached: list[tuple[BlockHash, bool]] = []  # since the last message
+        self._cached: list[BlockEvent] = []  # since the last message
 
     def run(self) -> None:
         """Serve until the pipe closes."""
@@ -210,8 +209,12 @@ class Worker:
 
     def _follow(self) -> None:
         pool = self._llm.engine.scheduler.pool
-        self._send(Cached([(content, True) for content in pool.cached_hashes], whole=True))
-        pool.on_event = lambda event: self._cached.append((event.block_hash, isinstance(event, BlockStored)))
+        assert not pool.cached_blocks, "it is asked for before anything is submitted"
+        self._send(Cached([], from_nothing=True))
+        pool.on_event = self._note_event
+
+    def _note_event(self, event: BlockEvent) -> None:
+        self._cached.append(event)
 
     def _abort(self, key: int) -> None:
         self._compiling.discard(key)

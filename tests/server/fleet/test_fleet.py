@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from miniserve.core.block_pool import BlockStored
 from miniserve.core.disaggregation import Disaggregation
 from miniserve.core.hashing import block_hashes
 from miniserve.core.offer import Offer
@@ -45,7 +46,7 @@ class Engine:
 
     async def start(self):
         self.ready = True
-        self.on_cached(Cached([], whole=True))
+        self.on_cached(Cached([], from_nothing=True))
 
     async def stop(self):
         self.ready = False
@@ -80,7 +81,7 @@ class Engine:
             self.die(0.0)
         fetched = offer is not None and offer.source() is not None
         await asyncio.sleep(STEP_S * (1 if fetched else len(prompt) // SIZE))
-        self.on_cached(Cached([(each, True) for each in block_hashes(prompt, SIZE, "a model", "salt")]))
+        self.on_cached(Cached([BlockStored(each, None, []) for each in block_hashes(prompt, SIZE, "a model", "salt")]))
         cached = 4 if self.name.startswith("p") else 0
         while at < params.max_tokens:
             await asyncio.sleep(STEP_S)

@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 
+from miniserve.core.block_pool import BlockStored
 from miniserve.core.hashing import BlockHash
 from miniserve.core.offer import Offer
 from miniserve.core.routing import Load
@@ -88,10 +89,10 @@ class Member:
             self._open.remove(stay)
 
     def _note(self, cached: Cached) -> None:
-        if cached.whole:
+        if cached.from_nothing:
             self._cached.clear()
-        for content, is_there in cached.changes:
-            if is_there:
-                self._cached.add(content)
+        for event in cached.events:
+            if isinstance(event, BlockStored):
+                self._cached.add(event.block_hash)
             else:
-                self._cached.discard(content)
+                self._cached.discard(event.block_hash)
