@@ -21,6 +21,7 @@ from miniserve.model.tokenizer.detokenizer import BYTES_BY_CHARACTER, DecodingRu
 from miniserve.model.tokenizer.from_directory import read_directory_tokenizer
 from miniserve.model.tokenizer.from_gguf import read_gguf_tokenizer
 from miniserve.model.tokenizer.parts import TokenizerParts, blaming, vocab_size
+from miniserve.model.tokenizer.to_directory import directory_files
 
 _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
@@ -95,6 +96,10 @@ class Tokenizer:
             ChatTemplateError: the chat template does not parse.
         """
         return cls(read_gguf_tokenizer(metadata, path), num_ids)
+
+    def directory_files(self) -> dict[str, str]:
+        """Names and texts of the files from which `from_directory` makes this tokenizer again."""
+        return directory_files(self._made_of[0])
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of `text`, with the special tokens the model puts around a prompt unless told not to.

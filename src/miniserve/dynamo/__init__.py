@@ -1,0 +1,1 @@
+"""A worker of NVIDIA Dynamo over the engine: `python -m miniserve.dynamo`."""

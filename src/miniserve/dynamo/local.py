@@ -1,0 +1,168 @@
+"""`python -m miniserve.dynamo.local`: a whole deployment on this machine: Dynamo's frontend, and workers of each role.
+
+Processes find one another through files in a directory and talk over the loopback: no etcd, no NATS. Each writes a log
+there. It is for one machine and for tests; across hosts workers are started one by one, with etcd.
+Whoever ends this process, by Ctrl-C or a signal, ends all of them, in order: first who takes requests.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from itertools import count
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from miniserve.cli.loading import ModelOption
+from miniserve.errors import InvalidRequestError, MiniserveError
+
+Mode = Literal["agg", "prefill", "decode"]
+LOOK_S = 0.5
+END_S = 30.0  # a prefill worker waits for what it has left to be fetched
+MIGRATIONS = 3  # of one request, from a worker that died to another
+
+
+def environment(directory: Path) -> dict[str, str]:
+    """What a deployment's processes are told: to find one another in `directory`, and to stay on this machine.
+
+    Raises:
+        MiniserveError: Dynamo is not installed.
+    """
+    try:
+        release = version("ai-dynamo-runtime")
+    except PackageNotFoundError as error:
+        raise MiniserveError("this needs NVIDIA Dynamo: pip install 'miniserve[dynamo]'") from error
+    by_interface = tuple(map(int, release.split(".")[:2])) < (1, 6)  # before that it wanted the interface's name
+    return os.environ | {
+        "DYN_DISCOVERY_BACKEND": "file",
+        "DYN_FILE_KV": str(directory / "discovery"),
+        "DYN_REQUEST_PLANE": "tcp",
+        "DYN_EVENT_PLANE": "zmq",
+        "DYN_TCP_RPC_HOST": "127.0.0.1",
+        "DYN_TCP_RESPONSE_STREAM_HOST": "lo" if by_interface else "127.0.0.1",
+        "DYN_EVENT_PLANE_HOST": "127.0.0.1",
+        "DYN_SYSTEM_HOST": "127.0.0.1",
+        "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
+        "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+class Local:
+    """The processes. Use it as a context manager: leaving the block ends them.
+
+    Args:
+        directory: for logs, and for the processes to find one another; one for each deployment.
+        model: by any name.
+        options: further ones of each worker.
+    """
+
+    def __init__(self, directory: Path, model: str, options: Sequence[str] = ()) -> None:
+        self._directory, self._model, self._options = directory, model, options
+        self._environment = environment(directory)
+        self._numbers = count(1)
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        (directory / "discovery").mkdir(parents=True, exist_ok=True)
+
+    def __enter__(self) -> "Local":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
+    def start_frontend(self, port: int, router: str) -> None:
+        """Dynamo's, which speaks HTTP."""
+        command = ["-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
+        self._start("frontend", [*command, "--router-mode", router, "--migration-limit", str(MIGRATIONS)])
+
+    def start_worker(self, mode: Mode) -> str:
+        """One more, by the name that is returned. It takes requests when its model is loaded."""
+        name = f"{mode}-{next(self._numbers)}"
+        command = ["-m", "miniserve.dynamo", "--model", self._model, "--disaggregation-mode", mode]
+        self._start(name, [*command, *self._options])
+        return name
+
+    def end_worker(self, name: str) -> None:
+        """Have it finish what it has, and end."""
+        self.processes[name].send_signal(signal.SIGTERM)
+
+    def dead(self) -> list[str]:
+        """Those that have ended since the last call."""
+        names = [name for name, process in self.processes.items() if process.poll() is not None]
+        for name in names:
+            del self.processes[name]
+        return names
+
+    def end(self) -> None:
+        """End all, and wait for it."""
+        for process in self.processes.values():  # the frontend was started first
+            process.terminate()
+        until_s = time.monotonic() + END_S
+        for process in self.processes.values():
+            try:
+                process.wait(max(until_s - time.monotonic(), 0))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        self.processes.clear()
+
+    def log(self, name: str) -> Path:
+        """Where that process writes."""
+        return self._directory / f"{name}.log"
+
+    def _start(self, name: str, arguments: Sequence[str]) -> None:
+        with self.log(name).open("wb") as log:
+            self.processes[name] = subprocess.Popen(
+                [sys.executable, *arguments], env=self._environment, stdout=log, stderr=log, start_new_session=True
+            )
+
+
+def local(
+    model: ModelOption = "smollm2",
+    agg: Annotated[int, typer.Option(help="Workers that compute whole requests.", min=0)] = 0,
+    prefill: Annotated[int, typer.Option(help="Workers for prompts.", min=0)] = 0,
+    decode: Annotated[int, typer.Option(help="Workers that go on behind them.", min=0)] = 0,
+    port: Annotated[int, typer.Option(help="The frontend's.", min=1, max=65535)] = 8000,
+    router: Annotated[Literal["kv", "round-robin", "random"], typer.Option(help="How it chooses a worker.")] = "kv",
+    directory: Annotated[Path | None, typer.Option(help="For logs; default: a new one.")] = None,
+    options: Annotated[list[str] | None, typer.Argument(help="Behind --: options of each worker.")] = None,
+) -> None:
+    """Run Dynamo's frontend and workers of ours on this machine, until Ctrl-C."""
+    if not agg and not (prefill and decode):
+        raise InvalidRequestError("nobody would answer: --agg 1 at least, or --prefill 1 and --decode 1")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    where = directory or Path(tempfile.mkdtemp(prefix="miniserve-dynamo-"))
+    with Local(where, model, options or ()) as deployment:
+        deployment.start_frontend(port, router)
+        counts: dict[Mode, int] = {"agg": agg, "prefill": prefill, "decode": decode}
+        for mode, number in counts.items():
+            for _ in range(number):
+                deployment.start_worker(mode)
+        typer.echo(f"http://127.0.0.1:{port}/v1 once the models are loaded; logs in {where}")
+        while True:
+            time.sleep(LOOK_S)
+            for name in deployment.dead():
+                if name == "frontend":
+                    raise MiniserveError(f"the frontend has ended: see {deployment.log(name)}")
+                typer.echo(f"{name} has ended: see {deployment.log(name)}; another one is started")
+                deployment.start_worker(name.rpartition("-")[0])  # type: ignore[arg-type]
+
+
+def main() -> None:
+    """Run it; an expected error is one line."""
+    try:
+        typer.run(local)
+    except KeyboardInterrupt:
+        pass
+    except MiniserveError as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
