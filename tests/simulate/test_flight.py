@@ -26,6 +26,7 @@ def test_names_are_as_good_as_content(paths, block_size):
         named.append(flight.request().block_hashes(block_size, length // block_size))
         hashed.append(Request(str(serial), tokens, Limits(1)).block_hashes(block_size, length // block_size))
     for ours, reference in zip(named, hashed, strict=True):
+        assert len(set(ours)) == len(ours)
         for others, reference_others in zip(named, hashed, strict=True):
             alike = [one == other for one, other in zip(reference, reference_others, strict=False)]
             assert [one == other for one, other in zip(ours, others, strict=False)] == alike
