@@ -17,7 +17,8 @@ from miniserve.simulate.tiers import TierPlan
 positive = st.floats(1e-3, 1e15)
 some_engines = st.builds(
     Engines, st.text(max_size=5), st.integers(1, 99), st.just("both"), st.integers(1, 8),
-    kv=st.none() | st.text(max_size=3), overhead_ms=st.floats(0, 9), max_num_seqs=st.integers(1, 9),
+    kv=st.none() | st.text(max_size=3), expert_skew=st.none() | st.floats(0, 2), overlap=st.booleans(),
+    draft_acceptance=st.none() | st.just("0.8,0.5"), overhead_ms=st.floats(0, 9), max_num_seqs=st.integers(1, 9),
 )  # fmt: skip
 scenarios = st.builds(
     Scenario, st.text(max_size=9), st.lists(some_engines, min_size=1, max_size=3).map(tuple),
@@ -61,6 +62,7 @@ def engines(**keys):
         (engines(number=True), "is True: it must be a whole number"),
         (engines(number=0), "number of engines is 0"),
         (engines(overhead_ms=-1), "overhead_ms of engines is -1"),
+        (engines(expert=0), "expert of engines is 0"),
         (engines(role="dekode"), "the role 'dekode' of engines is not one of both, prefill, decode"),
         (engines(role="prefill"), "the roles here are: prefill"),
         (changed(engines=[]), "the roles here are: none"),
@@ -91,6 +93,10 @@ TIER = {"name": "host", "num_bytes": 1e12, "bandwidth": 1e9}
         (engines(hardware="h1000"), "h1000"),
         (engines(weights="fp5"), "fp5"),
         (changed(model="llama-3.1-405b"), "it does not fit: weights of"),
+        (engines(expert=2), "expert parallelism needs a model with experts"),
+        (engines(expert_skew=1.2), "an expert skew of 1.2: the model has no experts"),
+        (engines(draft_acceptance="0.8,2"), "a share of 2.0"),
+        (engines(draft_acceptance="most"), "'most' is no list of shares"),
         (changed(price="ebay"), "no price 'ebay'"),
         (changed(link={"bandwidth": 0}, engines=[{"hardware": "h100", "role": "prefill"}, {"hardware": "h100", "role": "decode"}]),
          "a link's bandwidth, 0.0 bytes/s"),
@@ -135,3 +141,18 @@ def test_pools_tiers_and_an_outage_in_one():
     assert report(run(replace(scenario))) == found
     calm = report(run(replace(scenario, outages=())))
     assert "context" not in calm["hit_shares"]
+
+
+def mixture(**keys):
+    """DeepSeek-V3 on 16 ranks that share out its experts."""
+    engines = Engines("h200", expert=16, weights="fp8_block", **keys)
+    return Scenario("deepseek-v3", (engines,), Workload(concurrency=64, input="256", output="16", requests=64))
+
+
+def test_ranks_that_share_out_experts():
+    found = report(run(mixture()))
+    assert found["devices"] == len(found["utilisation"]) == 16
+    assert all(0 < share <= 1 for share in found["utilisation"].values())
+    skewed, drafting = report(run(mixture(expert_skew=1.2))), report(run(mixture(draft_acceptance="0.9")))
+    assert skewed["tpot_s"]["mean"] > 1.05 * found["tpot_s"]["mean"]
+    assert drafting["tpot_s"]["mean"] < 0.8 * found["tpot_s"]["mean"]

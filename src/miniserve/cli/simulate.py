@@ -28,6 +28,9 @@ def simulate(
     ] = None,
     hardware: Annotated[str | None, typer.Option(help="An accelerator of `miniserve hardware`.")] = None,
     tensor_parallel_size: Annotated[int | None, typer.Option("--tensor-parallel-size", "--tp", min=1)] = None,
+    expert_parallel_size: Annotated[
+        int | None, typer.Option("--expert-parallel-size", "--ep", help="Ranks that share out the experts.", min=1)
+    ] = None,
     engines: Annotated[
         int | None, typer.Option(help="Engines, or those that decode beside --prefill-engines.", min=1)
     ] = None,
@@ -61,6 +64,13 @@ def simulate(
     max_num_batched_tokens: Annotated[int | None, typer.Option(help="Default: 2048.", min=1)] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens of a KV block; default: 64.", min=1)] = None,
     overhead_ms: Annotated[float | None, typer.Option(help="Of each step, besides its operators.", min=0)] = None,
+    expert_skew: Annotated[
+        float | None, typer.Option(help="Exponent of a power law that experts are chosen by.")
+    ] = None,
+    draft_acceptance: Annotated[str | None, typer.Option(help="A draft head's guesses: 0.8,0.6,… are right.")] = None,
+    overlap: Annotated[
+        bool | None, typer.Option("--overlap", help="Half of a step computes while the other's tokens travel.")
+    ] = None,
     price: Annotated[str | None, typer.Option(help="Which of the catalogue's prices an hour.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of lengths and arrivals.")] = None,
     sweep: Annotated[str | None, typer.Option(help="For each of so many users: 1,8,64 or 1-256 (doubling).")] = None,
@@ -93,8 +103,9 @@ def simulate(
         {
             "hardware": hardware, "weights": weights, "kv": kv, "max_num_seqs": max_num_seqs, "block_size": block_size,
             "max_num_batched_tokens": max_num_batched_tokens, "overhead_ms": overhead_ms,
+            "expert_skew": expert_skew, "draft_acceptance": draft_acceptance, "overlap": overlap,
         },
-        {"number": engines, "tensor": tensor_parallel_size},
+        {"number": engines, "tensor": tensor_parallel_size, "expert": expert_parallel_size},
         {"number": prefill_engines, "tensor": prefill_tensor_parallel_size},
     )  # fmt: skip
     scenario = Scenario.from_table(table)

@@ -24,11 +24,17 @@ def _title(data: dict[str, Any]) -> str:
     scenario = data["scenario"]
     engines = " + ".join(
         f"{pool.get('number', 1)} {'' if pool.get('role', 'both') == 'both' else pool['role'] + ' '}engines of "
-        f"{pool.get('tensor', 1)} × {pool['hardware']} ({pool.get('weights', 'bf16')})"
+        f"{_size(pool)} × {pool['hardware']} ({pool.get('weights', 'bf16')})"
         for pool in scenario["engines"]
     )
     kernels = "; ".join(f"{hardware}: {text}" for hardware, text in data["kernels"].items())
     return f"Simulated: {scenario['model']}, {engines}; kernels of {kernels}"
+
+
+def _size(pool: dict[str, Any]) -> str:
+    """Devices of an engine; of ranks that share out the experts, how many there are of these."""
+    tensor, ranks = pool.get("tensor", 1), pool.get("expert", 1)
+    return f"{ranks} ranks of {tensor}" if ranks > 1 else str(tensor)
 
 
 def _rows(data: dict[str, Any]) -> dict[str, str]:

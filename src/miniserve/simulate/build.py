@@ -10,12 +10,14 @@ from typing import Any
 from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
+from miniserve.hardware.imbalance import power_law_imbalance
 from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
 from miniserve.simulate.report import check_price, report
 from miniserve.simulate.scenario import Engines, Scenario, Workload
+from miniserve.simulate.speculation import Speculation
 from miniserve.simulate.storage import Link
 from miniserve.simulate.timeline import Timeline
 from miniserve.workloads.arrivals import Arrival, Lengths, arrival_times, drawn
@@ -32,12 +34,20 @@ def deployment_of(model: str, engines: Engines) -> Deployment:
     Raises:
         InvalidRequestError: model, hardware or a number format is unknown, or it does not fit.
     """
-    device = load_catalog().accelerator(engines.hardware)
+    device, shape = load_catalog().accelerator(engines.hardware), shape_by_name(model)
+    redundant = -shape.experts.count % engines.expert if shape.experts else 0  # so that all ranks hold equally many
+    parallel, skew, acceptance = Parallel(engines.tensor, engines.expert, redundant), 1.0, engines.draft_acceptance
+    parallel.check(shape)
+    if engines.expert_skew is not None:
+        if not shape.experts:
+            raise InvalidRequestError(f"an expert skew of {engines.expert_skew}: the model has no experts")
+        skew = power_law_imbalance(engines.expert_skew, shape.experts, parallel)
     made = Deployment(
-        device, shape_by_name(model), Precision.of(engines.weights, engines.kv), Parallel(tensor=engines.tensor),
-        efficiency_for(device), memory_share=engines.memory_share, block_size=engines.block_size,
-        max_num_seqs=engines.max_num_seqs, max_num_batched_tokens=engines.max_num_batched_tokens,
-        max_model_len=engines.max_model_len, overhead_s=engines.overhead_ms / 1000,
+        device, shape, Precision.of(engines.weights, engines.kv), parallel, efficiency_for(device),
+        memory_share=engines.memory_share, block_size=engines.block_size, max_num_seqs=engines.max_num_seqs,
+        max_num_batched_tokens=engines.max_num_batched_tokens, max_model_len=engines.max_model_len,
+        overhead_s=engines.overhead_ms / 1000, imbalance=skew, overlap=engines.overlap,
+        speculation=None if acceptance is None else Speculation.parse(acceptance),
     )  # fmt: skip
     _ = made.num_blocks  # raises if it does not fit
     return made
@@ -49,7 +59,7 @@ def cluster_of(scenario: Scenario, timeline: Timeline | None = None) -> Cluster:
     for engines in scenario.engines:
         made = deployment_of(scenario.model, engines)
         check_price(scenario.price, made.device)
-        pools.setdefault(engines.role, []).extend([made] * engines.number)
+        pools.setdefault(engines.role, []).extend([made] * engines.number * engines.expert)
     link, workload, shares = scenario.link, scenario.workload, scenario.prefix_caching
     shares = bool(workload.trace or workload.preset) if shares is None else shares
     if scenario.tiers and not shares:

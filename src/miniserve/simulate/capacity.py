@@ -103,7 +103,7 @@ def try_load(
         tally.met / counted,
         tally.output_tokens / cluster.seconds if cluster.seconds else 0.0,
         {name: sketch.percentile(100 * load.attainment) for name, sketch in sketches.items()},
-        {each.name: each.busy_s / cluster.now_s for each in cluster.instances if cluster.now_s},
+        cluster.utilisation,
     )
 
 

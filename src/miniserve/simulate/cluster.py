@@ -118,6 +118,13 @@ class Cluster:
         return self.window.tally
 
     @property
+    def utilisation(self) -> dict[str, float]:
+        """By engine: the share of the time until now in which it has computed. Empty if no time has passed."""
+        if not self.now_s:
+            return {}
+        return {each.name: each.busy_until(self.now_s) / self.now_s for each in self.instances}
+
+    @property
     def seconds(self) -> float:
         """That the tally is of."""
         return self.window.seconds(self.now_s)

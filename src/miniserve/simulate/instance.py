@@ -34,7 +34,7 @@ class Instance:
 
     Attributes:
         free_s: when the step in progress ends.
-        busy_s: how long it has computed.
+        busy_s: how long it has computed, its last step to its end.
         live: its requests.
         state: of the last step, for a `Timeline`: who waits, who runs, the share of KV blocks in use, whether it
             computes.
@@ -52,7 +52,7 @@ class Instance:
     ) -> None:
         self.name, self.deployment = name, deployment
         self._horizon, self._prefix_caching, self._make_connector = horizon, prefix_caching, make_connector
-        self.busy_s = 0.0
+        self.busy_s = self._ends_s = 0.0
         self.step_time = deployment.step_time
         self.slowdown = 1.0
         self.start()
@@ -116,6 +116,10 @@ class Instance:
         self.live[request.request_id] = request
         self._prompt_tokens += request.num_prompt_tokens
 
+    def busy_until(self, now_s: float) -> float:
+        """How long it had computed then; its last step, which may go on, began before."""
+        return self.busy_s - max(0.0, self._ends_s - now_s)
+
     def step(self, now_s: float) -> list[Output]:
         """Compute a step that begins now: what came of it, at `device.ends_s`, and `free_s` is set.
 
@@ -125,7 +129,7 @@ class Instance:
         self.device.slowdown = self.slowdown
         used, scheduler = self._used, self.engine.scheduler
         outputs = self.engine.step()
-        self.free_s = self.clock.now_s
+        self.free_s = self._ends_s = self.clock.now_s
         self.busy_s += self.free_s - now_s
         ran = len(scheduler.running) + sum(output.finish_reason is not None for output in outputs)
         # Blocks are taken when a step begins and given back at its end: the more of the two is what was in use.

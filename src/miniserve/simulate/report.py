@@ -33,7 +33,7 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
         "hit_shares": {"device": found["cached_share"], **found.pop("loaded_shares")},
         "output_tokens_per_s_device": output_per_s / devices,
         "tokens_per_s_user": 1 / tpot["p50"] if tpot and tpot["p50"] else None,
-        "utilisation": {each.name: each.busy_s / cluster.now_s for each in cluster.instances if cluster.now_s},
+        "utilisation": cluster.utilisation,
     }
     watts, dollars = _sum(cluster, "all_in_power_w"), _sum(cluster, price)
     if watts is not None:

@@ -28,16 +28,22 @@ class Engines:
         hardware: an accelerator of the catalogue.
         number: of engines.
         role: `both`: prompts and outputs; or `prefill` or `decode` alone.
-        tensor: devices of each.
+        tensor: devices that share each layer.
+        expert: ranks of each that share out the experts of a mixture, with requests of their own; the prices, outages
+            and reports are of ranks then.
         weights, kv: number formats; `kv` None: as the activations.
         memory_share, block_size, max_num_seqs, max_num_batched_tokens, max_model_len: see `Deployment`.
         overhead_ms: of each step, besides its operators.
+        expert_skew: exponent of the power law that experts are chosen by; None: all alike.
+        draft_acceptance: of a draft head, which of its guesses are right how often: `0.8,0.6`; None: there is none.
+        overlap: the two halves of a step take turns, so that one computes while the other's tokens travel.
     """
 
     hardware: str
     number: int = 1
     role: str = "both"
     tensor: int = 1
+    expert: int = 1
     weights: str = "bf16"
     kv: str | None = None
     memory_share: float = 0.9
@@ -46,11 +52,15 @@ class Engines:
     max_num_batched_tokens: int = 2048
     max_model_len: int = 2**17
     overhead_ms: float = 0.0
+    expert_skew: float | None = None
+    draft_acceptance: str | None = None
+    overlap: bool = False
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
             raise InvalidRequestError(f"the role '{self.role}' of engines is not one of {', '.join(ROLES)}")
-        for name in ("number", "tensor", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len"):
+        counts = ("number", "tensor", "expert", "block_size", "max_num_seqs", "max_num_batched_tokens", "max_model_len")
+        for name in counts:
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} of engines is {getattr(self, name)}: it must be 1 at least")
         if not self.overhead_ms >= 0:
