@@ -62,6 +62,7 @@ def engines(**keys):
         (engines(number=True), "is True: it must be a whole number"),
         (engines(number=0), "number of engines is 0"),
         (engines(overhead_ms=-1), "overhead_ms of engines is -1"),
+        (changed(prefill_from=64), "prefill_from is 64"),
         (engines(expert=0), "expert of engines is 0"),
         (engines(role="dekode"), "the role 'dekode' of engines is not one of both, prefill, decode"),
         (engines(role="prefill"), "the roles here are: prefill"),
@@ -156,3 +157,16 @@ def test_ranks_that_share_out_experts():
     skewed, drafting = report(run(mixture(expert_skew=1.2))), report(run(mixture(draft_acceptance="0.9")))
     assert skewed["tpot_s"]["mean"] > 1.05 * found["tpot_s"]["mean"]
     assert drafting["tpot_s"]["mean"] < 0.8 * found["tpot_s"]["mean"]
+
+
+def test_short_prompts_stay_where_they_decode():
+    """With the rule of the real fleet: the link is for long ones, and nobody's time to a token gets longer by it."""
+    pools = (Engines("h100", role="prefill"), Engines("h100", role="decode"))
+    lengths = {"input": "100-2000", "output": "20"}
+    scenario = Scenario("llama-3.1-8b", pools, Workload(rate=4.0, requests=60, **lengths))
+    busy = {}
+    for limit in (None, 0, 1000, 10**6):
+        cluster = run(replace(scenario, prefill_from=limit))
+        assert cluster.tally.completed == 60
+        busy[limit] = cluster.instances[0].busy_s
+    assert busy[None] == busy[0] > busy[1000] > busy[10**6] == 0

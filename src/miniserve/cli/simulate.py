@@ -38,6 +38,9 @@ def simulate(
     prefill_tensor_parallel_size: Annotated[
         int | None, typer.Option("--prefill-tensor-parallel-size", "--prefill-tp", min=1)
     ] = None,
+    prefill_from: Annotated[
+        int | None, typer.Option(help="Prompts with fewer tokens missing stay where they decode; default: none.", min=0)
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="bf16 (default), fp8, fp8_block, nvfp4, …")] = None,
     kv: Annotated[str | None, typer.Option(help="Of keys and values; default: the activations'.")] = None,
     router: Annotated[str | None, typer.Option(help="round-robin, least-loaded (default) or kv-aware.")] = None,
@@ -86,7 +89,7 @@ def simulate(
     from miniserve.simulate.scenario import Scenario, read_table
 
     table = read_table(config) if config else {}
-    flags.put(table, {"model": model, "router": router, "slo": slo, "price": price})
+    flags.put(table, {"model": model, "router": router, "slo": slo, "price": price, "prefill_from": prefill_from})
     if link_gbytes_per_s is not None:
         flags.put(table, {"bandwidth": link_gbytes_per_s * 1e9}, "link")
     if tier:

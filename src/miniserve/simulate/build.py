@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from miniserve.core.disaggregation import Disaggregation
 from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
@@ -68,6 +69,7 @@ def cluster_of(scenario: Scenario, timeline: Timeline | None = None) -> Cluster:
         pools.get("both") or pools["decode"],
         prefill=pools.get("prefill", ()),
         router=ROUTERS[scenario.router](),
+        apart=None if scenario.prefill_from is None else Disaggregation(scenario.prefill_from),
         decode_router=ROUTERS[scenario.decode_router](),
         slo=SLO.parse(scenario.slo) if scenario.slo else SLO(),
         make_link=lambda: Link(link.bandwidth, link.latency_s),

@@ -1,7 +1,8 @@
 """`Cluster`: simulated engines, a router in front of them, and what happens between them, event by event.
 
 Aggregated: a request is computed where the router sends it. Disaggregated: its prompt and first token are computed by
-an engine of the prefill pool; its KV goes to one of the decode pool, which computes the rest (`handover`).
+an engine of the prefill pool; its KV goes to one of the decode pool, which computes the rest (`handover`), or all of it
+where a rule says that little is to be computed.
 
 Events come in order of time, and nothing here is random: the same arrivals give the same result. A step is computed
 when it begins (see `Instance`). How far an engine may compute ahead of the others is its horizon: the next arrival, or
@@ -15,8 +16,10 @@ from dataclasses import dataclass, field
 from functools import partial
 from itertools import count
 
+from miniserve.core.disaggregation import Disaggregation
 from miniserve.core.request import Request
 from miniserve.core.routing import LeastLoaded, RoundRobin, Router
+from miniserve.core.sampling_params import SamplingParams
 from miniserve.core.scheduler import Output
 from miniserve.errors import InvalidRequestError
 from miniserve.simulate.deployment import Deployment
@@ -45,6 +48,7 @@ class Cluster:
         router: chooses among the engines that prompts go to.
         slo: what counts as good.
         prefill: of each engine for prefill alone; none: aggregated.
+        apart: which prompts the prefill pool computes; None: all.
         decode_router: chooses where KV goes.
         make_link: what the KV of one prefill engine goes through.
         tiers: where engines that compute prompts keep KV besides, the nearest first.
@@ -59,6 +63,7 @@ class Cluster:
     router: Router = field(default_factory=RoundRobin)
     slo: SLO = field(default_factory=SLO)
     prefill: Sequence[Deployment] = ()
+    apart: Disaggregation | None = None
     decode_router: Router = field(default_factory=LeastLoaded)
     make_link: Callable[[], Link] = lambda: Link(50e9, 1e-4)
     tiers: Sequence[TierPlan] = ()
@@ -84,8 +89,8 @@ class Cluster:
         self.instances = [node.instance for node in self._nodes]
         fronts, backs = self._nodes[: len(self.prefill)], self._nodes[len(self.prefill) :]
         self._front = Pool(fronts or backs, self.router, self.prefix_caching)
-        to = Pool(backs, self.decode_router, self.prefix_caching)
-        self._handover = HandOver(to, {node: self.make_link() for node in fronts}, self._events, self._submit)
+        self._back = Pool(backs, self.decode_router, self.prefix_caching)
+        self._handover = HandOver(self._back, {node: self.make_link() for node in fronts}, self._events, self._submit)
         names = [instance.name for instance in self.instances]
         for outage in self.outages:
             outage.check(names)
@@ -181,8 +186,14 @@ class Cluster:
         self._place(flight)
 
     def _place(self, flight: Flight) -> None:
-        """Begin a request, or go on with one whose engine failed, at the front."""
+        """Begin a request, or go on with one whose engine failed: at the front, unless it stays where it decodes."""
         flight.is_prefill = bool(self.prefill) and flight.left > 1
+        if flight.is_prefill and self.apart and (node := self._back.choose(flight.request())):
+            missing = self._back.missing(flight.request(), node)
+            if not self.apart.is_apart(missing, 0, SamplingParams()):
+                flight.is_prefill = False
+                self._submit(flight, flight.request(), node)
+                return
         self._find(flight, flight.request())
 
     def _find(self, flight: Flight, request: Request) -> None:

@@ -36,10 +36,7 @@ class HandOver:
         request = flight.request()
         node = self._to.choose(request, even_if_down=True)
         assert node is not None, "somebody who is down rather than nobody"
-        deployment = node.instance.deployment
-        tokens = request.num_prompt_tokens - 1
-        missing = tokens - deployment.block_size * node.instance.cached_blocks(self._to.hashes(request))
-        num_bytes = missing * deployment.kv_sent_bytes
+        num_bytes = self._to.missing(request, node) * node.instance.deployment.kv_sent_bytes
         arrived_s = self._links[origin].send(num_bytes, self._events.now_s)
         self._events.at(arrived_s, lambda: self._deliver(flight, request, node))
 

@@ -78,6 +78,10 @@ class Pool:
             return None
         return up[self._router.choose(self.hashes(request), self._block_size, [node.instance for node in up])]
 
+    def missing(self, request: Request, node: Node) -> int:
+        """Tokens of a request, but for the last, whose KV that engine has not."""
+        return request.num_prompt_tokens - 1 - self._block_size * node.instance.cached_blocks(self.hashes(request))
+
     def hashes(self, request: Request) -> list[BlockHash]:
         """Of the blocks that its engine may have cached: full ones, without the last token."""
         full = (request.num_prompt_tokens - 1) // self._block_size if self._prefix_caching else 0

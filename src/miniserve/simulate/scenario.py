@@ -121,6 +121,8 @@ class Scenario:
         engines: what there is.
         workload: what is asked.
         router, decode_router: who chooses where prompts go, and where KV does.
+        prefill_from: tokens of a prompt, missing where it will decode, from which on engines for prompts compute it;
+            None: any.
         prefix_caching: whether prompts may share blocks; None: where the workload says which do.
         link: from prefill to decode.
         tiers: where KV is kept besides, the nearest first; `load_if_faster`: read only what takes longer to compute.
@@ -134,6 +136,7 @@ class Scenario:
     workload: Workload = field(default_factory=Workload)
     router: str = "least-loaded"
     decode_router: str = "least-loaded"
+    prefill_from: int | None = None
     prefix_caching: bool | None = None
     link: Transfer = field(default_factory=Transfer)
     tiers: tuple[TierPlan, ...] = ()
@@ -149,6 +152,9 @@ class Scenario:
         if self.slo:
             SLO.parse(self.slo)
         roles = {engines.role for engines in self.engines}
+        if self.prefill_from is not None and (self.prefill_from < 0 or "prefill" not in roles):
+            message = f"prefill_from is {self.prefill_from}: it is 0 at least, and goes with engines that prefill alone"
+            raise InvalidRequestError(message)
         if roles not in ({"both"}, {"prefill", "decode"}):
             has = ", ".join(sorted(roles)) or "none"
             raise InvalidRequestError(f"engines do both, or some prefill and others decode; the roles here are: {has}")
