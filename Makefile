@@ -38,7 +38,7 @@ lint: $(VENV)/dev.stamp  ## style, types, floors, spelling
 
 test: lint  ## everything CI runs
 	$(BIN)/miniserve models pull $(MODEL)
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 book-html: $(VENV)/dev.stamp  ## build the web book, warnings as errors
 	$(BIN)/miniserve models pull $(MODEL)

@@ -14,16 +14,9 @@ from support.chromium import chromium
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in several processes, a file's stay together, as they share fixtures; so do all of the site's.
-
-    Whichever of the site's comes first waits until the book is built, which executes every chapter. A test that names a
-    group of its own stays in that.
-    """
+    """Whichever of the site's tests comes first waits until the book is built, which executes every chapter."""
     for item in items:
-        of_site = "site" in getattr(item, "fixturenames", ())
-        if not item.get_closest_marker("xdist_group"):
-            item.add_marker(pytest.mark.xdist_group("site" if of_site else str(item.path)))
-        if of_site:
+        if "site" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.timeout(1200))
 
 

@@ -34,10 +34,7 @@ def test_there_are_notebooks():
     assert NOTEBOOKS, "no notebook in book/: run `make notebooks`"
 
 
-# Each in a group of its own, so that whichever process is free runs the next.
-@pytest.mark.parametrize(
-    "path", [pytest.param(path, id=path.stem, marks=pytest.mark.xdist_group(path.stem)) for path in NOTEBOOKS]
-)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_it_runs_and_its_checked_outputs_hold(path):
     done = nbval(path)
     assert done.returncode == 0, (

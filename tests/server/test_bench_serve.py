@@ -46,7 +46,7 @@ def test_against_a_server(start, tmp_path):
 
 
 def test_a_server_of_its_own_and_ctrl_c(tiny_chat_model):
-    options = ["--model", tiny_chat_model, "--serve-options", SERVE, "--concurrency", "2", "--output-len", "5"]
+    options = ["--model", tiny_chat_model, "--serve-options", SERVE, "--concurrency", "2", "--output-len", "40"]
     command = [*COMMAND, *options, "--duration", "100", "--warmup", "0", "--json"]
     bench = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
@@ -60,7 +60,7 @@ def test_a_server_of_its_own_and_ctrl_c(tiny_chat_model):
     assert bench.returncode == 0, errors
     data = json.loads(output)
     assert data["interrupted"]
-    assert data["unfinished"] == 2
+    assert 1 <= data["unfinished"] <= 2, "one of them may have been between two requests"
     assert data["completed"] >= 1
     assert data["seconds"] < 60
     assert not server.is_running()
