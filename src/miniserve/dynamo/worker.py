@@ -62,8 +62,8 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
 
     @classmethod
     async def from_args(cls, argv: list[str] | None = None) -> tuple["DynamoWorker", WorkerConfig]:
-        """Of `LLMEngine`, for a way to start it that is not ours: see `serve`."""
-        raise NotImplementedError
+        """Of `LLMEngine`: how Dynamo's own start would make one. Ours is `serve`, with the options of our commands."""
+        raise InvalidRequestError(f"start the worker by python -m miniserve.dynamo, not with {argv}")
 
     async def start(self, worker_id: int) -> EngineConfig:  # noqa: ARG002
         """Of `LLMEngine`: load the model."""
