@@ -20,7 +20,7 @@ from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
-from miniserve.simulate.tiers import TierPlan
+from miniserve.simulate.tier_plan import TierPlan
 from miniserve.workloads.presets import preset
 
 MODEL, DEVICE, WORKLOAD, DEVICES = "qwen3-32b", "h100", "agentic", 2

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from miniserve.cli import app
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
-from miniserve.hardware.devices import MARKS
+from miniserve.hardware.figures import MARKS
 
 
 def invoke(*arguments: str) -> str:
@@ -25,8 +25,11 @@ def test_a_pipe_gets_every_entry_with_its_marks():
     catalog = load_catalog()
     rows = [line.split("\t") for line in invoke().splitlines()]
     assert rows[0][:4] == ["vendor", "generation", "accelerator", "memory GB"]
-    keys = [row[2] for row in rows]
+    tiers = len(catalog.tiers)
+    keys = [row[2] for row in rows[: -1 - tiers]]
     assert [key for key in keys if key not in ("accelerator", "system")] == [entry.key for entry in catalog]
+    assert [row[1] for row in rows[-tiers:]] == [tier.kind for tier in catalog.tiers.values()]
+    assert ["memory tiers", "dram", "gb200, gb300", "240 GB S", "225 GB/s D", "6 µs D"] in rows
     letters = {mark[0].upper() for mark in MARKS}
     for row in rows[1 : 1 + len(catalog.accelerators)]:
         assert all(cell == "-" or cell.rpartition(" ")[2] in letters for cell in row[3:]), row
@@ -64,6 +67,22 @@ def test_json_of_one_and_of_all():
     every = json.loads(invoke("--json"))
     assert len(every["entries"]) == len(list(load_catalog()))
     used = {figure["source"] for entry in every["entries"] for figure in entry["figures"].values()}
+    assert used <= set(every["sources"])
+
+
+def test_a_kind_of_memory_tier_has_a_card_for_each_place():
+    text = invoke("dram")
+    lines = [line.split("\t") for line in text.splitlines()]
+    assert [line[1] for line in lines if line[0] == "capacity"] == ["250 GB", "240 GB", "750 GB"]
+    assert ["latency", "6 µs", "measured", "dualpath", "5 to 7 µs for each cudaMemcpyAsync"] in lines
+    assert "dualpath: Wu et al." in text
+    assert "shared: all engines see the same blocks" in invoke("cmx")
+    assert "memory tiers beside it: dram, nvme" in invoke("h100")
+    assert "memory tiers" not in invoke("t4") + invoke("hgx-h100")
+    (tier,) = json.loads(invoke("cmx", "--json"))["tiers"]
+    assert (tier["accelerators"], tier["shared"]) == (["rubin"], True)
+    every = json.loads(invoke("--json"))
+    used = {figure["source"] for tier in every["tiers"] for figure in tier["figures"].values()}
     assert used <= set(every["sources"])
 
 

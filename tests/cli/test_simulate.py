@@ -58,6 +58,31 @@ def test_a_file_says_all_and_flags_override_it(tmp_path):
     assert scenario["outages"] == [{"at_s": 2.0, "engine": 1, "seconds": 3.0}]
 
 
+def test_a_tier_by_its_name_is_what_the_catalogue_has_beside_the_device(tmp_path):
+    """So much for each device, with its sources; in a file it is numbers, so that another catalogue changes nothing."""
+    options = [
+        "--workload",
+        "chat",
+        "--rate",
+        "4",
+        "--num-requests",
+        "6",
+        "--tp",
+        "2",
+        "--tier",
+        "dram",
+        "--tier",
+        "nvme",
+    ]
+    data = json.loads(run(*options, "--save-config", str(tmp_path / "a.toml"), "--json").stdout)
+    host, drive = data["scenario"]["tiers"]
+    assert host == {"name": "dram", "num_bytes": 250e9, "bandwidth": 55.6e9, "latency_s": 6e-6, "per_device": True}
+    assert drive["name"] == "nvme"
+    assert data["figures"]["dram capacity_bytes"].startswith("2.5e+11 (vendor, MLPerf")
+    again = json.loads(CliRunner().invoke(app, ["simulate", str(tmp_path / "a.toml"), "--json"]).stdout)
+    assert again == data
+
+
 def test_flags_about_engines_that_the_file_has_several_of(tmp_path):
     (tmp_path / "a.toml").write_text(
         'model = "llama-3.1-8b"\n[[engines]]\nhardware = "h100"\n[[engines]]\nhardware = "h200"\n'
@@ -106,6 +131,8 @@ def test_a_device_without_timings_says_so():
         (["--rate", "1", "--concurrency", "1"], "one of trace, rate and concurrency, not rate and concurrency"),
         (["--workload", "rag", "--concurrency", "1"], "not preset and concurrency"),
         (["--prefill-tp", "2"], "goes with --prefill-engines"),
+        (["--tier", "cmx", "--workload", "chat"], "no memory tier 'cmx' beside a NVIDIA H100"),
+        (["--tier", "ram", "--workload", "chat"], "tier 'ram' is not in the catalogue; it has dram, nvme, cmx"),
         (["--tier", "host:1TB"], "tier 'host:1TB' is not NAME:SIZE:BANDWIDTH"),
         (["--tier", "host:big:1GB/s"], "'big' is no number of B"),
         (["--tier", "host:1TB:1XB/s"], "'1XB/s' is no number of B/s"),

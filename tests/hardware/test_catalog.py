@@ -12,7 +12,8 @@ import miniserve.hardware.catalog as module
 from miniserve.errors import CorruptFileError, InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.catalog_file import read_catalog
-from miniserve.hardware.devices import MARKS, Accelerator, Catalog, Figure, System, plain
+from miniserve.hardware.devices import Accelerator, Catalog, System, plain
+from miniserve.hardware.figures import MARKS, Figure
 
 FILE = Path(module.__file__).with_name("catalog.toml")
 SHARED = Path(__file__).parents[3] / "shared/data/hardware.json"
@@ -24,7 +25,8 @@ def catalog() -> Catalog:
 
 
 def every_figure(catalog: Catalog) -> list[tuple[str, Figure]]:
-    figures = [(f"{entry.key}.{name}", figure) for entry in catalog for name, figure in entry.all_figures()]
+    entries = [*catalog, *catalog.tiers.values()]
+    figures = [(f"{entry.key}.{name}", figure) for entry in entries for name, figure in entry.all_figures()]
     return [(name, one) for name, figure in figures for one in (figure, *figure.also)]
 
 
@@ -380,6 +382,72 @@ def test_the_catalogue_has_every_device_collected_beside_the_project(catalog):
             assert any(v == pytest.approx(device[name] * size, rel=0.005) for v in values), f"{entry.key} {quantity}"
             compared += 1
     assert compared > 150
+
+
+TIER = """
+[tiers.host]
+kind = "dram"
+name = "Host"
+accelerators = ["x1"]
+source = "sheet"
+mark = "vendor"
+capacity_bytes = 1e12
+read_bandwidth_bytes_per_s = 50e9
+latency_s = 1e-5
+"""
+
+
+def test_a_memory_tier_reads_and_is_found_beside_its_accelerator(tmp_path):
+    catalog = read(tmp_path, GOOD + TIER)
+    tier = catalog.tier("dram", catalog.accelerator("x1"))
+    assert (tier.capacity_bytes, tier.read_bandwidth, tier.latency_s, tier.shared) == (1e12, 50e9, 1e-5, False)
+    assert dict(tier.all_figures())["latency_s"].source.key == "sheet"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "complaint"),
+    [
+        ('["x1"]', '["x2"]', r"tiers.host: its accelerator 'x2' is not in the catalogue"),
+        ('["x1"]', "[]", r"tiers.host: has no accelerators"),
+        ("latency_s = 1e-5\n", "", r"tiers.host: has no latency_s"),
+        ("50e9", "50", r"tiers.host.read_bandwidth_bytes_per_s: value 50 B/s is not between"),
+        ('source = "sheet"\n', "", r"tiers.host.capacity_bytes: has no source"),
+        ('kind = "dram"', 'kind = "x1"', r"tiers.host: the name 'x1' is also that of x1"),
+        ("latency_s", "lag_s = 1\nlatency_s", r"tiers.host: unknown key 'lag_s'"),
+        ("\n[tiers.host]", TIER.replace("host", "other") + "\n[tiers.host]", r"tiers.host: x1 has a 'dram' already"),
+    ],
+)
+def test_a_broken_memory_tier_is_refused(tmp_path, old, new, complaint):
+    assert old in TIER
+    with pytest.raises(CorruptFileError, match=complaint):
+        read(tmp_path, GOOD + TIER.replace(old, new, 1))
+
+
+def test_a_memory_tier_that_is_not_there_is_explained_by_those_that_are(catalog):
+    h100, t4 = catalog.accelerator("h100"), catalog.accelerator("t4")
+    assert list(catalog.tiers_beside(h100)) == ["dram", "nvme"]
+    with pytest.raises(InvalidRequestError, match="tier 'ram' is not in the catalogue; it has dram, nvme, cmx"):
+        catalog.tier("ram", h100)
+    with pytest.raises(InvalidRequestError, match=r"tier 'cmx' beside a NVIDIA H100.*, and dram, nvme there"):
+        catalog.tier("cmx", h100)
+    with pytest.raises(
+        InvalidRequestError, match="beside a NVIDIA T4, and no other there; it has that one beside h100"
+    ):
+        catalog.tier("dram", t4)
+
+
+def test_a_memory_tier_is_slower_than_what_it_is_beside_and_nearer_ones_are_faster(catalog):
+    for accelerator in catalog.accelerators.values():
+        beside = list(catalog.tiers_beside(accelerator).values())
+        rates = [tier.read_bandwidth for tier in beside]
+        assert rates == sorted(rates, reverse=True), accelerator.key
+        assert all(rate < accelerator.bandwidth / 5 for rate in rates)
+        assert all(tier.capacity_bytes > accelerator.memory_bytes / 2 for tier in beside)
+    measured = catalog.tiers["nvme-local"].figures["read_bandwidth_bytes_per_s"]
+    assert measured.value == pytest.approx(53.0 * 2**30 / 4, rel=0.005)
+    memory = catalog.tiers["bluefield-4-cmx"]
+    network = catalog.accelerator("bluefield-4").network_bandwidth
+    assert memory.read_bandwidth == pytest.approx(network * memory.capacity_bytes / 150e12, rel=0.005)
 
 
 def test_entries_are_of_two_kinds(catalog):

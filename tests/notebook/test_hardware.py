@@ -5,7 +5,7 @@ import re
 import pytest
 
 from miniserve.hardware.catalog import load_catalog
-from miniserve.hardware.devices import MARKS, Figure, Source
+from miniserve.hardware.figures import MARKS, Figure, Source
 from miniserve.notebook.hardware import (
     Table,
     card_rows,
@@ -17,6 +17,7 @@ from miniserve.notebook.hardware import (
     show_marks,
     show_sources,
     show_systems,
+    show_tiers,
     system_sums,
 )
 
@@ -54,7 +55,8 @@ def test_values_with_units(name, value, unit, text):
 
 
 def test_every_quantity_of_the_catalogue_has_words_and_a_value():
-    for entry in load_catalog():
+    catalog = load_catalog()
+    for entry in [*catalog, *catalog.tiers.values()]:
         for words, value, figure in card_rows(entry):
             assert "_" not in words + value
             assert "e+" not in value
@@ -82,15 +84,20 @@ def test_the_pages_parts_hold_every_entry_and_link_every_source():
     catalog = load_catalog()
     overview = show_accelerators(catalog.accelerators.values(), "All")._repr_html_()
     systems = show_systems(catalog.systems.values(), "Systems")._repr_html_()
-    cards, sources = show_cards(catalog)._repr_html_(), show_sources(catalog.sources.values())._repr_html_()
+    tiers = show_tiers(catalog.tiers.values(), "Tiers")._repr_html_()
+    cards = show_cards([*catalog, *catalog.tiers.values()])._repr_html_()
+    sources = show_sources(catalog.sources.values())._repr_html_()
     for entry in catalog:
         assert f'<th scope="row">{entry.key}</th>' in overview + systems
         assert f"<summary>{entry.name}</summary>" in cards
+    for tier in catalog.tiers.values():
+        assert ", ".join(tier.accelerators) in tiers
+        assert f"<summary>{tier.name.replace(chr(39), '&#x27;')}</summary>" in cards
     for source in catalog.sources.values():
         address = source.url.replace("&", "&amp;")
         assert f'href="{address}"' in cards
         assert f'href="{address}"' in sources
-    for page in (overview, systems, cards, sources):
+    for page in (overview, systems, tiers, cards, sources):
         assert page.count("<table") == page.count("</table>")
         assert len(re.findall(r"<tr[ >]", page)) == page.count("</tr>")
 

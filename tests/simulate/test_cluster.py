@@ -15,7 +15,8 @@ from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.report import report
 from miniserve.simulate.storage import Link
-from miniserve.simulate.tiers import Tier, TierPlan
+from miniserve.simulate.tier_plan import TierPlan
+from miniserve.simulate.tiers import Tier
 from miniserve.workloads.arrivals import Arrival, Lengths, arrival_times, drawn
 from miniserve.workloads.service import SLO
 

@@ -12,7 +12,7 @@ from miniserve.simulate.build import cluster_of, run
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.report import report
 from miniserve.simulate.scenario import Engines, Scenario, Transfer, Workload, read_table
-from miniserve.simulate.tiers import TierPlan
+from miniserve.simulate.tier_plan import TierPlan
 
 positive = st.floats(1e-3, 1e15)
 some_engines = st.builds(

@@ -5,11 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniserve.core.request import Request
+from miniserve.core.routing import KVAware
 from miniserve.core.sampling_params import Limits
 from miniserve.errors import InvalidRequestError
+from miniserve.hardware.catalog import load_catalog
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.storage import Link
-from miniserve.simulate.tiers import Stacks, Tier, Tiered, TierPlan
+from miniserve.simulate.tier_plan import TierPlan
+from miniserve.simulate.tiers import Stacks, Tier, Tiered
 from miniserve.workloads.arrivals import Arrival
 
 SIZE = 16
@@ -122,6 +125,42 @@ def test_tiers_speed_up_what_prefill_engines_compute(make):
     plan = TierPlan("host", 1e9, 1e12)
     cluster = Cluster([deployment], prefill=[deployment], tiers=[plan])
     assert cluster.run(sessions()).summary(1.0)["loaded_shares"]["host"] == pytest.approx(40 / 60 * 144 / 160)
+
+
+def test_what_the_catalogue_has_beside_a_device_grows_with_the_engine(make):
+    """Its own memory, twice, behind two links; of a shared one all engines' part behind its own links."""
+    catalog = load_catalog()
+    dram = TierPlan.beside(catalog.tier("dram", catalog.accelerator("h100")))
+    assert (dram.name, dram.per_device, dram.shared) == ("dram", True, False)
+    own = dram.of(2, 8)
+    assert (own.num_bytes, own.bandwidth, own.latency_s) == (500e9, 111.2e9, dram.latency_s)
+    shared = TierPlan("cmx", 16e12, 10e9, shared=True, per_device=True).of(2, 8)
+    assert (shared.num_bytes, shared.bandwidth) == (128e12, 20e9)
+    said = TierPlan("host", 1e12, 1e9)
+    assert said.of(2, 8) is said
+    pair = make(num_blocks=60, block_size=SIZE, tensor=2)
+    block = SIZE * pair.kv_sent_bytes
+    connector = Stacks([TierPlan("context", 5 * block, 1e9, shared=True, per_device=True)], num_devices=6).connector(
+        pair, lambda: 0.0
+    )
+    assert connector
+    ((tier, link),) = connector._stack
+    assert (tier.num_blocks, link.bandwidth) == (30, 2e9)
+
+
+def test_a_router_is_told_what_lies_in_the_tiers_too(make):
+    """Blocks that the device has dropped; the question leaves no trace."""
+    tiered, (near, far) = stack(2, 2)
+    tiered.computed(filled("a", 4), 0)
+    hashes = filled("a", 4).block_hashes(SIZE, 4)
+    before = list(near._blocks), list(far._blocks)
+    assert tiered.held(hashes) == 4
+    assert tiered.held([*hashes[:1], *filled("b", 1).block_hashes(SIZE, 1), *hashes[1:]]) == 1
+    assert (list(near._blocks), list(far._blocks)) == before
+    deployment = make(num_blocks=60, block_size=SIZE)
+    cluster = Cluster([deployment] * 3, tiers=[TierPlan("host", 1e9, 1e9)], router=KVAware())
+    found = cluster.run(sessions(40, 20)).summary(1.0)
+    assert 0.3 < found["loaded_shares"]["host"] == pytest.approx(20 / 40 * 144 / 160 - found["cached_share"])
 
 
 @pytest.mark.parametrize(

@@ -13,47 +13,79 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from miniserve.hardware.devices import Accelerator, Figure, Source, System
+    from miniserve.hardware.devices import Accelerator, Catalog, System
+    from miniserve.hardware.figures import Figure, Source
+    from miniserve.hardware.memory_tiers import MemoryTier
 
 
 def hardware(
-    name: Annotated[str | None, typer.Argument(help="A device or system; all of them without.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A device, a system, or a kind of memory tier; all of them without.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
-    """Accelerators and systems: each number with its source."""
+    """Accelerators, systems and memory tiers: each number with its source."""
     from miniserve.hardware.catalog import load_catalog
 
     catalog = load_catalog()
-    if name is not None:
+    if name is None:
+        if as_json:
+            rows = {
+                "entries": [_entry_json(entry) for entry in catalog],
+                "tiers": [_tier_json(tier) for tier in catalog.tiers.values()],
+                "sources": _sources_json([*catalog, *catalog.tiers.values()]),
+            }
+            typer.echo(json.dumps(rows, ensure_ascii=False))
+        else:
+            _print_overview(catalog)
+    elif name in {tier.kind for tier in catalog.tiers.values()}:
+        tiers = catalog.tiers_of(name)
+        if as_json:
+            found = {"tiers": [_tier_json(tier) for tier in tiers], "sources": _sources_json(tiers)}
+            typer.echo(json.dumps(found, ensure_ascii=False))
+        else:
+            _print_tiers(tiers)
+    else:
         entry = catalog[name]
         if as_json:
             typer.echo(json.dumps(_entry_json(entry) | {"sources": _sources_json([entry])}, ensure_ascii=False))
         else:
-            _print_card(entry)
-        return
-    if as_json:
-        rows = {"entries": [_entry_json(entry) for entry in catalog], "sources": _sources_json(catalog)}
-        typer.echo(json.dumps(rows, ensure_ascii=False))
-        return
-    _print_overview(list(catalog.accelerators.values()), list(catalog.systems.values()))
+            _print_card(entry, catalog)
 
 
-def _print_overview(accelerators: Sequence["Accelerator"], systems: Sequence["System"]) -> None:
-    from miniserve.notebook.hardware import COLUMNS, LEGEND, overview_row
+def _print_overview(catalog: "Catalog") -> None:
+    from miniserve.notebook.hardware import COLUMNS, LEGEND, overview_row, tier_row
 
     head = ("vendor", "generation", "accelerator", *(heading for heading, _, _ in COLUMNS))
-    chips = [(one.vendor, one.generation, one.key, *overview_row(one)) for one in accelerators]
+    chips = [(one.vendor, one.generation, one.key, *overview_row(one)) for one in catalog.accelerators.values()]
     _print_table(head, chips, groups=2)
     racks = [
-        (one.vendor, one.generation, one.key, f"{one.num_accelerators} × {one.accelerator.key}") for one in systems
+        (one.vendor, one.generation, one.key, f"{one.num_accelerators} × {one.accelerator.key}")
+        for one in catalog.systems.values()
     ]
     _print_table(("vendor", "generation", "system", "made of"), racks, groups=2)
+    places = [("memory tiers", one.kind, ", ".join(one.accelerators), *tier_row(one)) for one in catalog.tiers.values()]
+    _print_table(("", "tier", "beside", "capacity", "read bandwidth", "latency"), places, groups=1)
     for line in (*LEGEND, "Peaks are dense. `miniserve hardware NAME` gives each value's source."):
         typer.echo(line, err=True)
 
 
-def _print_card(entry: "Accelerator | System") -> None:
-    from miniserve.hardware.devices import System
+def _print_tiers(tiers: "Sequence[MemoryTier]") -> None:
+    from miniserve.notebook.hardware import card_rows
+
+    for tier in tiers:
+        typer.echo(f"{tier.name} ({tier.key}), beside {', '.join(tier.accelerators)}; what one of these has of it")
+        if tier.shared:
+            typer.echo("shared: all engines see the same blocks")
+        rows = [(words, value, f.mark, f.source.key, f.note) for words, value, f in card_rows(tier)]
+        _print_table(("quantity", "value", "mark", "source", "note"), rows)
+        for note in tier.notes:
+            typer.echo(f"note: {note}")
+    _print_sources(tiers)
+
+
+def _print_card(entry: "Accelerator | System", catalog: "Catalog") -> None:
+    from miniserve.hardware.devices import Accelerator, System
     from miniserve.notebook.hardware import card_rows, system_sums
 
     typer.echo(f"{entry.name} ({entry.key}): {entry.vendor}, {entry.generation}, {entry.released}")
@@ -69,7 +101,13 @@ def _print_card(entry: "Accelerator | System") -> None:
         typer.echo(f"note: {note}")
     if checked := getattr(entry, "checked_against", ()):
         typer.echo(f"checked against: {', '.join(source.key for source in checked)}")
-    for source in _sources([entry]):
+    if isinstance(entry, Accelerator) and (beside := catalog.tiers_beside(entry)):
+        typer.echo(f"memory tiers beside it: {', '.join(beside)}")
+    _print_sources([entry])
+
+
+def _print_sources(entries: "Iterable[Accelerator | System | MemoryTier]") -> None:
+    for source in _sources(entries):
         via = f" (read at {source.via})" if source.via else ""
         typer.echo(f"{source.key}: {source.publisher}, {source.title}, {source.date}. {source.url}{via}")
 
@@ -113,6 +151,12 @@ def _entry_json(entry: "Accelerator | System") -> dict[str, Any]:
     return common | {"figures": {name: _figure_json(figure) for name, figure in entry.all_figures()}}
 
 
+def _tier_json(tier: "MemoryTier") -> dict[str, Any]:
+    names = ("key", "kind", "name", "accelerators", "shared", "notes")
+    figures = {name: _figure_json(figure) for name, figure in tier.all_figures()}
+    return {name: getattr(tier, name) for name in names} | {"figures": figures}
+
+
 def _figure_json(figure: "Figure") -> dict[str, Any]:
     return {
         "value": figure.value,
@@ -124,14 +168,14 @@ def _figure_json(figure: "Figure") -> dict[str, Any]:
     }
 
 
-def _sources(entries: Iterable["Accelerator | System"]) -> list["Source"]:
+def _sources(entries: "Iterable[Accelerator | System | MemoryTier]") -> list["Source"]:
     figures = [figure for entry in entries for _, figure in entry.all_figures()]
     used = {one.source.key: one.source for figure in figures for one in (figure, *figure.also)}
     used |= {source.key: source for entry in entries for source in getattr(entry, "checked_against", ())}
     return [used[key] for key in sorted(used)]
 
 
-def _sources_json(entries: Iterable["Accelerator | System"]) -> dict[str, dict[str, str]]:
+def _sources_json(entries: "Iterable[Accelerator | System | MemoryTier]") -> dict[str, dict[str, str]]:
     return {
         one.key: {name: getattr(one, name) for name in ("title", "publisher", "url", "date", "via")}
         for one in _sources(entries)

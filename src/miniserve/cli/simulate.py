@@ -58,7 +58,10 @@ def simulate(
     warmup: Annotated[int | None, typer.Option(help="Not counted; default: --concurrency, or none.", min=0)] = None,
     num_requests: Annotated[int | None, typer.Option(help="Default: 256, or a trace's all.", min=1)] = None,
     tier: Annotated[
-        Many, typer.Option(help="Where KV is kept besides: host:1TB:64GB/s[:10us][:shared]; the nearest first.")
+        Many,
+        typer.Option(
+            help="Where KV is kept besides, the nearest first: dram, nvme, cmx, or host:1TB:64GB/s[:10us][:shared]."
+        ),
     ] = None,
     outage: Annotated[Many, typer.Option(help="An engine fails: at 60 s, engine 0, for 30 s is 60:0:30.")] = None,
     slo: Annotated[str | None, typer.Option(help="Limits in ms of ttft, itl, tpot, e2e: ttft:500,itl:50.")] = None,
@@ -92,8 +95,6 @@ def simulate(
     flags.put(table, {"model": model, "router": router, "slo": slo, "price": price, "prefill_from": prefill_from})
     if link_gbytes_per_s is not None:
         flags.put(table, {"bandwidth": link_gbytes_per_s * 1e9}, "link")
-    if tier:
-        table["tiers"] = [flags.tier(text) for text in tier]
     if outage:
         table["outages"] = [flags.outage(text) for text in outage]
     flags.put_workload(table, {
@@ -111,6 +112,8 @@ def simulate(
         {"number": engines, "tensor": tensor_parallel_size, "expert": expert_parallel_size},
         {"number": prefill_engines, "tensor": prefill_tensor_parallel_size},
     )  # fmt: skip
+    if tier:
+        flags.put_tiers(table, tier)
     scenario = Scenario.from_table(table)
     cluster_of(scenario)  # raises for what cannot be, before anything is written or takes time
     if plot:

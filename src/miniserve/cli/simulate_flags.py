@@ -11,6 +11,8 @@ from typing import Any
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
+from miniserve.simulate.tables import to_table
+from miniserve.simulate.tier_plan import TierPlan
 
 LOADS = ("trace", "preset", "rate", "concurrency")  # one of these says when requests come
 PREFIXES = {
@@ -78,6 +80,25 @@ def _put_one(pools: list[dict[str, Any]], flags: Mapping[str, Any], which: str) 
         raise InvalidRequestError(f"the config has several [[engines]] {which}: say there how many, and of what size")
     for pool in pools:
         put(pool, flags)
+
+
+def put_tiers(table: dict[str, Any], tiers: list[str]) -> None:
+    """Tiers, as `tier` reads them, or as the catalogue has them beside the devices that compute prompts.
+
+    Raises:
+        InvalidRequestError: it is neither; those devices have none of that name, or are of several kinds.
+    """
+    names = {pool.get("hardware") for pool in table["engines"] if pool.get("role") != "decode"}
+    table["tiers"] = [tier(text) if ":" in text else _preset(text, names) for text in tiers]
+
+
+def _preset(name: str, hardware: set[str | None]) -> dict[str, Any]:
+    devices = [load_catalog().accelerator(each) for each in hardware if each is not None]
+    if len(devices) > 1:
+        raise InvalidRequestError(f"engines of several kinds have several '{name}': say which as {TIER}")
+    if not devices:
+        raise InvalidRequestError(f"beside which hardware is the tier '{name}'? --hardware says it")
+    return to_table(TierPlan.beside(load_catalog().tier(name, devices[0])))
 
 
 def tier(text: str) -> dict[str, Any]:

@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miniserve.errors import CorruptFileError
-from miniserve.hardware.devices import MARKS, Accelerator, Catalog, Figure, Source, System, plain
+from miniserve.hardware.devices import Accelerator, Catalog, System, plain
+from miniserve.hardware.figures import MARKS, Figure, Source
+from miniserve.hardware.memory_tiers import MemoryTier
 
 #: Scalar quantities: unit, and the least and the most that is believable. A slip of a prefix falls outside.
 QUANTITIES: Mapping[str, tuple[str, float, float]] = {
@@ -49,6 +51,12 @@ STATED: Mapping[str, tuple[str, float, float]] = {
     "link_bandwidth_bytes_per_s": ("B/s", 1e12, 1e17),
     **{f"{name}_flops": ("FLOP/s", 1e15, 1e20) for name in FORMATS},
 }
+#: Of a memory tier, all of them needed.
+TIER_QUANTITIES: Mapping[str, tuple[str, float, float]] = {
+    "capacity_bytes": ("B", 10e9, 1e15),
+    "read_bandwidth_bytes_per_s": ("B/s", 1e9, 2e12),
+    "latency_s": ("s", 1e-7, 0.1),
+}
 _ACCELERATOR = {"kind", "memory", "link", "source", "mark", "checked_against"}
 _TEXTS = {"name", "vendor", "generation", "released"}
 _LISTS = {"aliases", "notes"}
@@ -73,7 +81,7 @@ class _Reader:
         self.sources: dict[str, Source] = {}
 
     def catalog(self, raw: dict[str, Any]) -> Catalog:
-        self.only("the file", raw, {"sources", "accelerators", "systems", "ambiguous"})
+        self.only("the file", raw, {"sources", "accelerators", "systems", "ambiguous", "tiers"})
         for section in ("sources", "accelerators", "systems"):
             if section not in raw:
                 self.fail("the file", f"has no [{section}]")
@@ -81,7 +89,8 @@ class _Reader:
         accelerators = {k: self.accelerator(f"accelerators.{k}", k, v) for k, v in raw["accelerators"].items()}
         systems = {k: self.system(f"systems.{k}", k, v, accelerators) for k, v in raw["systems"].items()}
         ambiguous = {word: tuple(keys) for word, keys in raw.get("ambiguous", {}).items()}
-        catalog = Catalog(self.sources, accelerators, systems, ambiguous)
+        tiers = {k: self.tier(f"tiers.{k}", k, v, accelerators) for k, v in raw.get("tiers", {}).items()}
+        catalog = Catalog(self.sources, accelerators, systems, ambiguous, tiers)
         self.names(catalog)
         return catalog
 
@@ -95,6 +104,15 @@ class _Reader:
         for word, keys in catalog.ambiguous.items():
             if plain(word) in owners or len(keys) < 2 or any(key not in owners.values() for key in keys):
                 self.fail(f"ambiguous.{word}", "must be no entry's name, and list two entries or more by their keys")
+        beside: dict[tuple[str, str], str] = {}
+        for tier in catalog.tiers.values():
+            for word in (tier.key, tier.kind):
+                if plain(word) in owners:
+                    self.fail(f"tiers.{tier.key}", f"the name '{word}' is also that of {owners[plain(word)]}")
+            for key in tier.accelerators:
+                if beside.setdefault((tier.kind, key), tier.key) != tier.key:
+                    other = beside[tier.kind, key]
+                    self.fail(f"tiers.{tier.key}", f"{key} has a '{tier.kind}' already, tiers.{other}")
 
     def source(self, at: str, key: str, raw: dict[str, Any]) -> Source:
         self.only(at, raw, {"title", "publisher", "url", "date", "via"})
@@ -147,6 +165,21 @@ class _Reader:
             stated=self.table(f"{at}.stated", raw.get("stated", {}), raw, STATED),
             link=raw.get("link", ""),
         )
+
+    def tier(self, at: str, key: str, raw: dict[str, Any], accelerators: Mapping[str, Accelerator]) -> MemoryTier:
+        self.only(at, raw, {"kind", "name", "accelerators", "shared", "notes", "source", "mark", *TIER_QUANTITIES})
+        for name in ("kind", "name", *TIER_QUANTITIES):
+            if not raw.get(name):
+                self.fail(at, f"has no {name}")
+        beside = tuple(raw.get("accelerators", ()))
+        if not beside or (strange := [one for one in beside if one not in accelerators]):
+            self.fail(
+                at, f"its accelerator {strange[0]!r} is not in the catalogue" if beside else "has no accelerators"
+            )
+        quantities = {name: raw[name] for name in TIER_QUANTITIES}
+        figures = self.table(at, quantities, raw, TIER_QUANTITIES)
+        shared, notes = raw.get("shared", False), tuple(raw.get("notes", ()))
+        return MemoryTier(key, raw["kind"], raw["name"], beside, figures, shared, notes)
 
     def texts(self, at: str, raw: dict[str, Any]) -> dict[str, Any]:
         for name in sorted(_TEXTS):

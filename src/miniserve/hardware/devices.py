@@ -11,54 +11,10 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Literal
 
 from miniserve.errors import InvalidRequestError
-
-Mark = Literal["measured", "vendor", "analyst", "secondary", "preliminary"]
-#: What a mark says of a number. The first letter, as a capital, is its short form.
-MARKS: Mapping[Mark, str] = {
-    "measured": "timed, or reported by the device itself, and published by who ran it",
-    "vendor": "stated by the maker, for a product that ships",
-    "analyst": "a model or an estimate of an analyst",
-    "secondary": "found with third parties only",
-    "preliminary": "stated or reported ahead of shipment, and may change",
-}
-
-
-@dataclass(frozen=True)
-class Source:
-    """Where numbers were read. `via`: the page that quotes the original, where the original itself was not read."""
-
-    key: str
-    title: str
-    publisher: str
-    url: str
-    date: str
-    via: str = ""
-
-
-@dataclass(frozen=True)
-class Figure:
-    """One number. `also` has what other sources say of the same quantity, where they differ."""
-
-    value: float
-    unit: str
-    source: Source
-    mark: Mark
-    note: str = ""
-    also: tuple["Figure", ...] = ()
-
-    @property
-    def letter(self) -> str:
-        """The mark in one letter: M, V, A, S or P."""
-        return self.mark[0].upper()
-
-    @property
-    def range(self) -> tuple[float, float]:
-        """The lowest and the highest value any source gives; for a study that must hold for both."""
-        values = [self.value, *(other.value for other in self.also)]
-        return min(values), max(values)
+from miniserve.hardware.figures import Figure, Source, named
+from miniserve.hardware.memory_tiers import MemoryTier
 
 
 @dataclass(frozen=True)
@@ -92,11 +48,11 @@ class Accelerator:
 
         Raises InvalidRequestError for a format the device has no figure for; none stands in for another.
         """
-        return _get(self.dense_flops, format, f"{self.name} has no dense peak for", "it has").value
+        return named(self.dense_flops, format, f"{self.name} has no dense peak for", "it has").value
 
     def figure(self, quantity: str) -> Figure:
         """A scalar quantity with its source. Raises InvalidRequestError where the catalogue has none."""
-        return _get(self.figures, quantity, f"{self.name} has no", "the catalogue has")
+        return named(self.figures, quantity, f"{self.name} has no", "the catalogue has")
 
     @property
     def bandwidth(self) -> float:
@@ -173,7 +129,7 @@ class System:
 
     def figure(self, quantity: str) -> Figure:
         """A quantity of the whole, with its source. Raises InvalidRequestError where the catalogue has none."""
-        return _get(self.figures, quantity, f"{self.name} has no", "the catalogue has")
+        return named(self.figures, quantity, f"{self.name} has no", "the catalogue has")
 
     def all_figures(self) -> Iterator[tuple[str, Figure]]:
         """Every number with its name; the maker's sums as `stated.memory_bytes`."""
@@ -184,12 +140,16 @@ class System:
 
 @dataclass(frozen=True)
 class Catalog:
-    """Every accelerator and system, by key. `ambiguous` names mean several systems, and are refused with the choice."""
+    """Every accelerator and system, by key, and the memory tiers beside accelerators.
+
+    `ambiguous` names mean several systems, and are refused with the choice.
+    """
 
     sources: Mapping[str, Source]
     accelerators: Mapping[str, Accelerator]
     systems: Mapping[str, System]
     ambiguous: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    tiers: Mapping[str, MemoryTier] = field(default_factory=dict)
 
     def __iter__(self) -> Iterator[Accelerator | System]:
         yield from self.accelerators.values()
@@ -224,6 +184,30 @@ class Catalog:
             raise InvalidRequestError(f"'{name}' is one accelerator; systems: {', '.join(self.systems)}")
         return found
 
+    def tiers_beside(self, accelerator: Accelerator) -> dict[str, MemoryTier]:
+        """The memory tiers that an accelerator has, by kind."""
+        return {tier.kind: tier for tier in self.tiers.values() if accelerator.key in tier.accelerators}
+
+    def tiers_of(self, kind: str) -> list[MemoryTier]:
+        """All of one kind, such as `dram`, whatever they are beside. Raises InvalidRequestError if there is none."""
+        found = [tier for tier in self.tiers.values() if tier.kind == kind]
+        if not found:
+            has = ", ".join(dict.fromkeys(tier.kind for tier in self.tiers.values())) or "none"
+            raise InvalidRequestError(f"memory tier '{kind}' is not in the catalogue; it has {has}")
+        return found
+
+    def tier(self, kind: str, accelerator: Accelerator) -> MemoryTier:
+        """The one of that kind beside an accelerator.
+
+        Raises InvalidRequestError for a kind that nothing has, and for one that this accelerator has not.
+        """
+        beside, known = self.tiers_beside(accelerator), self.tiers_of(kind)
+        if kind not in beside:
+            has, others = ", ".join(beside) or "no other", ", ".join(key for tier in known for key in tier.accelerators)
+            message = f"the catalogue has no memory tier '{kind}' beside a {accelerator.name}, and {has} there"
+            raise InvalidRequestError(f"{message}; it has that one beside {others}")
+        return beside[kind]
+
     def _names(self) -> dict[str, Accelerator | System]:
         return {plain(word): entry for entry in self for word in (entry.key, entry.name, *entry.aliases)}
 
@@ -238,9 +222,3 @@ class Catalog:
 def plain(name: str) -> str:
     """A name as it is compared: letters and digits, lower case."""
     return re.sub(r"[^a-z0-9]", "", name.casefold())
-
-
-def _get(table: Mapping[str, Figure], name: str, complaint: str, has: str) -> Figure:
-    if name not in table:
-        raise InvalidRequestError(f"{complaint} '{name}'; {has} {', '.join(table) or 'none'}")
-    return table[name]

@@ -7,7 +7,9 @@ Every number carries its mark as a letter, and a card its source as a link. What
 import html
 from collections.abc import Iterable, Sequence
 
-from miniserve.hardware.devices import MARKS, Accelerator, Figure, Source, System
+from miniserve.hardware.devices import Accelerator, System
+from miniserve.hardware.figures import MARKS, Figure, Source
+from miniserve.hardware.memory_tiers import MemoryTier
 from miniserve.notebook.units import format_value
 
 #: The columns of an overview: heading, quantity, the unit's size.
@@ -36,6 +38,7 @@ _WORDS = {
     "achieved_flops": "achieved",
     "usd_per_hour": "price",
     "stated": "stated for the whole",
+    "latency_s": "latency",
 }
 
 
@@ -65,7 +68,12 @@ def overview_row(accelerator: Accelerator) -> list[str]:
     return cells
 
 
-def card_rows(entry: Accelerator | System) -> list[tuple[str, str, Figure]]:
+def tier_row(tier: MemoryTier) -> list[str]:
+    """What one accelerator has of a memory tier: capacity, read bandwidth, latency, each with its mark's letter."""
+    return [f"{figure_text(name, figure)} {figure.letter}" for name, figure in tier.all_figures()]
+
+
+def card_rows(entry: Accelerator | System | MemoryTier) -> list[tuple[str, str, Figure]]:
     """Every figure of an entry and what other sources say of it: quantity, value, and the figure they are of."""
     rows = []
     for name, figure in entry.all_figures():
@@ -109,7 +117,7 @@ class Table:
 class Cards:
     """The cards of several entries, each folded under its name."""
 
-    def __init__(self, entries: Iterable[Accelerator | System]) -> None:
+    def __init__(self, entries: Iterable[Accelerator | System | MemoryTier]) -> None:
         """Keep the order given."""
         self.entries = tuple(entries)
 
@@ -143,6 +151,20 @@ def show_systems(systems: Iterable[System], label: str) -> Table:
     return Table(label, ("system", "made of", "memory", "memory bandwidth", "fp8", "fp4", "power"), rows)
 
 
+def show_tiers(tiers: Iterable[MemoryTier], label: str) -> Table:
+    """The memory tiers: beside which accelerators, and what each of these has of it."""
+    rows = [
+        [
+            html.escape(one.kind),
+            html.escape(one.name) + (", shared by all engines" if one.shared else ""),
+            ", ".join(one.accelerators),
+            *(cell.replace(" ", "&nbsp;") for cell in tier_row(one)),
+        ]
+        for one in tiers
+    ]
+    return Table(label, ("tier", "what", "beside", "capacity", "read bandwidth", "latency"), rows)
+
+
 def show_marks(figures: Iterable[Figure]) -> Table:
     """What the marks mean, and how many of `figures` have each."""
     marks = [figure.mark for figure in figures]
@@ -150,7 +172,7 @@ def show_marks(figures: Iterable[Figure]) -> Table:
     return Table("Marks", ("letter", "mark", "meaning", "numbers"), rows)
 
 
-def show_cards(entries: Iterable[Accelerator | System]) -> Cards:
+def show_cards(entries: Iterable[Accelerator | System | MemoryTier]) -> Cards:
     """Every figure of every entry, with source, mark, and what other sources say."""
     return Cards(entries)
 
@@ -170,7 +192,7 @@ def _short(value: float) -> str:
     return f"{value:,.1f}".removesuffix(".0") if value >= 1 else f"{value:.2g}"
 
 
-def _card(entry: Accelerator | System) -> str:
+def _card(entry: Accelerator | System | MemoryTier) -> str:
     rows = [
         [
             html.escape(words),
@@ -181,7 +203,10 @@ def _card(entry: Accelerator | System) -> str:
         ]
         for words, value, figure in card_rows(entry)
     ]
-    about = f"{entry.generation}; released: {entry.released}" + (f"; link: {entry.link}" if entry.link else "")
+    if isinstance(entry, MemoryTier):
+        about = f"memory tier {entry.kind}, beside: {', '.join(entry.accelerators)}"
+    else:
+        about = f"{entry.generation}; released: {entry.released}" + (f"; link: {entry.link}" if entry.link else "")
     if isinstance(entry, Accelerator) and entry.memory:
         about += f"; memory: {entry.memory}"
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in (about, *entry.notes))

@@ -32,7 +32,8 @@ from miniserve.simulate.pool import Node, Pool
 from miniserve.simulate.source import Source
 from miniserve.simulate.storage import Delivered, Link
 from miniserve.simulate.tally import Tally
-from miniserve.simulate.tiers import Stacks, TierPlan
+from miniserve.simulate.tier_plan import TierPlan
+from miniserve.simulate.tiers import Stacks
 from miniserve.simulate.timeline import Timeline
 from miniserve.simulate.window import Window
 from miniserve.workloads.arrivals import Arrival
@@ -84,7 +85,8 @@ class Cluster:
         self._names = count()
         self._events = Events()
         self._source = Source(iter(()))
-        self._stacks = Stacks(self.tiers, self.load_if_faster)
+        computing = self.prefill or self.engines
+        self._stacks = Stacks(self.tiers, self.load_if_faster, sum(each.num_devices for each in computing))
         self._nodes = [Node(self._instance(at, on), self._events, self._take) for at, on in enumerate(deployments)]
         self.instances = [node.instance for node in self._nodes]
         fronts, backs = self._nodes[: len(self.prefill)], self._nodes[len(self.prefill) :]

@@ -106,8 +106,9 @@ class Instance:
         return self.connector.origins(request) if isinstance(self.connector, Tiered) else {}
 
     def cached_blocks(self, hashes: Sequence[BlockHash]) -> int:
-        """Of `EngineView`."""
-        return len(self.engine.scheduler.pool.find(hashes))
+        """Of `EngineView`: on the device, and what follows in tiers of its own; what all share tells none apart."""
+        found = len(self.engine.scheduler.pool.find(hashes))
+        return found + self.connector.held(hashes[found:]) if isinstance(self.connector, Tiered) else found
 
     def submit(self, request: Request, now_s: float) -> None:
         """Queue a request. Raises InvalidRequestError if it can never fit."""

@@ -4,11 +4,15 @@ Prices and powers are the catalogue's, each with its source and mark; where it h
 than guessed.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.devices import Accelerator, Figure
+from miniserve.hardware.catalog import load_catalog
+from miniserve.hardware.devices import Accelerator
+from miniserve.hardware.figures import Figure
 from miniserve.simulate.cluster import Cluster
+from miniserve.simulate.tier_plan import TierPlan
 
 DEFAULT_PRICE = "hyperscaler_tco"
 MILLION = 1e6
@@ -69,8 +73,20 @@ def _sources(cluster: Cluster, price: str) -> dict[str, str]:
         device = instance.deployment.device
         for name in ("all_in_power_w", price):
             if figure := _figure(device, name):
-                found[f"{device.key} {name}"] = f"{figure.value:g} ({figure.mark}, {figure.source.title})"
+                found[f"{device.key} {name}"] = _cited(figure)
+        found |= tier_sources(cluster.tiers, device)
     return found
+
+
+def tier_sources(tiers: Sequence[TierPlan], device: Accelerator) -> dict[str, str]:
+    """Where the numbers come from of those tiers that are as the catalogue has them beside a device."""
+    beside = load_catalog().tiers_beside(device)
+    known = [beside[plan.name] for plan in tiers if plan.name in beside and TierPlan.beside(beside[plan.name]) == plan]
+    return {f"{tier.kind} {name}": _cited(figure) for tier in known for name, figure in tier.all_figures()}
+
+
+def _cited(figure: Figure) -> str:
+    return f"{figure.value:g} ({figure.mark}, {figure.source.title})"
 
 
 def check_price(price: str, device: Accelerator) -> None:

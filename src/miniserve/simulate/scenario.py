@@ -14,7 +14,7 @@ from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.tables import from_table, to_table, to_toml
-from miniserve.simulate.tiers import TierPlan
+from miniserve.simulate.tier_plan import TierPlan
 from miniserve.workloads.service import SLO
 
 ROLES = ("both", "prefill", "decode")

@@ -10,7 +10,6 @@ whole prefixes are of use.
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from miniserve.core.connector import Progress
@@ -21,37 +20,7 @@ from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Part
 from miniserve.simulate.deployment import Deployment
 from miniserve.simulate.storage import Link
-
-
-@dataclass(frozen=True)
-class TierPlan:
-    """A tier that engines are to have.
-
-    Attributes:
-        name: for reports.
-        num_bytes: that it holds.
-        bandwidth, latency_s: of an engine's reads, bytes/s in one direction.
-        shared: one for all engines, each with its own link; else each has its own.
-    """
-
-    name: str
-    num_bytes: float
-    bandwidth: float
-    latency_s: float = 0.0
-    shared: bool = False
-
-    def tier(self, block_bytes: float) -> "Tier":
-        """Of blocks of that size. Raises InvalidRequestError if it has no room for one."""
-        if not 0 < self.num_bytes < math.inf:
-            raise InvalidRequestError(f"the tier '{self.name}' has {self.num_bytes} bytes: it needs some, and an end")
-        if self.num_bytes < block_bytes:
-            has = f"the tier '{self.name}' has {self.num_bytes:,.0f} bytes"
-            raise InvalidRequestError(f"{has}: not one KV block of an engine fits, which are {block_bytes:,.0f} each")
-        return Tier(self.name, int(self.num_bytes // block_bytes), self.shared)
-
-    def link(self) -> Link:
-        """To it. Raises InvalidRequestError if it is none."""
-        return Link(self.bandwidth, self.latency_s)
+from miniserve.simulate.tier_plan import TierPlan
 
 
 class Tier:
@@ -66,11 +35,14 @@ class Tier:
     def __init__(self, name: str, num_blocks: int, shared: bool = False) -> None:
         if num_blocks < 1:
             raise InvalidRequestError(f"the tier '{name}' has room for {num_blocks} blocks: it needs one at least")
-        self.name, self.num_blocks, self._shared = name, num_blocks, shared
+        self.name, self.num_blocks, self.shared = name, num_blocks, shared
         self._blocks: OrderedDict[BlockHash, None] = OrderedDict()
 
     def __len__(self) -> int:
         return len(self._blocks)
+
+    def __contains__(self, block: BlockHash) -> bool:
+        return block in self._blocks
 
     def has(self, block: BlockHash) -> bool:
         """Whether it does; it counts as used then."""
@@ -81,7 +53,7 @@ class Tier:
 
     def move_up(self, block: BlockHash) -> None:
         """It is kept in a nearer tier now."""
-        if not self._shared:
+        if not self.shared:
             del self._blocks[block]
 
     def put(self, blocks: Sequence[BlockHash]) -> list[BlockHash]:
@@ -121,6 +93,12 @@ class Tiered:
     def origins(self, request: Request) -> Counter[str]:
         """How many tokens of a request have come from each tier, by name; of an ended one until the next load."""
         return self._origins.get(request.request_id, Counter())
+
+    def held(self, blocks: Sequence[BlockHash]) -> int:
+        """How many of these, from the first on without a gap, are in its own tiers; none counts as used for it."""
+        own = [tier for tier, _ in self._stack if not tier.shared]
+        absent = (at for at, block in enumerate(blocks) if not any(block in tier for tier in own))
+        return next(absent, len(blocks))
 
     def lookup(self, request: Request, num_computed: int) -> int:
         """Of `KVConnector`."""
@@ -203,10 +181,11 @@ class Stacks:
     Args:
         plans: the nearest first, no two of one name.
         if_faster: load only what takes longer to compute; else whatever is found.
+        num_devices: of all engines that have them.
     """
 
-    def __init__(self, plans: Sequence[TierPlan], if_faster: bool = False) -> None:
-        self._if_faster = if_faster
+    def __init__(self, plans: Sequence[TierPlan], if_faster: bool = False, num_devices: int = 1) -> None:
+        self._if_faster, self._devices = if_faster, num_devices
         names = [plan.name for plan in plans]
         if twice := next((name for name in names if names.count(name) > 1 or name == "device"), None):
             raise InvalidRequestError(f"a tier's name, '{twice}', is taken: each has its own, and none is 'device'")
@@ -224,16 +203,18 @@ class Stacks:
         block_size = deployment.block_size
         block_bytes = block_size * deployment.kv_sent_bytes
         step_time = deployment.step_time
-        stack = [(self._tier(plan, block_bytes), plan.link()) for plan in self._plans]
+        plans = [plan.of(deployment.num_devices, self._devices) for plan in self._plans]
+        stack = [(self._tier(plan, block_bytes), plan.link()) for plan in plans]
         return Tiered(
             stack, block_size=block_size, block_bytes=block_bytes, clock=clock,
             recompute_s=(lambda start, tokens: step_time.seconds([Part(start, tokens)])) if self._if_faster else None,
         )  # fmt: skip
 
     def _tier(self, plan: TierPlan, block_bytes: float) -> Tier:
+        made = Tier(plan.name, plan.num_blocks(block_bytes), plan.shared)
         if not plan.shared:
-            return plan.tier(block_bytes)
-        tier, size = self._shared.setdefault(plan.name, (plan.tier(block_bytes), block_bytes))
+            return made
+        tier, size = self._shared.setdefault(plan.name, (made, block_bytes))
         if size != block_bytes:
             sizes = f"{size:,.0f} and {block_bytes:,.0f} bytes"
             raise InvalidRequestError(f"the tier '{plan.name}' is shared by engines whose KV blocks are {sizes}")
