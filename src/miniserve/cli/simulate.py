@@ -48,7 +48,8 @@ def simulate(
     concurrency: Annotated[int | None, typer.Option(help="So many users, each asking again at once.", min=1)] = None,
     trace: Annotated[Path | None, typer.Option(help="An Azure or Mooncake trace.", exists=True, dir_okay=False)] = None,
     workload: Annotated[
-        str | None, typer.Option(help="Synthetic: azure-conv, azure-code, chat, agentic or rag, at --rate or its own.")
+        str | None,
+        typer.Option(help="Synthetic: azure-conv, azure-code, chat, agentic, rag, day; at --rate or its own."),
     ] = None,
     trace_speed: Annotated[float | None, typer.Option(help="How much faster than recorded.")] = None,
     input_len: Annotated[
@@ -64,6 +65,9 @@ def simulate(
         ),
     ] = None,
     outage: Annotated[Many, typer.Option(help="An engine fails: at 60 s, engine 0, for 30 s is 60:0:30.")] = None,
+    planner: Annotated[
+        bool, typer.Option("--planner", help="Have as many of the engines run as the load needs; its settings: CONFIG.")
+    ] = False,
     slo: Annotated[str | None, typer.Option(help="Limits in ms of ttft, itl, tpot, e2e: ttft:500,itl:50.")] = None,
     link_gbytes_per_s: Annotated[float | None, typer.Option(help="Of each prefill engine's KV; default: 50.")] = None,
     max_num_seqs: Annotated[int | None, typer.Option(help="Default: 256.", min=1)] = None,
@@ -95,6 +99,8 @@ def simulate(
     flags.put(table, {"model": model, "router": router, "slo": slo, "price": price, "prefill_from": prefill_from})
     if link_gbytes_per_s is not None:
         flags.put(table, {"bandwidth": link_gbytes_per_s * 1e9}, "link")
+    if planner:
+        table.setdefault("planner", {})
     if outage:
         table["outages"] = [flags.outage(text) for text in outage]
     flags.put_workload(table, {

@@ -57,6 +57,8 @@ def _rows(data: dict[str, Any]) -> dict[str, str]:
     ):
         if data.get(key) is not None and (key != "usd_per_task" or "sessions" in rows):
             rows[name] = form.format(data[key])
+    if "planner" in data["scenario"]:
+        rows["devices that were on"] = f"{data['devices']:.1f} in the mean, {data['device_hours']:,.1f} device-hours"
     busy = list(data["utilisation"].values())
     rows["busy"] = f"{min(busy):.0%} to {max(busy):.0%} of the time" if busy else "never"
     if data["retried"]:

@@ -77,6 +77,7 @@ def cluster_of(scenario: Scenario, timeline: Timeline | None = None) -> Cluster:
         load_if_faster=scenario.load_if_faster,
         prefix_caching=shares,
         outages=scenario.outages,
+        scaling=scenario.planner,
         timeline=timeline,
     )
 

@@ -20,6 +20,7 @@ from miniserve.core.disaggregation import Disaggregation
 from miniserve.core.request import Request
 from miniserve.core.routing import LeastLoaded, RoundRobin, Router
 from miniserve.core.sampling_params import SamplingParams
+from miniserve.core.scaling import Meter
 from miniserve.core.scheduler import Output
 from miniserve.errors import InvalidRequestError
 from miniserve.simulate.deployment import Deployment
@@ -29,6 +30,7 @@ from miniserve.simulate.handover import RETRY_S, HandOver
 from miniserve.simulate.instance import Instance
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.pool import Node, Pool
+from miniserve.simulate.scaling import Scaler, Scaling
 from miniserve.simulate.source import Source
 from miniserve.simulate.storage import Delivered, Link
 from miniserve.simulate.tally import Tally
@@ -56,6 +58,7 @@ class Cluster:
         load_if_faster: load only what takes longer to compute; else whatever is found.
         prefix_caching: whether prompts may share blocks.
         outages: what fails.
+        scaling: has as many of the engines run as the load needs; None: all run.
         timeline: is told what each engine does.
         leaps: compute runs of alike steps at once; the result is the same.
     """
@@ -71,6 +74,7 @@ class Cluster:
     load_if_faster: bool = False
     prefix_caching: bool = True
     outages: Sequence[Outage] = ()
+    scaling: Scaling | None = None
     timeline: Timeline | None = None
     leaps: bool = True
 
@@ -92,6 +96,8 @@ class Cluster:
         fronts, backs = self._nodes[: len(self.prefill)], self._nodes[len(self.prefill) :]
         self._front = Pool(fronts or backs, self.router, self.prefix_caching)
         self._back = Pool(backs, self.decode_router, self.prefix_caching)
+        scaling, self._meter = self.scaling, Meter()
+        self.scaler = Scaler(scaling, self.slo, self._meter, fronts, backs, self._events) if scaling else None
         self._handover = HandOver(self._back, {node: self.make_link() for node in fronts}, self._events, self._submit)
         names = [instance.name for instance in self.instances]
         for outage in self.outages:
@@ -110,11 +116,6 @@ class Cluster:
         )  # fmt: skip
 
     @property
-    def num_devices(self) -> int:
-        """All engines' together."""
-        return sum(instance.deployment.num_devices for instance in self.instances)
-
-    @property
     def now_s(self) -> float:
         """The present."""
         return self._events.now_s
@@ -125,11 +126,15 @@ class Cluster:
         return self.window.tally
 
     @property
+    def on(self) -> list[float]:
+        """By engine: the share of the time until now in which somebody paid for it."""
+        return [node.paid_s / self.now_s if self.now_s else 1.0 for node in self._nodes]
+
+    @property
     def utilisation(self) -> dict[str, float]:
-        """By engine: the share of the time until now in which it has computed. Empty if no time has passed."""
-        if not self.now_s:
-            return {}
-        return {each.name: each.busy_until(self.now_s) / self.now_s for each in self.instances}
+        """By engine that was on: the share of that time in which it has computed. Empty if no time has passed."""
+        on = {node.instance: node.paid_s for node in self._nodes}
+        return {each.name: each.busy_until(self.now_s) / paid_s for each, paid_s in on.items() if paid_s}
 
     @property
     def seconds(self) -> float:
@@ -153,7 +158,7 @@ class Cluster:
         self._source = Source(arrivals, is_closed=concurrency is not None)
         self.window = Window(self.slo, warmup, counted)
         # Whether what ends in one engine may begin something in another.
-        self._coupled = self._source.is_closed or bool(self.outages)
+        self._coupled = self._source.is_closed or bool(self.outages) or self.scaler is not None
         for outage in self.outages:
             self._events.at(outage.at_s, lambda outage=outage: self._fail(outage))  # type: ignore[misc]
         for _ in range(concurrency or 0):
@@ -165,7 +170,7 @@ class Cluster:
                 self._events.now_s = arrival.at_s
                 self._arrive(arrival)
                 continue
-            if not self._events:
+            if not self._events and self._source.next_s == math.inf:
                 break
             self._events.happen()
             steps += 1
@@ -195,11 +200,13 @@ class Cluster:
             if not self.apart.is_apart(missing, 0, SamplingParams()):
                 flight.is_prefill = False
                 self._submit(flight, flight.request(), node)
+                self._meter.came(flight.request().num_prompt_tokens, 0)
                 return
         self._find(flight, flight.request())
 
     def _find(self, flight: Flight, request: Request) -> None:
         if node := self._front.choose(request):
+            self._meter.came(request.num_prompt_tokens, self._front.missing(request, node) + 1)
             self._submit(flight, request, node)
         else:
             self._events.at(self.now_s + RETRY_S, lambda: self._find(flight, request))
@@ -237,6 +244,7 @@ class Cluster:
     def _end(self, flight: Flight) -> None:
         del self._flights[flight.name]
         self.window.tally_of(flight).ended(flight.served, is_task=flight.arrival.then is None)
+        self._meter.ended(flight.served.output_tokens)
         if then := flight.arrival.then:
             then = then._replace(at_s=self.now_s + then.at_s)
             self._events.at(then.at_s, lambda: self._arrive(then))

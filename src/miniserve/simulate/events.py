@@ -7,7 +7,7 @@ from itertools import count
 
 
 class Events:
-    """A queue, and the present.
+    """A queue, and the present. It is true while something is in it that has to happen.
 
     Attributes:
         now_s: when what happens at last did.
@@ -16,21 +16,24 @@ class Events:
     def __init__(self) -> None:
         self.now_s = 0.0
         self._order = count()
-        self._queue: list[tuple[float, int, Callable[[], None]]] = []
+        self._queue: list[tuple[float, int, Callable[[], None], bool]] = []
+        self._num_needed = 0
 
     def __bool__(self) -> bool:
-        return bool(self._queue)
+        return self._num_needed > 0
 
     @property
     def next_s(self) -> float:
         """When the next one happens; infinite if there is none."""
         return self._queue[0][0] if self._queue else math.inf
 
-    def at(self, when_s: float, happen: Callable[[], None]) -> None:
-        """At that moment, call `happen`."""
-        heapq.heappush(self._queue, (when_s, next(self._order), happen))
+    def at(self, when_s: float, happen: Callable[[], None], *, needed: bool = True) -> None:
+        """At that moment, call `happen`; not `needed`: only if something else is still to happen then."""
+        self._num_needed += needed
+        heapq.heappush(self._queue, (when_s, next(self._order), happen, needed))
 
     def happen(self) -> None:
         """The next one does."""
-        self.now_s, _, happen = heapq.heappop(self._queue)
+        self.now_s, _, happen, needed = heapq.heappop(self._queue)
+        self._num_needed -= needed
         happen()

@@ -1,7 +1,7 @@
 """`HandOver`: from an engine that has computed a prompt to one that decodes: choose it, send it the KV, begin there.
 
 The KV goes over the prefill engine's link, but for blocks that the other side has cached. If that engine is down when
-it arrives, it waits at the sender.
+it arrives, it waits at the sender. Neither of them is off before it has arrived.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,13 +38,18 @@ class HandOver:
         assert node is not None, "somebody who is down rather than nobody"
         num_bytes = self._to.missing(request, node) * node.instance.deployment.kv_sent_bytes
         arrived_s = self._links[origin].send(num_bytes, self._events.now_s)
-        self._events.at(arrived_s, lambda: self._deliver(flight, request, node))
+        for end in (origin, node):
+            end.promised += 1
+        self._events.at(arrived_s, lambda: self._deliver(flight, request, origin, node))
 
-    def _deliver(self, flight: Flight, request: Request, node: Node) -> None:
+    def _deliver(self, flight: Flight, request: Request, origin: Node, node: Node) -> None:
         if node.is_down:
-            self._events.at(self._events.now_s + RETRY_S, lambda: self._deliver(flight, request, node))
+            self._events.at(self._events.now_s + RETRY_S, lambda: self._deliver(flight, request, origin, node))
             return
         connector = node.instance.connector
         assert isinstance(connector, Delivered), "decode engines take what is delivered"
         connector.expect(request)
         self._submit(flight, request, node)
+        for end in (origin, node):
+            end.promised -= 1
+            end.leave()

@@ -27,13 +27,15 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
 
     Returns:
         Plain numbers and names. `tokens_per_s_user` is the inverse of the median TPOT. A task is a session with all its
-        turns, or a request that belongs to none. `hit_shares` are of prompt tokens, by where their KV was.
+        turns, or a request that belongs to none. `hit_shares` are of prompt tokens, by where their KV was. Where a
+        planner has engines off, `devices` is the mean of those that are not, and costs and energy are theirs.
     """
     found = cluster.tally.summary(cluster.seconds)
-    output_per_s, devices = found["output_tokens_per_s"], cluster.num_devices
+    output_per_s, devices = found["output_tokens_per_s"], devices_on(cluster)
     tpot = found["tpot_s"]
     found |= {
         "devices": devices,
+        "device_hours": devices * cluster.seconds / 3600,
         "hit_shares": {"device": found["cached_share"], **found.pop("loaded_shares")},
         "output_tokens_per_s_device": output_per_s / devices,
         "tokens_per_s_user": 1 / tpot["p50"] if tpot and tpot["p50"] else None,
@@ -51,18 +53,25 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
     return found
 
 
+def devices_on(cluster: Cluster) -> float:
+    """The mean number of devices that were not off."""
+    return sum(
+        share * instance.deployment.num_devices for share, instance in zip(cluster.on, cluster.instances, strict=True)
+    )
+
+
 def _figure(device: Accelerator, name: str) -> Figure | None:
     return device.figures.get(name) or device.usd_per_hour.get(name)
 
 
 def _sum(cluster: Cluster, name: str) -> float | None:
-    """Over all devices; None if the catalogue lacks it for one."""
+    """Over all devices that are on, in the mean; None if the catalogue lacks it for one."""
     total = 0.0
-    for instance in cluster.instances:
+    for share, instance in zip(cluster.on, cluster.instances, strict=True):
         figure = _figure(instance.deployment.device, name)
         if figure is None:
             return None
-        total += figure.value * instance.deployment.num_devices
+        total += figure.value * instance.deployment.num_devices * share
     return total
 
 

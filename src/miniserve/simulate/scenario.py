@@ -13,6 +13,7 @@ from typing import Any
 from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError
 from miniserve.simulate.outage import Outage
+from miniserve.simulate.scaling import Scaling
 from miniserve.simulate.tables import from_table, to_table, to_toml
 from miniserve.simulate.tier_plan import TierPlan
 from miniserve.workloads.service import SLO
@@ -26,7 +27,7 @@ class Engines:
 
     Attributes:
         hardware: an accelerator of the catalogue.
-        number: of engines.
+        number: of engines; with a planner, how many there can be.
         role: `both`: prompts and outputs; or `prefill` or `decode` alone.
         tensor: devices that share each layer.
         expert: ranks of each that share out the experts of a mixture, with requests of their own; the prices, outages
@@ -127,6 +128,7 @@ class Scenario:
         link: from prefill to decode.
         tiers: where KV is kept besides, the nearest first; `load_if_faster`: read only what takes longer to compute.
         outages: what fails.
+        planner: has as many of the engines run as the load needs; None: all run.
         slo: what counts as good, in ms: `ttft:500,tpot:50`.
         price: which of the catalogue's prices an hour counts.
     """
@@ -142,6 +144,7 @@ class Scenario:
     tiers: tuple[TierPlan, ...] = ()
     load_if_faster: bool = False
     outages: tuple[Outage, ...] = ()
+    planner: Scaling | None = None
     slo: str | None = None
     price: str = "hyperscaler_tco"
 
@@ -158,6 +161,10 @@ class Scenario:
         if roles not in ({"both"}, {"prefill", "decode"}):
             has = ", ".join(sorted(roles)) or "none"
             raise InvalidRequestError(f"engines do both, or some prefill and others decode; the roles here are: {has}")
+        if self.planner and not self.slo:
+            raise InvalidRequestError("a planner has engines run for limits: slo must say which: ttft:500,tpot:50")
+        if self.planner and any(engines.expert > 1 for engines in self.engines):
+            raise InvalidRequestError("a planner cannot start or stop ranks that share out experts one by one")
 
     @classmethod
     def from_table(cls, table: Mapping[str, Any]) -> "Scenario":

@@ -3,7 +3,8 @@
 `azure-conv` and `azure-code` have the medians, 90th percentiles, rates and burstiness of the two Azure traces of 2023.
 `agentic` has the figures that vLLM and Mooncake gave for traces of coding agents (Codex on SWE-bench): 33 turns in the
 median, some 80,000 tokens of context by turn 30, 131 tokens in for one out. `chat` and `rag` are plausible and no more:
-a talk of a few turns with a system prompt, and questions to documents of which some are asked for often.
+a talk of a few turns with a system prompt, and questions to documents of which some are asked for often. So is `day`:
+long prompts and answers whose rate goes up and down with the hours, and in bursts.
 
 A session's turns follow one another: the next one comes when the last has been answered, after a pause, and its prompt
 begins with everything before. Everything is decided by a seed.
@@ -16,6 +17,7 @@ from itertools import islice
 
 from miniserve.errors import InvalidRequestError
 from miniserve.workloads.arrivals import Arrival, Lengths, arrival_times, drawn
+from miniserve.workloads.day import Day
 
 BLOCK_SIZE = 256
 ROOM = 2**12  # names of blocks for one session or document
@@ -96,7 +98,7 @@ class Sessions:
 
 
 #: Of each, what it is drawn from.
-PRESETS: Mapping[str, Single | Sessions] = {
+PRESETS: Mapping[str, Single | Sessions | Day] = {
     "azure-conv": Single(Lengths(1020, 2735, True), Lengths(129, 424, True), 5.53, 1.09),
     "azure-code": Single(Lengths(1469, 5188, True), Lengths(13, 55, True), 2.57, 13.2),
     "chat": Sessions(
@@ -110,6 +112,7 @@ PRESETS: Mapping[str, Single | Sessions] = {
         256, Lengths(40, 120, True), Lengths(30, 100, True), Lengths(150, 400, True), Lengths(1, 4), 15.0, 1.0, 200,
         16384,
     ),
+    "day": Day(Lengths(4000, 12000, True), Lengths(600, 1500, True), 0.6),
 }  # fmt: skip
 
 
