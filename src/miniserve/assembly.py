@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import NamedTuple
 
 from miniserve.core.block_pool import BlockPool
+from miniserve.core.connectors import Connectors
 from miniserve.core.engine import Engine
 from miniserve.core.loading import Recompute
 from miniserve.core.metrics import StepRecord
@@ -122,7 +123,7 @@ def assemble(
             max_num_batched_tokens=settings.max_num_batched_tokens,
             max_model_len=settings.max_model_len,
             prefix_caching=settings.prefix_caching,
-            connector=moves or tiers,
+            connector=Connectors(moves, tiers) if moves and tiers else moves or tiers,
             proposer=_proposer(settings, draft),
         )
         identity = f"{model.files.path}:{model.choices}:{settings.kv_cache_dtype}"  # of what a block holds

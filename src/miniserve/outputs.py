@@ -40,7 +40,7 @@ class CompletionOutput:
         logprobs: one entry a token, if asked for.
         finish_reason: "stop", "length", "abort", "error"; None while it goes on.
         stop_reason: the stop string or the caller's stop token id that ended it.
-        num_cached_tokens: prompt tokens whose KV was found in the cache.
+        num_cached_tokens: prompt tokens that were not computed anew: their KV was in the prefix cache, or in a tier.
         num_preemptions: how often it lost its place.
         timings: see `Timings`.
     """
@@ -134,7 +134,7 @@ def _completion(choice: Choice, with_logprobs: bool) -> CompletionOutput:
         logprobs=list(request.logprobs) if with_logprobs else None,
         finish_reason=reason.value if reason else None,
         stop_reason=choice.stop_reason,
-        num_cached_tokens=request.num_cached or 0,
+        num_cached_tokens=request.num_reused,
         num_preemptions=request.num_preemptions,
         timings=Timings(
             queue_s=times.queue_s,

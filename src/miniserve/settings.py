@@ -244,7 +244,7 @@ def _check_tiers(options: EngineOptions, ranks: int) -> None:
 
 
 def _check_moves(options: EngineOptions, ranks: int) -> None:
-    """A request moves with one rank's KV, by the one connector that the engine has."""
+    """A request moves with one rank's KV."""
     moves = options.moves
     if moves is None:
         return
@@ -254,8 +254,6 @@ def _check_moves(options: EngineOptions, ranks: int) -> None:
         raise InvalidRequestError(
             f"moves does not go with tensor_parallel_size {ranks}: the other ranks' KV would stay"
         )
-    if options.tiers:
-        raise InvalidRequestError("moves does not go with kv_host_mib and kv_disk_dir: an engine has one connector")
 
 
 def _check_draft(model: LoadedModel, draft: LoadedModel, max_model_len: int) -> None:

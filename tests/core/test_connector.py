@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniserve.core.block_pool import BlockPool
+from miniserve.core.connectors import Connectors
 from miniserve.core.request import FinishReason, Request, Status
 from miniserve.core.sampling_params import Limits, SamplingParams
 from miniserve.core.scheduler import Scheduler
@@ -60,7 +61,7 @@ def test_what_the_pool_lost_comes_back_from_the_tier():
     forget_device(engine)
     again = engine.add("again", prompt)
     engine.run()
-    assert (again.num_cached, again.num_loaded) == (0, 12)
+    assert (again.num_cached, again.num_loaded, again.num_reused) == (0, 12, 12)
     assert right(again)
 
 
@@ -76,7 +77,7 @@ def test_the_pool_is_asked_first_and_the_tier_for_the_rest():
     assert hashes.keys() <= engine.tier.blocks.keys()
     again = engine.add("again", prompt)
     engine.run()
-    assert (again.num_cached, again.num_loaded) == (4, 8)
+    assert (again.num_cached, again.num_loaded, again.num_reused) == (4, 8, 12)
     assert right(again)
 
 
@@ -125,8 +126,24 @@ def test_a_load_that_fails_is_computed_instead():
     forget_device(engine)
     again = engine.add("again", prompt)
     engine.run()
-    assert (engine.tier.num_loads, again.num_loaded) == (1, 0)
+    assert (engine.tier.num_loads, again.num_loaded, again.num_reused) == (1, 0, 0)
     assert right(again)
+
+
+def test_what_comes_back_after_a_preemption_was_not_reused():
+    """It is the request's own: it was computed for it."""
+    engine = Engine(num_blocks=6)
+    one, other = (
+        engine.add(name, [start + index for index in range(9)], max_tokens=7) for name, start in (("a", 0), ("b", 20))
+    )
+    while not other.num_preemptions:
+        engine.step()
+    engine.pool.clear_cache()
+    engine.run()
+    assert other.num_loaded > 0
+    assert (one.num_reused, other.num_reused) == (0, 0)
+    assert right(one)
+    assert right(other)
 
 
 def test_an_aborted_load_keeps_its_blocks_until_it_has_ended():
@@ -213,6 +230,26 @@ def test_blocks_of_an_ended_request_can_be_kept_for_a_peer():
     engine.run()
 
 
+def test_of_several_the_first_that_offers_brings():
+    engine = Engine(tier=lambda device: Connectors(Exporter(device), FakeTier(device), FakeTier(device)))
+    exporter, first, second = engine.tier._connectors
+    prompt = list(range(13))
+    engine.add("first", prompt)
+    engine.run()
+    assert len(first.blocks) == len(second.blocks) == 3, "both were told, and held the blocks at a time"
+    assert exporter.num_loads == 0
+    forget_device(engine)
+    del first.blocks[engine.add("again", prompt).block_hashes(4, 3)[1]]
+    engine.run()
+    assert (first.num_loads, second.num_loads) == (1, 0), "what is left is computed"
+    forget_device(engine)
+    first.blocks.clear()
+    again = engine.add("and again", prompt)
+    engine.run()
+    assert (first.num_loads, second.num_loads, again.num_loaded) == (1, 1, 12)
+    assert right(again)
+
+
 @settings(derandomize=True, deadline=None, max_examples=150)
 @given(
     requests=st.lists(
@@ -225,13 +262,15 @@ def test_blocks_of_an_ended_request_can_be_kept_for_a_peer():
     seats=st.integers(1, 5),
     seed=st.integers(0, 1000),
     failing=st.booleans(),
+    num_tiers=st.integers(1, 2),
 )
-def test_slow_and_failing_tiers_change_no_output(requests, num_blocks, block_size, seats, seed, failing):
+def test_slow_and_failing_tiers_change_no_output(requests, num_blocks, block_size, seats, seed, failing, num_tiers):
     rng = random.Random(seed)
     engine = Engine(
         num_blocks,
         block_size,
         {"pace": lambda: rng.randrange(4), "loses": lambda: failing and rng.random() < 0.5},
+        lambda *args, **options: Connectors(*(FakeTier(*args, **options) for _ in range(num_tiers))),
         max_num_seqs=seats,
     )
     added = []

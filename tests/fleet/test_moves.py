@@ -278,6 +278,33 @@ def test_without_room_only_the_tokens_are_left(pair):
     assert moves.counts.held == 0
 
 
+def test_tiers_go_with_moves(pair, tiny_directory):
+    """A prompt's KV comes from a tier where it is computed, moves, and is saved where it arrived."""
+    one, _ = pair
+    stayed = truth(one)
+    with open_engine(tiny_directory("llama")[0], kv_host_mib=4, kv_load="always") as other:
+        prior, offer = leave(other)
+        other.moves.withdraw("leaver")
+        other.tiers.flush()
+        other.engine.scheduler.pool.clear_cache()
+        prior, offer = leave(other)
+        assert other.engine.metrics.tiers["host"].hits == 4
+        misses = other.engine.metrics.tiers["host"].misses
+        with open_engine(tiny_directory("llama")[0], kv_host_mib=4, kv_load="always") as third:
+            came = go_on(third, prior, offer).request
+            assert (came.num_loaded, came.output_token_ids) == (77, list(stayed.token_ids))
+            assert third.engine.metrics.tiers["host"].misses == 0, "nothing was computed for want of it"
+            until(third, lambda: not third.engine.has_work)
+            third.tiers.flush()
+            third.engine.scheduler.pool.clear_cache()
+            (again,) = third.generate([PROMPT], GREEDY)
+            assert (again.outputs[0].num_cached_tokens, again.token_ids) == (64, list(stayed.token_ids))
+        other.moves.withdraw("leaver")
+        held(other, 0)
+        until(other, lambda: not other.engine.has_work)
+        assert other.engine.metrics.tiers["host"].misses == misses == 4
+
+
 def test_requests_that_end_here_leave_nothing(pair):
     one, _ = pair
     before = one.moves.counts

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
-from miniserve.core.metrics import StepRecord, TierCounts
+from miniserve.core.metrics import MoveCounts, StepRecord, TierCounts
 from miniserve.core.request import Request
 from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
@@ -30,7 +30,8 @@ class Watched:
         self.updates = []
         scheduler = Scheduler(BlockPool(num_blocks, 4), max_num_seqs=8, max_num_batched_tokens=16, max_model_len=200)
         self.engine = Engine(scheduler, FakeDevice(num_blocks, 4), lambda: self.now)
-        self.recorder = Recorder(self.engine, self.take, lambda: self.now, lambda: self.effort)
+        self.moves = SimpleNamespace(counts=MoveCounts())
+        self.recorder = Recorder(self.engine, self.take, self.moves, lambda: self.now, lambda: self.effort)
 
     def take(self, update):
         self.effort += self.update_s
@@ -78,7 +79,8 @@ def test_a_bucket_knows_a_value_to_two_percent(values):
 
 
 def test_names():
-    assert [name_of(each) for each in ("7.0", "7.0/1", "7.1", "10.10/0")] == ["7", "7/1", "7.1", "10.10/0"]
+    names = [name_of(each) for each in ("7.0", "7.0/1", "7.1", "10.10/0", "4.0 7.0", "10.0 7.1/0")]
+    assert names == ["7", "7/1", "7.1", "10.10/0", "7", "7.1/0"]
 
 
 def test_where_a_step_went():
@@ -138,13 +140,17 @@ def test_the_last_state_is_owed_until_it_is_sent():
     assert watched.recorder.due_in_s is not None
 
 
-def test_tiers_are_told():
+def test_tiers_and_moves_are_told():
     watched = Watched(step_s=0.02)
     watched.engine.metrics.tiers["host"] = TierCounts(capacity_bytes=100, used_bytes=60, hits=3, misses=2)
+    watched.moves.counts.left(50, 0.1)
     watched.recorder.switch(True)
     watched.recorder.send()
-    told = msgspec.json.decode(msgspec.json.encode(watched.updates[-1][1]))["tiers"]
-    assert told == [{"name": "host", "capacity_bytes": 100, "used_bytes": 60, "hits": 3, "misses": 2}]
+    told = msgspec.json.decode(msgspec.json.encode(watched.updates[-1][1]))
+    assert {name: told["moves"][name] for name in ("num_left", "held", "held_bytes", "num_arrived")} == {
+        "num_left": 1, "held": 1, "held_bytes": 50, "num_arrived": 0,
+    }  # fmt: skip
+    assert told["tiers"] == [{"name": "host", "capacity_bytes": 100, "used_bytes": 60, "hits": 3, "misses": 2}]
 
 
 def test_latencies_are_the_engines():

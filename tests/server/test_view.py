@@ -6,6 +6,7 @@ import re
 import signal
 import time
 
+import psutil
 import pytest
 
 from support.chromium import violations
@@ -38,7 +39,7 @@ class Page:
         """Not by playwright's own `wait_for_function`, which the page's policy forbids: it evaluates a string there."""
         deadline = time.monotonic() + timeout_s
         while not self.tab.evaluate(expression, argument):
-            assert time.monotonic() < deadline, f"it did not come about: {expression}"
+            assert time.monotonic() < deadline, f"it did not come about: {expression} {argument}"
             self.tab.wait_for_timeout(50)
 
     def told(self, text, timeout_s=20):
@@ -55,8 +56,23 @@ class Page:
             f"#{table} tbody tr", "rows => rows.map(row => [...row.cells].map(cell => cell.textContent))"
         )
 
+    def shows(self, engine, column, beginning):
+        """Wait until that is what stands there in the table of a fleet's engines."""
+        cell = """([name, head, text]) => {
+            const [heads, ...rows] = [...document.querySelectorAll('#engines tr')].map(row => [...row.cells]);
+            const at = heads.findIndex(each => each.textContent === head);
+            return rows.find(row => row[0].textContent === name)[at].textContent.startsWith(text);
+        }"""
+        self.wait(cell, [engine, column, beginning])
+
     def points_at(self, figure):
         return self.tab.get_attribute(f"#{figure}", "aria-valuetext")
+
+
+def an_engine(server):
+    """Of a fleet: the process of one."""
+    children = psutil.Process(server.process.pid).children()
+    return next(child.pid for child in children if "spawn_main" in str(child.cmdline()))
 
 
 @pytest.fixture(scope="module")
@@ -251,6 +267,38 @@ def test_an_engine_that_dies_is_told_and_its_successor_shown(open_page, server, 
     load([SYSTEM])
     page.wait("document.querySelectorAll('#blocks-table tbody tr').length === 1")
     page.wait("+document.querySelector('#steps-table td')?.textContent >= 0")
+
+
+def test_every_engine_of_a_fleet_is_shown(browser, start):
+    options = ["--prefill", "1", "--decode", "1", "--prefill-from", "32", "--kv-cache-mib", "16", "--kv-host-mib", "8"]
+    body = LONG | {"prompt": SYSTEM, "stream": True, "max_tokens": 8000}
+    with start(*options) as server, Page(browser, server) as page:
+        tab = page.tab
+        page.open_tables()
+        with server.http.stream("POST", "/v1/completions", json=body) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            page.shows("decode 0", "running", "1")
+            page.shows("prefill 0", "left", "1 (")
+            page.shows("decode 0", "arrived", "1 (")
+            page.shows("prefill 0", "in tiers", "host 0.")
+            name = reply.headers["x-engine-request"]
+            page.wait("name => document.querySelector('#blocks-table td')?.textContent === name", name)
+            assert tab.text_content("#n-running") == "1"
+            tab.focus("#engines button")
+            tab.keyboard.press("Enter")
+            pressed = tab.eval_on_selector_all("#engines button", "all => all.map(each => each.ariaPressed)")
+            assert pressed == ["true", "false"]
+            page.wait("document.querySelectorAll('#blocks-table td').length === 0")  # it has gone from there
+            page.wait("document.querySelector('#tiers').textContent.includes('host 0 of 8 MiB')")
+            assert not violations(tab)
+            os.kill(an_engine(server), signal.SIGKILL)
+            page.told("Live, without ")
+            name = tab.text_content("#status").removeprefix("Live, without ")
+            page.shows(name, "state", "starting again")
+            page.shows(name, "left", "–")
+            page.wait("document.querySelector('#n-running').textContent === '1'")  # here or there
+        assert page.problems == []
 
 
 def test_a_lost_connection_is_told_and_comes_back_with_a_key(browser, server, start):

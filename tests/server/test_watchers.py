@@ -11,7 +11,7 @@ from miniserve.server.app import ServerSettings, make_app
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Facts
 from miniserve.server.view import watchers as module
-from miniserve.server.view.records import Totals, Update
+from miniserve.server.view.records import EngineState, Totals, Update
 from miniserve.server.view.watchers import MAX_WATCHERS, Watchers
 from support.asynchronous import run
 
@@ -24,14 +24,24 @@ class FakeClient:
         self.draining, self.ready, self.num_restarts, self.num_open = False, True, 0, 0
         self.told = []
         self.watch = self.told.append
+        self.names = [""]
 
-    def say(self, at_s):
-        self.on_update(Update(at_s, [], 0, 16, [], Totals(*[0] * 8), [], {}, {}, 0.0))
+    @property
+    def states(self):
+        return [EngineState(name, self.ready, self.num_restarts) for name in self.names]
+
+    def say(self, at_s, engine=""):
+        self.on_update(Update(at_s, [], 0, 16, [], Totals(*[0] * 8), [], {}, {}, 0.0, engine=engine))
+
+
+def all_parsed(events):
+    several = [event.split("\n") for event in events.decode().strip().split("\n\n")]
+    return [(name.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for name, data in several]
 
 
 def parsed(event):
-    name, data = event.decode().strip().split("\n")
-    return name.removeprefix("event: "), json.loads(data.removeprefix("data: "))
+    (one,) = all_parsed(event)
+    return one
 
 
 def test_the_engine_records_while_somebody_watches():
@@ -70,6 +80,25 @@ def test_a_slow_watcher_gets_the_newest():
         assert not waiting.done()
         client.say(100.0)
         assert parsed(await waiting)[1]["at_s"] == 100.0
+
+    run(story())
+
+
+def test_of_several_engines_a_slow_watcher_gets_the_newest_of_each():
+    async def story():
+        client = FakeClient()
+        client.names = ["prefill 0", "decode 0"]
+        slow = Watchers(client, "tiny").events()
+        assert [each["name"] for each in parsed(await anext(slow))[1]["engines"]] == client.names
+        for at_s in range(10):
+            for name in client.names:
+                client.say(float(at_s), name)
+        client.ready = False  # told first: what an engine said before it died is nothing to draw
+        (name, engine), *updates = all_parsed(await anext(slow))
+        assert (name, engine["engines"][1]["ready"]) == ("engine", False)
+        assert [(name, each["engine"], each["at_s"]) for name, each in updates] == [
+            ("update", name, 9.0) for name in client.names
+        ]
 
     run(story())
 

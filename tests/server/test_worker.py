@@ -108,3 +108,23 @@ def test_who_leaves_while_it_is_compiled_leaves_nothing(engine, gate):
     report = engine.until(Report)
     assert (report.num_running, report.num_waiting) == (0, 0)
     assert not [message for message in engine.seen if isinstance(message, Accepted | Refused) and message.key == 0]
+
+
+def test_what_a_tier_brings_counts_as_cached(tiny_chat_model):
+    how = {"dtype": "float32", "device": "cpu", "backend": "torch", "kv_cache_memory": 2**22, "block_size": 16}
+    with LLM(tiny_chat_model, **how, kv_host_mib=4, kv_load="always", moves="shared-memory") as llm:
+        engine = Engine(llm)
+        for key, moves, cached in ((0, False, 0), (1, False, 48), (2, True, 48)):
+            engine.pipe.send(Submit(key, [[*range(3, 60)]], SamplingParams(max_tokens=2, ignore_eos=True), "", moves))
+            while engine.text(key)[1] is None:
+                engine.next()
+            pieces = [
+                piece for each in engine.seen if isinstance(each, Stepped) for k, piece in each.pieces if k == key
+            ]
+            assert {piece.num_cached for piece in pieces} == {cached}
+            engine.pipe.send(Abort(key))
+            engine.pipe.send(Ask())
+            engine.until(Report)
+            assert llm.tiers.flush()
+            llm.engine.scheduler.pool.clear_cache()  # it computes nothing now
+        engine.close()

@@ -25,7 +25,7 @@ SpeculationOption = Annotated[
 ]
 ThreadsOption = Annotated[int | None, typer.Option(help="CPU threads; default: the cores this may use.", min=1)]
 KVHostOption = Annotated[
-    int | None, typer.Option("--kv-host-mib", help="Host memory for KV that the device has no room for any more.")
+    int | None, typer.Option("--kv-host-mib", help="Host memory for KV that the device has no room for; each engine's.")
 ]
 KVDiskOption = Annotated[
     Path | None, typer.Option("--kv-disk", help="A directory for the same; it outlives the process and may be shared.")

@@ -69,7 +69,7 @@ class Admission:
             self._waiting.pop()
             seats -= 1
             if request.num_cached is None:
-                request.num_cached = local
+                request.num_cached = request.num_reused = local
             if offered:
                 assert local + offered < len(request.token_ids), "a connector leaves at least one token to compute"
                 request.status = Status.LOADING
@@ -95,5 +95,6 @@ class Admission:
             if request.finish_reason is None:
                 request.num_computed += num_tokens
                 request.num_loaded += num_tokens
+                request.num_reused += 0 if request.num_preemptions else num_tokens
                 self._tables.filled(request, request.num_computed)
         return ended

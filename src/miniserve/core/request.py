@@ -119,6 +119,7 @@ class Request:
         num_registered: how many of its blocks the pool has been told the content of.
         num_cached: how many tokens the first admission found in the pool. A recomputation after preemption finds the
             request's own blocks again, which says nothing about the cache: it is not counted.
+        num_reused: these, and what the connector brought then: tokens that need not be computed anew.
         num_loaded: how many tokens' KV came from the connector, all admissions together.
         num_preemptions: how often it lost its blocks.
         may_draft: whether tokens ahead may be guessed for it: not once that has failed.
@@ -149,6 +150,7 @@ class Request:
     num_computed: int = field(default=0, init=False)
     num_registered: int = field(default=0, init=False)
     num_cached: int | None = field(default=None, init=False)
+    num_reused: int = field(default=0, init=False)
     num_loaded: int = field(default=0, init=False)
     num_preemptions: int = field(default=0, init=False)
     may_draft: bool = field(default=True, init=False)

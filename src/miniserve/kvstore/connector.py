@@ -110,7 +110,8 @@ class TieredKV:
         end, fastest = request.num_registered, self._tiers[0]
         hashes = request.block_hashes(self._size, end)
         new = [at for at in range(first_block, end) if not any(hashes[at] in tier for tier in self._tiers)]
-        if not request.num_preemptions:  # what is computed again says nothing of the tiers
+        # What is computed again, or was begun in another engine, says nothing of the tiers.
+        if not request.num_preemptions and not request.num_resumed:
             missed = sum((at + 1) * self._size <= request.num_prompt_tokens for at in new)
             for tier in self._tiers:
                 tier.counts.misses += missed

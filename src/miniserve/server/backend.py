@@ -8,7 +8,7 @@ from miniserve.model.tokenizer.tokenizer import Tokenizer
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Facts, Report
 from miniserve.server.reply import Reply
-from miniserve.server.view.records import Update
+from miniserve.server.view.records import EngineState, Update
 
 
 class EngineReport(NamedTuple):
@@ -63,6 +63,11 @@ class Backend(Protocol):
     @property
     def num_restarts(self) -> int:
         """Engine processes that died."""
+        ...
+
+    @property
+    def states(self) -> list[EngineState]:
+        """How each engine is, as those who watch are told."""
         ...
 
     def check_ready(self) -> None:

@@ -38,7 +38,7 @@ class Departures:
             return
         key = self._waiting.pop(name)
         if not delta.generation.finished:
-            last = Piece(0, "", [], None, FinishReason.MOVED.value, None, delta.choice.request.num_cached or 0)
+            last = Piece(0, "", [], None, FinishReason.MOVED.value, None, delta.choice.request.num_reused)
             self._leaving[name] = key, last
             self._text.abort(name, FinishReason.MOVED)
 

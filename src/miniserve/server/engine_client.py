@@ -41,7 +41,7 @@ from miniserve.server.messages import (
     Watch,
 )
 from miniserve.server.reply import Reply
-from miniserve.server.view.records import Update
+from miniserve.server.view.records import EngineState, Update
 from miniserve.server.worker import Opener
 
 LONGEST_PAUSE_S = 30.0  # between two attempts to start the engine again
@@ -105,6 +105,11 @@ class EngineClient:
         """Outputs that have not ended."""
         return sum(reply.num_open for reply in self._replies.values())
 
+    @property
+    def states(self) -> list[EngineState]:
+        """Of `Backend`: it is the only one."""
+        return [EngineState("", self.ready, self.num_restarts)]
+
     async def start(self) -> None:
         """Start the process and wait until its model is loaded.
 
@@ -141,13 +146,14 @@ class EngineClient:
         moves: bool = False,
         prior: Sequence[int] = (),
         offer: Offer | None = None,
+        name: str = "",
     ) -> Reply:
         """Have prompts continued; returns once the engine has accepted them.
 
         Args:
             prompts: token ids.
             params: for each of them.
-            cache_salt, moves, prior, offer: see `Submit`. What has moved can be fetched until the reply is closed.
+            cache_salt, moves, prior, offer, name: see `Submit`. What has moved stands until the reply is closed.
 
         Raises:
             APIError: 400 if they are too many at any time, 429 if too many wait, 503 if the engine is not there.
@@ -162,10 +168,10 @@ class EngineClient:
         if self.num_open + choices > limit:
             raise busy(f"{self.num_open} outputs are running or waiting, and {choices} more would exceed {limit}")
         key = next(self._keys)
-        reply = self._replies[key] = Reply(key, choices, lambda: self._forget(key))
+        reply = self._replies[key] = Reply(key, choices, lambda: self._forget(Abort(key, name)))
         try:
             several = [list(prompt) for prompt in prompts]
-            self._send(Submit(key, several, params, cache_salt, moves, prior, offer))
+            self._send(Submit(key, several, params, cache_salt, moves, prior, offer, name))
             await reply.accepted
         except BaseException:
             reply.close()
@@ -202,11 +208,11 @@ class EngineClient:
         assert self._process is not None, "there is a process while the engine runs"
         self._process.send(message)
 
-    def _forget(self, key: int) -> None:
+    def _forget(self, abort: Abort) -> None:
         """A reply is closed."""
-        reply = self._replies.pop(key, None)
+        reply = self._replies.pop(abort.key, None)
         if reply is not None and (reply.num_open or reply.moved) and self._running:
-            self._send(Abort(key))
+            self._send(abort)
 
     def _handle(self, message: FromEngine) -> None:  # noqa: PLR0912
         match message:

@@ -28,6 +28,7 @@ class Submit(NamedTuple):
         moves: after its first token it goes on in another engine; for one prompt with one choice.
         prior: output that has come elsewhere already; for one prompt with one choice.
         offer: where KV of its first tokens is.
+        name: what those who watch see of it, where that is not its key: "7.0/1", as `name_of` takes it.
     """
 
     key: int
@@ -37,12 +38,17 @@ class Submit(NamedTuple):
     moves: bool = False
     prior: Sequence[int] = ()
     offer: Offer | None = None
+    name: str = ""
 
 
 class Abort(NamedTuple):
-    """End all choices of a submission; nothing more is to be sent for it, and what it left to be fetched may go."""
+    """End all choices of a submission; nothing more is to be sent for it, and what it left to be fetched may go.
+
+    `key` and `name` are those of `Submit`.
+    """
 
     key: int
+    name: str = ""
 
 
 class Ask(NamedTuple):
@@ -104,7 +110,7 @@ class Piece(NamedTuple):
         logprobs: one a token, if asked for.
         finish_reason, stop_reason: see `outputs.CompletionOutput`. "moved": it goes on behind its tokens in another
             engine, which may find its KV by `offer`.
-        num_cached: tokens of the prompt that the prefix cache had.
+        num_cached: tokens of the prompt that were not computed anew: the prefix cache had them, or a tier.
         prompt_logprobs: with the first piece, if asked for: one a prompt token, None for the first.
     """
 

@@ -83,7 +83,7 @@ class Worker:
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._compiling: set[int] = set()
         self._live: dict[int, list[Generation]] = {}
-        self._recorder = Recorder(llm.engine, self._send)
+        self._recorder = Recorder(llm.engine, self._send, llm.moves)
         self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
         self._departures = Departures(self._text, llm.moves)
         self._cached: list[BlockEvent] = []  # since the last message
@@ -132,7 +132,7 @@ class Worker:
             elif isinstance(message, _Compiled):
                 self._go_on(message)
             elif isinstance(message, Abort):
-                self._abort(message.key)
+                self._abort(message)
             elif isinstance(message, Ask):
                 self._report()
             elif isinstance(message, Watch):
@@ -185,7 +185,7 @@ class Worker:
                 self._text.make(
                     prompt,
                     submit.params,
-                    request_id=f"{submit.key}.{index}",
+                    request_id=_request_id(submit, index),
                     cache_salt=submit.cache_salt,
                     prior=submit.prior,
                     offer=submit.offer,
@@ -196,7 +196,7 @@ class Worker:
                 self._llm.moves.check(submit.offer)
         except InvalidRequestError as error:
             # Without our name for the request, which says nothing to whoever sent it.
-            message = re.sub(rf"^(request )?{submit.key}\.\d+(/\d+)?: ", "", str(error))
+            message = re.sub(rf"^(request )?{submit.key}\.\d[^:]*: ", "", str(error))
             self._send(Refused(submit.key, message))
             return
         for index, generation in enumerate(made):
@@ -216,10 +216,10 @@ class Worker:
     def _note_event(self, event: BlockEvent) -> None:
         self._cached.append(event)
 
-    def _abort(self, key: int) -> None:
-        self._compiling.discard(key)
-        self._departures.withdraw(f"{key}.0")
-        for generation in self._live.pop(key, ()):
+    def _abort(self, abort: Abort) -> None:
+        self._compiling.discard(abort.key)
+        self._departures.withdraw(_request_id(abort, 0))
+        for generation in self._live.pop(abort.key, ()):
             self._text.abort(generation.request_id)
             self._owner.pop(generation.request_id, None)
 
@@ -235,7 +235,7 @@ class Worker:
             request.logprobs[len(request.logprobs) - len(tokens) :] if params.logprobs is not None else None,
             choice.finish_reason.value if choice.finish_reason else None,
             choice.stop_reason,
-            request.num_cached or 0,
+            request.num_reused,
             list(request.prompt_logprobs) if begins and params.prompt_logprobs is not None else None,
         )
 
@@ -251,3 +251,8 @@ class Worker:
         self._send(
             Report(engine.metrics, len(scheduler.running), scheduler.num_waiting, scheduler.pool.num_free, moves)
         )
+
+
+def _request_id(of: Submit | Abort, index: int) -> str:
+    """Of a submission's prompt: unique by its key, and told to those who watch as `name_of` takes it."""
+    return f"{of.key}.{index} {of.name}".rstrip()

@@ -21,6 +21,8 @@ from miniserve.server.fleet.journey import MOST_DEATHS
 from miniserve.server.fleet.pools import RECOVERY_S
 from miniserve.server.messages import Cached, Facts, Piece
 from miniserve.server.reply import Reply
+from miniserve.server.view.recorder import name_of
+from miniserve.server.view.records import Totals, Update
 from support.asynchronous import run_in_virtual_time
 
 SIZE = 4
@@ -42,7 +44,8 @@ class Engine:
         self.name = name
         self.facts = Facts(name, 4096, 8, 512, 64, SIZE, True, "a model")
         self.ready, self.num_restarts, self.on_cached = False, 0, None
-        self.open, self.held, self.seen = {}, {}, Counter()
+        self.open, self.held, self.seen, self.names, self.watched = {}, {}, Counter(), [], []
+        self.watch = self.watched.append
 
     async def start(self):
         self.ready = True
@@ -51,7 +54,8 @@ class Engine:
     async def stop(self):
         self.ready = False
 
-    async def submit(self, prompts, params, *, cache_salt, moves, prior, offer):
+    async def submit(self, prompts, params, *, cache_salt, moves, prior, offer, name):
+        self.names.append(name)
         if not self.ready:
             raise unavailable("not there")
         (prompt,) = prompts
@@ -352,6 +356,38 @@ def test_load_is_spread_and_shared_prompts_meet():
         assert [engine.seen["fetches"] for engine in back] == [2, 2]
 
     play(story, prefill=2, decode=2)
+
+
+def test_a_request_has_one_name_in_every_engine():
+    """The one that its client is told: watching one engine alone, or several, says the same."""
+
+    async def story(fleet, front, back):
+        with await fleet.submit([SHORT, LONG], SamplingParams(max_tokens=4, n=2, seed=7), cache_salt="salt") as reply:
+            assert {piece.choice async for piece in reply} == {0, 1, 2, 3}
+        key = reply.key
+        assert {name_of(name) for name in back[0].names} == {f"{key}/0", f"{key}/1", f"{key}.1/0", f"{key}.1/1"}
+        assert {name_of(name) for name in front[0].names} == {f"{key}.1/0"}
+        await ask(fleet, LONG)
+        assert name_of(back[0].names[-1]) == str(key + 1)
+
+    play(story)
+
+
+def test_every_engine_is_watched():
+    async def story(fleet, front, back):
+        told = []
+        fleet.on_update = told.append
+        fleet.watch(True)
+        for engine in front + back:
+            assert engine.watched == [True]
+            engine.on_update(Update(1.0, [], 0, 16, [], Totals(*[0] * 8), [], {}, {}, 0.0))
+        assert [update.engine for update in told] == ["prefill 0", "decode 0", "decode 1"]
+        back[1].die(1.0)
+        assert [(each.name, each.ready, each.restarts) for each in fleet.states] == [
+            ("prefill 0", True, 0), ("decode 0", True, 0), ("decode 1", False, 1),
+        ]  # fmt: skip
+
+    play(story, decode=2)
 
 
 def test_a_fleet_needs_an_engine_that_decodes():

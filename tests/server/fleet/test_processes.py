@@ -17,7 +17,9 @@ SAMPLED = {"temperature": 1.0, "seed": 3, "n": 3, "repetition_penalty": 1.3}
 
 @pytest.fixture(scope="module")
 def fleet(start):
-    with start("--prefill", "1", "--decode", "1", "--prefill-from", "32", "--kv-cache-mib", "16") as server:
+    with start(
+        "--prefill", "1", "--decode", "1", "--prefill-from", "32", "--kv-cache-mib", "16", "--kv-host-mib", "8"
+    ) as server:
         yield server
 
 

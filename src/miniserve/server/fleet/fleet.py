@@ -22,6 +22,7 @@ import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import count
 
 from miniserve.core.disaggregation import Disaggregation
@@ -38,7 +39,7 @@ from miniserve.server.fleet.output import Output
 from miniserve.server.fleet.pools import Pools
 from miniserve.server.messages import Facts
 from miniserve.server.reply import Reply
-from miniserve.server.view.records import Update
+from miniserve.server.view.records import EngineState, Update
 
 
 class Fleet:
@@ -73,6 +74,8 @@ class Fleet:
         self.on_update: Callable[[Update], None] = lambda _: None
         self._replies: dict[Reply, list[asyncio.Task[None]]] = {}
         self._keys = count()
+        for member in self.members:
+            member.client.on_update = partial(self._note_update, member.name)
 
     @property
     def members(self) -> list[Member]:
@@ -105,6 +108,11 @@ class Fleet:
     def num_restarts(self) -> int:
         """Of all engines together."""
         return sum(member.client.num_restarts for member in self.members)
+
+    @property
+    def states(self) -> list[EngineState]:
+        """How each engine is, as those who watch are told."""
+        return [EngineState(each.name, each.client.ready, each.client.num_restarts) for each in self.members]
 
     def check_ready(self) -> None:
         """Raise an APIError of 503 unless requests are taken."""
@@ -148,7 +156,11 @@ class Fleet:
                 reply.accept()
 
         self._replies[reply] = [
-            asyncio.create_task(self._travel(_outputs(prompt, params, cache_salt, index * params.n), reply, accepted))
+            asyncio.create_task(
+                self._travel(
+                    _outputs(f"{reply.key}.{index}", prompt, params, cache_salt, index * params.n), reply, accepted
+                )
+            )
             for index, prompt in enumerate(prompts)
         ]
         try:
@@ -171,9 +183,13 @@ class Fleet:
         return [report._replace(name=member.name) for member, (report,) in zip(self.members, several, strict=True)]
 
     def watch(self, on: bool) -> None:
-        """Have the first decode engine send updates, or no more."""
-        self._pools.decode[0].client.on_update = self.on_update
-        self._pools.decode[0].client.watch(on)
+        """Have every engine send updates, or no more."""
+        for member in self.members:
+            member.client.watch(on)
+
+    def _note_update(self, name: str, update: Update) -> None:
+        update.engine = name
+        self.on_update(update)
 
     def _forget(self, reply: Reply) -> None:
         """A reply is closed."""
@@ -191,11 +207,12 @@ class Fleet:
                 group.create_task(Journey(output, self._pools, reply, lambda: None).run())
 
 
-def _outputs(prompt: Sequence[int], params: SamplingParams, cache_salt: str, first: int) -> list[Output]:
-    """Of one prompt, counted from `first`; what is drawn in them is settled here."""
+def _outputs(name: str, prompt: Sequence[int], params: SamplingParams, cache_salt: str, first: int) -> list[Output]:
+    """Of one prompt, named after it and counted from `first`; what is drawn in them is settled here."""
     if params.seed is None:
         params = replace(params, seed=secrets.randbits(63))
+    names = [name] if params.n == 1 else [f"{name}/{index}" for index in range(params.n)]
     return [
-        Output(first + index, list(prompt), replace(params, n=1, seed=params.seed_of(index)), cache_salt)
+        Output(names[index], first + index, list(prompt), replace(params, n=1, seed=params.seed_of(index)), cache_salt)
         for index in range(params.n)
     ]

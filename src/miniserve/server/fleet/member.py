@@ -82,7 +82,7 @@ class Member:
         try:
             came, salt = list(output.tokens), output.cache_salt
             with await self.client.submit(
-                [output.prompt], params, cache_salt=salt, moves=moves, prior=came, offer=offer
+                [output.prompt], params, cache_salt=salt, moves=moves, prior=came, offer=offer, name=output.name
             ) as reply:
                 yield reply
         finally:

@@ -13,15 +13,18 @@ class Output:
     """One output.
 
     Attributes:
+        name: by the fleet's number for its request, as `name_of` takes it.
         choice: its index among the request's.
         prompt: token ids.
         params: with `n` of 1, and its own seed.
         cache_salt: of its tenant.
         tokens: what has come.
-        num_cached: of the prompt, as the first engine said that computed it.
+        num_cached: of the prompt, as the first engine said that computed it: KV that comes from there afterwards was
+            computed for this request, and is not counted.
         finish_reason: once it has ended.
     """
 
+    name: str
     choice: int
     prompt: list[int]
     params: SamplingParams

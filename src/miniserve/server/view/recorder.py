@@ -22,6 +22,7 @@ from miniserve.core.request import Request
 from miniserve.server.view.records import Holder, Part, ShownStep, TierState, Totals, Update
 
 if TYPE_CHECKING:
+    from miniserve.fleet.moves import Moves
     from miniserve.runtime.text_engine import Delta
 
 INTERVAL_S = 0.1
@@ -35,6 +36,7 @@ class Recorder:
     Args:
         engine: its `on_step` is this recorder's while it is on.
         send: takes the updates.
+        moves: by which requests come and go, if they do.
         clock: the engine's, in seconds.
         effort: the CPU time of this thread, in seconds.
     """
@@ -43,10 +45,11 @@ class Recorder:
         self,
         engine: Engine,
         send: Callable[[Update], None],
+        moves: "Moves | None" = None,
         clock: Callable[[], float] = time.monotonic,
         effort: Callable[[], float] = time.thread_time,
     ) -> None:
-        self._engine, self._send, self._clock, self._effort = engine, send, clock, effort
+        self._engine, self._send, self._moves, self._clock, self._effort = engine, send, moves, clock, effort
         self._on = self._is_due = False
         self._reset()
 
@@ -147,6 +150,7 @@ class Recorder:
                 TierState(name, tier.capacity_bytes, tier.used_bytes, tier.hits, tier.misses)
                 for name, tier in metrics.tiers.items()
             ],
+            moves=self._moves.counts if self._moves else None,
         )
 
 
@@ -169,8 +173,11 @@ def _holder(request: Request) -> Holder:
 
 
 def name_of(request_id: str) -> str:
-    """What a request is called: "7.1/0" with a prompt's and a choice's number, less the prompt's where that is 0."""
-    return request_id.replace(".0", "", 1)
+    """What a request is called: "7.1/0" with a prompt's and a choice's number, less the prompt's where that is 0.
+
+    Where it is not called by the engine's number for it, its name stands behind that: "12.0 7.1/0".
+    """
+    return request_id.rpartition(" ")[2].replace(".0", "", 1)
 
 
 def split(record: StepRecord) -> dict[str, float]:

@@ -9,19 +9,30 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
+from miniserve.core.metrics import MoveCounts
+
+
+class EngineState(Struct):
+    """One engine: its name among several ("" if there is only one), whether it takes requests, and its past deaths."""
+
+    name: str
+    ready: bool
+    restarts: int
+
 
 class Engine(Struct):
-    """The engine as a whole, and how it is.
+    """The engine as a whole, or a fleet of them, and how it is.
 
     Attributes:
-        state: "ready", "starting" or "draining".
+        state: "ready", if one takes requests, "starting" or "draining".
         model: the name that requests give.
         description: for people.
-        num_blocks, block_size: of the KV pool; a block holds `block_size` tokens.
+        num_blocks, block_size: of an engine's KV pool; a block holds `block_size` tokens.
         budget: most tokens of a step.
         max_num_seqs: most requests computed at once.
         max_model_len: most tokens of one.
         restarts: engine processes that died.
+        engines: each of them, those for prompts first.
     """
 
     state: str
@@ -33,6 +44,7 @@ class Engine(Struct):
     max_num_seqs: int
     max_model_len: int
     restarts: int
+    engines: list[EngineState]
 
 
 class Part(NamedTuple):
@@ -108,7 +120,7 @@ class TierState(Struct):
 
 
 class Update(Struct):
-    """What the page gets some ten times a second.
+    """What the page gets some ten times a second of each engine.
 
     Attributes:
         at_s: now, of the engine's clock.
@@ -121,6 +133,8 @@ class Update(Struct):
         ttft, itl: sketches of what was measured since the last update: times to first token, and between tokens.
         cost: share of the time since somebody began to watch that went into recording it.
         tiers: of KV beside the device, the fastest first.
+        moves: requests that left for other engines and came from them; None: none do.
+        engine: its name among several; whoever has several says it.
     """
 
     at_s: float
@@ -134,3 +148,5 @@ class Update(Struct):
     itl: dict[int, int]
     cost: float
     tiers: list[TierState] = []
+    moves: MoveCounts | None = None
+    engine: str = ""

@@ -1,11 +1,11 @@
-"""`Watchers`: hands what the engine's recorder says to everybody who watches.
+"""`Watchers`: hands what the engines' recorders say to everybody who watches.
 
-The engine records while there is at least one. An update is encoded once, whoever reads it; a watcher holds one update,
-the newest, however slowly it reads.
+Engines record while there is at least one. An update is encoded once, whoever reads it; a watcher holds one update of
+each engine, the newest, however slowly it reads.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 import msgspec
@@ -20,28 +20,28 @@ SILENCE_S = 10.0  # then a comment, so that both ends know of each other
 
 
 class _Watcher:
-    """One open stream: what it has not been sent yet."""
+    """One open stream: what it has not been sent yet, by engine."""
 
-    def __init__(self, pending: bytes | None) -> None:
-        self.pending, self.news = pending, asyncio.Event()
+    def __init__(self, pending: Mapping[str, bytes]) -> None:
+        self.pending, self.news = dict(pending), asyncio.Event()
         if pending:
             self.news.set()
 
-    def put(self, event: bytes) -> None:
-        self.pending = event
+    def put(self, engine: str, event: bytes) -> None:
+        self.pending[engine] = event
         self.news.set()
 
-    async def take(self) -> bytes | None:
-        """The newest; None if there is none for a while."""
+    async def take(self) -> bytes:
+        """The newest of each engine that has said something; b"" if none has for a while."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self.news.wait(), LOOK_S)
         self.news.clear()
-        event, self.pending = self.pending, None
-        return event
+        events, self.pending = self.pending, {}
+        return b"".join(events.values())
 
 
 class Watchers:
-    """Everybody who watches one engine.
+    """Everybody who watches one engine, or a fleet.
 
     Args:
         engine: whom they watch.
@@ -51,7 +51,7 @@ class Watchers:
     def __init__(self, engine: Backend, model: str) -> None:
         self._engine, self._model = engine, model
         self._watchers: set[_Watcher] = set()
-        self._latest: bytes | None = None
+        self._latest: dict[str, bytes] = {}
         engine.on_update = self._put
 
     @property
@@ -68,6 +68,7 @@ class Watchers:
             max_num_seqs=facts.max_num_seqs,
             max_model_len=facts.max_model_len,
             restarts=engine.num_restarts,
+            engines=engine.states,
         )
 
     def check_room(self) -> None:
@@ -77,15 +78,13 @@ class Watchers:
 
     async def events(self) -> AsyncIterator[bytes]:
         """One watcher's stream: until it leaves, or the server is about to end."""
-        told, silent_s = None, 0.0
+        silent_s = 0.0
         with self._enter() as watcher:
-            while True:
-                if (state := self.state) != told:
-                    told, silent_s = state, 0.0
-                    yield _event("engine", state)
-                if state.state == "draining" and not self._engine.num_open:
-                    return
+            yield _event("engine", told := self.state)
+            while told.state != "draining" or self._engine.num_open:
                 event = await watcher.take()
+                if (state := self.state) != told:  # first: an update is of an engine that is known to be there
+                    event = _event("engine", told := state) + event
                 silent_s = 0.0 if event else silent_s + LOOK_S
                 if silent_s >= SILENCE_S:
                     event, silent_s = b": still here\n\n", 0.0
@@ -104,12 +103,12 @@ class Watchers:
             self._watchers.remove(watcher)
             if not self._watchers:
                 self._engine.watch(False)
-                self._latest = None
+                self._latest.clear()
 
     def _put(self, update: Update) -> None:
-        self._latest = _event("update", update)
+        event = self._latest[update.engine] = _event("update", update)
         for watcher in self._watchers:
-            watcher.put(self._latest)
+            watcher.put(update.engine, event)
 
 
 def _event(name: str, data: Engine | Update) -> bytes:

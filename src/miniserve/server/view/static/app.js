@@ -4,7 +4,8 @@ import { Blocks } from "./blocks.js";
 import { Charts } from "./charts.js";
 import { Chat } from "./chat.js";
 import { Company } from "./company.js";
-import { count, restyle, whole } from "./figure.js";
+import { Engines, tiersOf } from "./engines.js";
+import { restyle, whole } from "./figure.js";
 import { State } from "./state.js";
 import { Steps } from "./steps.js";
 import { follow, savedKey, saveKey } from "./stream.js";
@@ -13,6 +14,7 @@ const $ = selector => document.querySelector(selector);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const state = new State();
 const figures = [new Blocks(state), new Steps(state)], charts = new Charts(state);
+const engines = new Engines(state, () => { for (const figure of [...figures, charts]) figure.update(); });
 let paused = false, drawn = 0;
 
 new Chat(state);
@@ -25,7 +27,10 @@ function status(kind, text) {
 }
 
 const STATES = {
-  ready: ["ready", () => "Live"],
+  ready: ["ready", engine => {
+    const away = engine.engines.filter(each => !each.ready).map(each => each.name);
+    return away.length ? `Live, without ${away.join(", ")}` : "Live";
+  }],
   starting: ["wait", engine => engine.restarts ? "The engine died and is being started again" : "The engine is starting"],
   draining: ["wait", () => "The server is shutting down"],
 };
@@ -33,8 +38,7 @@ const STATES = {
 const stream = follow({
   onEvent(name, data) {
     if (name === "engine") {
-      if (data.state === "starting") state.reset();
-      state.engine = data;
+      state.meet(data);
       $("#model").textContent = data.model;
       $("#description").textContent = data.description;
       $("#block-size").textContent = data.block_size;
@@ -43,6 +47,7 @@ const stream = follow({
       status(kind, text(data));
       $("#key-form").hidden = !savedKey();
       drawn = 0;
+      engines.update();
       show();
     } else if (name === "update" && !paused && state.engine) {
       state.take(data);
@@ -73,21 +78,23 @@ function show() {
 setInterval(() => {
   if (paused) return;
   const { update, engine } = state;
-  if (engine && update) {
-    const used = engine.num_blocks - update.free, { prompt, cached } = update.totals;
-    $("#n-running").textContent = update.requests.length;
-    $("#n-waiting").textContent = update.waiting;
-    $("#n-output").textContent = whole(state.rate("output"));
-    $("#n-computed").textContent = whole(state.rate("computed"));
-    $("#n-blocks").textContent = whole(used);
-    $("#n-all-blocks").textContent = whole(engine.num_blocks);
+  const sum = what => state.all.reduce((total, each) => total + (each.update ? what(each) : 0), 0);
+  if (state.all.some(each => each.update)) {
+    const prompt = sum(each => each.update.totals.prompt), cached = sum(each => each.update.totals.cached);
+    $("#n-running").textContent = sum(each => each.update.requests.length);
+    $("#n-waiting").textContent = sum(each => each.update.waiting);
+    $("#n-output").textContent = whole(sum(each => each.rate("output")));
+    $("#n-computed").textContent = whole(sum(each => each.rate("computed")));
+    $("#n-blocks").textContent = whole(sum(each => engine.num_blocks - each.update.free));
+    $("#n-all-blocks").textContent = whole(engine.num_blocks * state.all.length);
     $("#n-cached").textContent = prompt ? `${(100 * cached / prompt).toFixed(0)}%` : "–";
+  }
+  if (update) {
     $("#tiers").hidden = !update.tiers.length;
-    $("#tiers span").textContent = update.tiers.map(tier =>
-      `${tier.name} ${whole(tier.used_bytes / 2 ** 20)} of ${whole(tier.capacity_bytes / 2 ** 20)} MiB, ` +
-      `${count(tier.hits, "block")} loaded, ${whole(tier.misses)} looked for in vain`).join("; ") + ".";
+    $("#tiers span").textContent = tiersOf(update);
     $("#cost").textContent = `${(100 * update.cost).toFixed(2)}%`;
   }
+  engines.update();
   charts.update();
   for (const figure of [...figures, charts]) figure.fillTable();
 }, 1000);

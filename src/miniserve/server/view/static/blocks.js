@@ -2,7 +2,7 @@
 // Pointing at a block in either marks it in both.
 
 import { count, fillTable, Figure, ink, whole } from "./figure.js";
-import { blocksOf } from "./state.js";
+import { blocksOf } from "./history.js";
 
 const SIZES = [14, 12, 10, 8, 7, 6, 5];   // of a block in the pool, pixels, the largest that fits
 const ROW = 19, LARGEST_CELL = 15, SMALLEST_CELL = 8, LEFT = 58, RIGHT = 92, MAX_ROWS = 16;

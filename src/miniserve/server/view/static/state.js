@@ -1,99 +1,46 @@
-// What the page knows of the engine: the newest update, the last steps, and a minute of history in bins of one second.
+// What the page knows: the server, each of its engines, which of them the figures show, and the requests' colours.
 // No drawing here.
 
-const BINS = 60, MAX_STEPS = 400;
-export const now = () => performance.now() / 1000;
-
-const emptyBin = second => ({
-  second, output: 0, computed: 0, running: null, waiting: null, ttft: new Map(), itl: new Map(), seconds: {}, steps: 0,
-});
-const merge = (into, sketch) => {
-  for (const [bucket, n] of sketch) into.set(+bucket, (into.get(+bucket) ?? 0) + n);
-};
-
-// Runs [first, count, first, count …] as single blocks.
-export function* blocksOf(runs) {
-  for (let i = 0; i < runs.length; i += 2) for (let b = runs[i], e = b + runs[i + 1]; b < e; b++) yield b;
-}
+import { History } from "./history.js";
 
 export class State {
-  engine = null;
-  update = null;
-  steps = [];
-  bins = [emptyBin(Math.floor(now()))];
+  engine = null;          // what the server says of itself
   mine = new Set();       // requests of the chat
+  #histories = new Map([["", new History()]]);   // by the engine's name
+  #chosen = "";
   #colours = new Map();
 
-  // A new engine counts from zero.
-  reset() {
-    this.update = null;
-    this.steps = [];
+  // The server says how it is. An engine that is away holds nothing; after all of them, requests may be counted anew.
+  meet(engine) {
+    this.engine = engine;
+    const known = this.#histories;
+    this.#histories = new Map(engine.engines.map(({ name }) => [name, known.get(name) ?? new History()]));
+    for (const { name, ready } of engine.engines) if (!ready) this.#histories.get(name).reset();
+    if (!this.#histories.has(this.#chosen)) {
+      this.#chosen = (engine.engines.find(each => each.name.startsWith("decode")) ?? engine.engines[0]).name;
+    }
+    if (engine.state !== "starting") return;
     this.#colours.clear();
     this.mine.clear();
   }
 
   take(update) {
-    const bin = this.bin(), before = this.update?.totals, totals = update.totals;
-    if (before && totals.steps < before.steps) this.reset();
-    else if (before) {
-      bin.output += totals.output - before.output;
-      bin.computed += totals.computed - before.computed;
-    }
-    bin.running = update.requests.length;
-    bin.waiting = update.waiting;
-    merge(bin.ttft, Object.entries(update.ttft));
-    merge(bin.itl, Object.entries(update.itl));
-    const last = this.steps.at(-1)?.index ?? -1;
-    for (const step of update.steps) {
-      if (step.index <= last) continue;
-      step.skipped = this.steps.length ? step.index - this.steps.at(-1).index - 1 : 0;
-      this.steps.push(step);
-      bin.steps++;
-      for (const [name, s] of Object.entries(step.seconds)) bin.seconds[name] = (bin.seconds[name] ?? 0) + s;
-    }
-    this.steps.splice(0, this.steps.length - MAX_STEPS);
-    this.update = update;
+    if (this.engine.engines.find(each => each.name === update.engine)?.ready) this.of(update.engine).take(update);
   }
 
-  // The bin of this second; those of seconds in which nothing came are as things were.
-  bin() {
-    const second = Math.floor(now());
-    let last = this.bins.at(-1);
-    if (second - last.second > BINS) this.bins = [last = emptyBin(second - BINS)];
-    while (last.second < second) {
-      const next = emptyBin(last.second + 1);
-      next.running = last.running;
-      next.waiting = last.waiting;
-      this.bins.push(last = next);
-    }
-    this.bins.splice(0, this.bins.length - BINS - 1);
-    return last;
-  }
+  of(name) { return this.#histories.get(name); }
+  get all() { return [...this.#histories.values()]; }
+  get chosen() { return this.#chosen; }
+  choose(name) { this.#chosen = name; }
 
-  // Tokens per second over the last few whole seconds.
-  rate(what, seconds = 3) {
-    this.bin();
-    const bins = this.bins.slice(-seconds - 1, -1);
-    return bins.length ? bins.reduce((sum, bin) => sum + bin[what], 0) / bins.length : 0;
-  }
-
-  // The q-quantile in seconds of "ttft" or "itl" over the `window` bins that end at index `end`; null if there are none.
-  quantile(what, q, end = this.bins.length, window = 10) {
-    const all = new Map();
-    for (const bin of this.bins.slice(Math.max(0, end - window), end)) merge(all, bin[what]);
-    const counts = [...all].sort((a, b) => a[0] - b[0]);
-    let left = q * counts.reduce((sum, [, n]) => sum + n, 0);
-    for (const [bucket, n] of counts) if ((left -= n) <= 0) return 1e-6 * Math.exp((bucket + 0.5) / 50);
-    return null;
-  }
-
-  // Mean seconds of a step by name, over the last `window` bins.
-  split(window = 10) {
-    const bins = this.bins.slice(-window), sums = {};
-    const steps = bins.reduce((sum, bin) => sum + bin.steps, 0);
-    for (const bin of bins) for (const [name, s] of Object.entries(bin.seconds)) sums[name] = (sums[name] ?? 0) + s / steps;
-    return sums;
-  }
+  // Of the engine that is chosen; see `History`.
+  get #history() { return this.#histories.get(this.#chosen); }
+  get update() { return this.#history.update; }
+  get steps() { return this.#history.steps; }
+  get bins() { return this.#history.bins; }
+  bin() { return this.#history.bin(); }
+  quantile(...window) { return this.#history.quantile(...window); }
+  split(...window) { return this.#history.split(...window); }
 
   // Hues a golden angle apart: those of requests that come one after another differ most.
   hue(request) {
