@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.shape import Parallel, Precision
-from miniserve.simulate.candidates import Candidate, Lone, Pool, Size, sizes
+from miniserve.simulate.candidates import Candidate, Lone
 from miniserve.simulate.capacity import PRECISION, Load, Trial, largest, try_load
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
 from miniserve.simulate.plan import NEAR, Planner
+from miniserve.simulate.sizes import Pool, Size, sizes, sizes_apart
 from miniserve.simulate.speculation import Speculation
 from miniserve.workloads.arrivals import Arrival
 from miniserve.workloads.service import SLO
@@ -204,7 +205,7 @@ def test_ranks_that_share_out_the_experts_are_candidates_too():
     wide = Size(1, 72)
     assert wide.parallel(shape_by_name("deepseek-v3")) == Parallel(1, 72, 32)
     pool = Pool(2, *wide)
-    assert (pool.ranks, pool.num_devices, str(pool)) == (144, 144, "2 × EP72")
+    assert (pool.all_ranks, pool.num_devices, str(pool)) == (144, 144, "2 × EP72")
     apart = Candidate("fp8", Pool(1, 1, 8), Pool(2, 1, 4))
     assert (apart.num_devices, apart.groups, str(apart)) == (16, 8, "2 × EP4 prefill + 1 × EP8 decode")
 
@@ -246,3 +247,31 @@ def test_guesses_that_are_right_make_a_tighter_limit_attainable():
     drafting, *_ = Planner(replace(deployment(), speculation=Speculation((0.9,))), 1, limits).outcomes()
     assert drafting.best
     assert drafting.best.latencies_s["tpot_s"] <= 0.0045
+
+
+def test_engines_in_two_parts_are_tried_if_asked_for():
+    """Of each number of devices, the ratio and the batches with which most is decoded: none other would do more."""
+    asked = load("tpot:20,ttft:2000", output=20, least=4)
+    planner = Planner(deployment("qwen3-30b-a3b", max_num_seqs=24), 3, asked, afd=True)
+    parts = {size: lone for (_, size), lone in planner._engines.items() if size.ffn}
+    assert [size.num_devices for size in parts] == [2, 3]
+    for size, lone in parts.items():
+        others = (planner._engine("bf16", other) for other in sizes_apart(3) if other.num_devices == size.num_devices)
+        rates = [other.deployment.sides.attention * other.outputs_per_s for other in others if isinstance(other, Lone)]
+        assert lone.outputs_per_s * size.ranks == max(rates)
+    outcomes = planner.outcomes()
+    deployments = [str(outcome.candidate) for outcome in outcomes]
+    assert any("F" in name and "prefill" in name for name in deployments)  # with a pool for prompts in front
+    assert any("F" in name and "prefill" not in name for name in deployments)
+    assert not any(outcome.candidate.prefill and outcome.candidate.prefill.ffn for outcome in outcomes)
+    assert not any(size.ffn for _, size in replace(planner, afd=False)._engines)
+
+
+def test_an_engine_in_two_parts_that_fits_nowhere_says_why():
+    planner = Planner(deployment("deepseek-v3"), 2, load("tpot:20,ttft:2000"), afd=True)
+    outcome = next(outcome for outcome in planner.outcomes() if outcome.candidate.decode.ffn)
+    assert "it does not fit: weights of" in outcome.reason
+
+
+def test_names_of_sizes():
+    assert [str(Size(2)), str(Size(1, 8)), str(Size(1, 3, 5, 3))] == ["TP2", "EP8", "3A+5F"]

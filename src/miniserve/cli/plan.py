@@ -42,6 +42,7 @@ def plan(
         float | None, typer.Option(help="Exponent of a power law that experts are chosen by.")
     ] = None,
     draft_acceptance: Annotated[str | None, typer.Option(help="A draft head's guesses: 0.8,0.6,… are right.")] = None,
+    afd: Annotated[bool, typer.Option("--afd", help="Try attention and feed-forward on devices apart, too.")] = False,
     num_requests: Annotated[int, typer.Option(help="That each simulation counts, at least.", min=1)] = 128,
     price: Annotated[str, typer.Option(help="Which of the catalogue's prices an hour.")] = "hyperscaler_tco",
     seed: Annotated[int, typer.Option(help="Of lengths.")] = 0,
@@ -77,7 +78,7 @@ def plan(
     )  # fmt: skip
     limits = SLO.parse(slo)
     load = Load(_requests(trace, input_len, output_len, seed), limits, attainment, num_requests)
-    planner = Planner(template, gpus or 0, load, weights.split(","), kv, link_gbytes_per_s * 1e9, expert_skew)
+    planner = Planner(template, gpus or 0, load, weights.split(","), kv, link_gbytes_per_s * 1e9, expert_skew, afd)
     outcomes = _search(planner)
     data = {
         "label": "simulated",

@@ -1,6 +1,6 @@
 """`miniserve simulate`: the engine's own scheduler on hardware from the catalogue, under a virtual clock."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,6 +81,12 @@ def simulate(
     overlap: Annotated[
         bool | None, typer.Option("--overlap", help="Half of a step computes while the other's tokens travel.")
     ] = None,
+    afd: Annotated[
+        str | None,
+        typer.Option(help="2x6: of each engine that decodes, 2 ranks of attention and 6 devices for feed-forward."),
+    ] = None,
+    afd_batches: Annotated[int | None, typer.Option(help="That take turns on both; default: 3.", min=1)] = None,
+    ffn_hardware: Annotated[str | None, typer.Option(help="What those devices are; default: as the others.")] = None,
     price: Annotated[str | None, typer.Option(help="Which of the catalogue's prices an hour.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of lengths and arrivals.")] = None,
     sweep: Annotated[str | None, typer.Option(help="For each of so many users: 1,8,64 or 1-256 (doubling).")] = None,
@@ -115,7 +121,10 @@ def simulate(
             "max_num_batched_tokens": max_num_batched_tokens, "overhead_ms": overhead_ms,
             "expert_skew": expert_skew, "draft_acceptance": draft_acceptance, "overlap": overlap,
         },
-        {"number": engines, "tensor": tensor_parallel_size, "expert": expert_parallel_size},
+        {
+            "number": engines, "tensor": tensor_parallel_size, "expert": expert_parallel_size, "afd": afd,
+            "afd_batches": afd_batches, "ffn_hardware": ffn_hardware,
+        },
         {"number": prefill_engines, "tensor": prefill_tensor_parallel_size},
     )  # fmt: skip
     if tier:
@@ -139,7 +148,7 @@ def _described(scenario: "Scenario") -> dict[str, Any]:
     from miniserve.workloads.traces import origin
 
     kernels = {}
-    for name in dict.fromkeys(pool.hardware for pool in scenario.engines):
+    for name in _devices(scenario):
         efficiency = efficiency_for(load_catalog().accelerator(name))
         kernels[name] = kernels_of(efficiency, shape_by_name(scenario.model))
     trace = scenario.workload.trace
@@ -149,8 +158,13 @@ def _described(scenario: "Scenario") -> dict[str, Any]:
 def _hardware(scenario: "Scenario") -> str:
     from miniserve.hardware.catalog import load_catalog
 
-    names = dict.fromkeys(pool.hardware for pool in scenario.engines)
-    return " and ".join(load_catalog().accelerator(name).name for name in names)
+    return " and ".join(load_catalog().accelerator(name).name for name in _devices(scenario))
+
+
+def _devices(scenario: "Scenario") -> Iterable[str]:
+    """Their names, each once."""
+    pairs = ((pool.hardware, pool.ffn_hardware) for pool in scenario.engines)
+    return dict.fromkeys(name for pair in pairs for name in pair if name)
 
 
 def _once(scenario: "Scenario", plot: Path | None) -> dict[str, Any]:

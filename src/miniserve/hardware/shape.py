@@ -124,27 +124,40 @@ class Shape:
     def parameters(self) -> int:
         """Weights of all matrices, tied embeddings once."""
         embeddings = self.embedding_parameters * (1 if self.tied else 2)
-        return self.layers * self._attention + self._feed_forward + self.routed_parameters + embeddings
+        return self.attention_parameters + self._feed_forward + self.routed_parameters + embeddings
 
     @property
     def active_parameters(self) -> int:
         """Weights that a token passes through: of its experts, not of all, and no embedding, which is looked up."""
         routed = self.routed_parameters * self.experts.per_token // self.experts.count if self.experts else 0
-        return self.layers * self._attention + self._feed_forward + routed + self.embedding_parameters
+        return self.attention_parameters + self._feed_forward + routed + self.embedding_parameters
 
     @property
-    def _attention(self) -> int:
-        """Weights of one layer's."""
+    def attention_parameters(self) -> int:
+        """Weights of all layers' attention."""
         if self.latent:
-            return self.latent.parameters(self.hidden, self.heads)
-        return (2 * self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden
+            return self.layers * self.latent.parameters(self.hidden, self.heads)
+        return self.layers * (2 * self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden
+
+    @property
+    def router_parameters(self) -> int:
+        """Weights of all layers' routers."""
+        return self.sparse_layers * self.hidden * self.experts.count if self.experts else 0
+
+    @property
+    def shared_parameters(self) -> int:
+        """Weights of all mixtures' shared parts."""
+        return 3 * self.sparse_layers * self.hidden * self.experts.shared if self.experts else 0
+
+    @property
+    def dense_parameters(self) -> int:
+        """Weights of all dense feed-forward parts."""
+        return 3 * (self.layers - self.sparse_layers) * self.hidden * self.intermediate
 
     @property
     def _feed_forward(self) -> int:
         """Weights of all layers' parts that every token goes through, the routers among them."""
-        sparse = self.experts.count + 3 * self.experts.shared if self.experts else 0
-        dense = (self.layers - self.sparse_layers) * 3 * self.intermediate
-        return self.hidden * (dense + self.sparse_layers * sparse)
+        return self.dense_parameters + self.shared_parameters + self.router_parameters
 
 
 @dataclass(frozen=True)

@@ -38,27 +38,16 @@ def operators_of(
     if not tokens:
         return []
     tensor, hidden, layers = parallel.tensor, shape.hidden, shape.layers
-    product = partial(gemm, m=tokens, weight_bytes=precision.weight_bytes, activation_bytes=precision.activation_bytes)
     operators = [
-        Operator("embedding", "elementwise", "any", "none", 1,
-                 weight_bytes=0 if shape.tied else tokens * hidden * precision.embedding_bytes,
-                 activation_bytes=tokens * hidden * precision.activation_bytes),
-        *_attention_block(shape, precision, prefills, decodes, tensor),
-    ]  # fmt: skip
-    dense = layers - shape.sparse_layers
-    if dense:
-        operators += [
-            product("gate and up", precision.linear, n=2 * shape.intermediate / tensor, k=hidden, times=dense),
-            product("down", precision.linear, n=hidden, k=shape.intermediate / tensor, times=dense),
-        ]
+        embedding(shape, precision, tokens),
+        *attention_block(shape, precision, prefills, decodes, tensor),
+        *dense_block(shape, precision, tokens, tensor),
+    ]
     if shape.experts and shape.sparse_layers:
         operators += _mixture(shape, shape.experts, precision, tokens, parallel)
-    operators.append(_elementwise(shape, precision, tokens, parallel))
+    operators.append(elementwise(shape, precision, tokens, tensor))
     if samples:
-        operators.append(
-            gemm("unembedding", precision.unembedding, samples, shape.vocab / tensor, hidden,
-                 weight_bytes=precision.unembedding_bytes, activation_bytes=precision.activation_bytes)
-        )  # fmt: skip
+        operators.append(unembedding(shape, precision, samples, tensor))
     if tensor > 1:
         message = tokens * hidden * precision.activation_bytes
         operators.append(collective("all_reduce", message, tensor, times=2 * layers))
@@ -74,9 +63,17 @@ def decode_attention(shape: Shape, precision: Precision, parts: Parts, tensor: i
     return attention("decode_attention", shape, precision, parts, tensor=tensor, times=shape.layers)
 
 
-def _attention_block(
-    shape: Shape, precision: Precision, prefills: Parts, decodes: Parts, tensor: int
-) -> list[Operator]:
+def embedding(shape: Shape, precision: Precision, tokens: float) -> Operator:
+    """Rows of the table."""
+    return Operator(
+        "embedding", "elementwise", "any", "none", 1,
+        weight_bytes=0 if shape.tied else tokens * shape.hidden * precision.embedding_bytes,
+        activation_bytes=tokens * shape.hidden * precision.activation_bytes,
+    )  # fmt: skip
+
+
+def attention_block(shape: Shape, precision: Precision, prefills: Parts, decodes: Parts, tensor: int) -> list[Operator]:
+    """Of all layers, one device's part."""
     if shape.latent:
         return latent_block(shape, shape.latent, precision, prefills, decodes, tensor)
     heads, width = shape.heads / tensor, shape.head_dim
@@ -93,25 +90,54 @@ def _attention_block(
     return [*operators, product("attention output", n=shape.hidden, k=heads * width)]
 
 
+def dense_block(shape: Shape, precision: Precision, tokens: float, devices: int) -> list[Operator]:
+    """Of all dense feed-forward parts, what one of `devices` does that share each."""
+    if not (layers := shape.layers - shape.sparse_layers):
+        return []
+    product = partial(
+        gemm, format=precision.linear, m=tokens, times=layers,
+        weight_bytes=precision.weight_bytes, activation_bytes=precision.activation_bytes,
+    )  # fmt: skip
+    width = shape.intermediate / devices
+    return [product("gate and up", n=2 * width, k=shape.hidden), product("down", n=shape.hidden, k=width)]
+
+
+def router(shape: Shape, experts: Experts, precision: Precision, tokens: float) -> Operator:
+    """Of all sparse layers, a score for each expert."""
+    return gemm(
+        "router", precision.attention, tokens, experts.count, shape.hidden, times=shape.sparse_layers,
+        weight_bytes=precision.activation_bytes, activation_bytes=precision.activation_bytes,
+    )  # fmt: skip
+
+
+def shared_expert(
+    shape: Shape, experts: Experts, precision: Precision, tokens: float, tensor: int = 1
+) -> list[Operator]:
+    """Of all sparse layers, the part that every token goes through."""
+    if not experts.shared:
+        return []
+    product = partial(
+        gemm, format=precision.linear, m=tokens, times=shape.sparse_layers,
+        weight_bytes=precision.weight_bytes, activation_bytes=precision.activation_bytes,
+    )  # fmt: skip
+    width = experts.shared / tensor
+    return [
+        product("shared gate and up", n=2 * width, k=shape.hidden),
+        product("shared down", n=shape.hidden, k=width),
+    ]
+
+
 def _mixture(shape: Shape, experts: Experts, precision: Precision, tokens: float, parallel: Parallel) -> list[Operator]:
     ranks, layers, hidden = parallel.expert, shape.sparse_layers, shape.hidden
     held = parallel.held(experts)
     # Of a rank's experts, those that all ranks' tokens meet; copies share the tokens of one expert.
     met = held * expected_experts(experts, tokens * ranks) / experts.count
     operators = [
-        gemm("router", precision.attention, tokens, experts.count, hidden, times=layers,
-             weight_bytes=precision.activation_bytes, activation_bytes=precision.activation_bytes),
+        router(shape, experts, precision, tokens),
         moe(precision, hidden, experts, tokens * experts.per_token, held=held, met=met, tensor=parallel.tensor,
             times=layers),
+        *shared_expert(shape, experts, precision, tokens, parallel.tensor),
     ]  # fmt: skip
-    if experts.shared:
-        product = partial(gemm, format=precision.linear, m=tokens, times=layers,
-                          weight_bytes=precision.weight_bytes, activation_bytes=precision.activation_bytes)  # fmt: skip
-        width = experts.shared / parallel.tensor
-        operators += [
-            product("shared gate and up", n=2 * width, k=hidden),
-            product("shared down", n=hidden, k=width),
-        ]
     if ranks > 1:
         # A token's row goes to each of its experts in the format that they compute in, and comes back as an activation
         # (DeepSeek-V3, arXiv 2412.19437, section 3.3.3: dispatch in FP8, combine in BF16).
@@ -123,12 +149,20 @@ def _mixture(shape: Shape, experts: Experts, precision: Precision, tokens: float
     return operators
 
 
-def _elementwise(shape: Shape, precision: Precision, tokens: float, parallel: Parallel) -> Operator:
+def elementwise(shape: Shape, precision: Precision, tokens: float, tensor: int, *, with_gate: bool = True) -> Operator:
     """A layer's two norms with their residuals, RoPE and the gate, each reading its inputs and writing its result."""
-    heads, kv_heads, width = shape.heads / parallel.tensor, max(1, shape.kv_heads / parallel.tensor), shape.head_dim
+    heads, kv_heads, width = shape.heads / tensor, max(1, shape.kv_heads / tensor), shape.head_dim
     if shape.latent:
         kv_heads, width = 1, shape.latent.rotary
     gate = shape.intermediate * (shape.layers - shape.sparse_layers) / shape.layers  # an expert's gate is its own
-    row = 2 * 4 * shape.hidden + 2 * (heads + kv_heads) * width + 3 * gate / parallel.tensor
+    row = 2 * 4 * shape.hidden + 2 * (heads + kv_heads) * width + (3 * gate / tensor if with_gate else 0)
     activations = tokens * row * precision.activation_bytes
     return Operator("elementwise", "elementwise", "any", "none", shape.layers, activation_bytes=activations)
+
+
+def unembedding(shape: Shape, precision: Precision, samples: float, tensor: int) -> Operator:
+    """Logits of so many tokens."""
+    return gemm(
+        "unembedding", precision.unembedding, samples, shape.vocab / tensor, shape.hidden,
+        weight_bytes=precision.unembedding_bytes, activation_bytes=precision.activation_bytes,
+    )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 from miniserve.core.disaggregation import Disaggregation
 from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError
+from miniserve.hardware.afd import Sides
 from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.imbalance import power_law_imbalance
 from miniserve.hardware.shape import Parallel, Precision
@@ -35,20 +36,24 @@ def deployment_of(model: str, engines: Engines) -> Deployment:
     Raises:
         InvalidRequestError: model, hardware or a number format is unknown, or it does not fit.
     """
-    device, shape = load_catalog().accelerator(engines.hardware), shape_by_name(model)
+    catalog, shape = load_catalog(), shape_by_name(model)
+    device, there = catalog.accelerator(engines.hardware), engines.ffn_hardware
+    sides = Sides.parse(engines.afd, shape, engines.afd_batches) if engines.afd else None
     redundant = -shape.experts.count % engines.expert if shape.experts else 0  # so that all ranks hold equally many
     parallel, skew, acceptance = Parallel(engines.tensor, engines.expert, redundant), 1.0, engines.draft_acceptance
     parallel.check(shape)
     if engines.expert_skew is not None:
         if not shape.experts:
             raise InvalidRequestError(f"an expert skew of {engines.expert_skew}: the model has no experts")
-        skew = power_law_imbalance(engines.expert_skew, shape.experts, parallel)
+        shared_out = Parallel(1, sides.ffn, sides.redundant) if sides else parallel
+        skew = power_law_imbalance(engines.expert_skew, shape.experts, shared_out)
     made = Deployment(
         device, shape, Precision.of(engines.weights, engines.kv), parallel, efficiency_for(device),
         memory_share=engines.memory_share, block_size=engines.block_size, max_num_seqs=engines.max_num_seqs,
         max_num_batched_tokens=engines.max_num_batched_tokens, max_model_len=engines.max_model_len,
         overhead_s=engines.overhead_ms / 1000, imbalance=skew, overlap=engines.overlap,
-        speculation=None if acceptance is None else Speculation.parse(acceptance),
+        speculation=None if acceptance is None else Speculation.parse(acceptance), sides=sides,
+        ffn_device=None if there is None or there == engines.hardware else catalog.accelerator(there),
     )  # fmt: skip
     _ = made.num_blocks  # raises if it does not fit
     return made
@@ -59,8 +64,10 @@ def cluster_of(scenario: Scenario, timeline: Timeline | None = None) -> Cluster:
     pools: dict[str, list[Deployment]] = {}
     for engines in scenario.engines:
         made = deployment_of(scenario.model, engines)
-        check_price(scenario.price, made.device)
-        pools.setdefault(engines.role, []).extend([made] * engines.number * engines.expert)
+        for device, _ in made.devices:
+            check_price(scenario.price, device)
+        ranks = made.sides.attention if made.sides else engines.expert
+        pools.setdefault(engines.role, []).extend([made] * engines.number * ranks)
     link, workload, shares = scenario.link, scenario.workload, scenario.prefix_caching
     shares = bool(workload.trace or workload.preset) if shares is None else shares
     if scenario.tiers and not shares:

@@ -1,80 +1,21 @@
 """`Candidate`: one way to deploy a model on some devices, and what can be said of it without a simulation.
 
-Aggregated: engines that are all alike. Disaggregated: some for prompts alone and some that decode. An engine's devices
-share each layer, or, of a mixture, are ranks that share out the experts and have requests of their own; both at once is
-not tried. Rates here are of one rank that never waits: what a pool can do at most, near enough to choose ratios by and
-to leave out what is far behind. What is attained is for a simulation to say (`plan`).
+Aggregated: engines that are all alike. Disaggregated: some for prompts alone and some that decode. Rates here are of
+one rank that never waits: what a pool can do at most, near enough to choose ratios by and to leave out what is far
+behind. What is attained is for a simulation to say (`plan`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import NamedTuple
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Part
-from miniserve.hardware.shape import Parallel, Shape
 from miniserve.simulate.deployment import Deployment
+from miniserve.simulate.sizes import Pool, Size
 from miniserve.workloads.service import SLO
-
-TENSOR = (1, 2, 4, 8)
-
-
-class Size(NamedTuple):
-    """Of an engine: `tensor` devices share each layer of each of `expert` ranks."""
-
-    tensor: int
-    expert: int = 1
-
-    @property
-    def num_devices(self) -> int:
-        """All of them together."""
-        return self.tensor * self.expert
-
-    def __str__(self) -> str:
-        return f"EP{self.expert}" if self.expert > 1 else f"TP{self.tensor}"
-
-    def parallel(self, shape: Shape) -> Parallel:
-        """With as many redundant experts as let all ranks hold equally many."""
-        return Parallel(self.tensor, self.expert, -shape.experts.count % self.expert if shape.experts else 0)
-
-
-def sizes(num_devices: int, shape: Shape) -> list[Size]:
-    """Engines to try: powers of two, and of a mixture's ranks also as many as there are devices."""
-    found = [Size(tensor) for tensor in TENSOR if tensor <= num_devices]
-    if shape.experts:
-        most = min(num_devices, shape.experts.count)
-        degrees = {2**at for at in range(1, most.bit_length()) if 2**at <= most} | ({most} - {1})
-        found += [Size(1, degree) for degree in sorted(degrees)]
-    return found
-
-
-class Pool(NamedTuple):
-    """Engines that are alike."""
-
-    engines: int
-    tensor: int
-    expert: int = 1
-
-    @property
-    def size(self) -> Size:
-        """Of each."""
-        return Size(self.tensor, self.expert)
-
-    @property
-    def ranks(self) -> int:
-        """All of them together: who has requests of its own."""
-        return self.engines * self.expert
-
-    @property
-    def num_devices(self) -> int:
-        """All of them together."""
-        return self.engines * self.size.num_devices
-
-    def __str__(self) -> str:
-        return f"{self.engines} × {self.size}"
 
 
 @dataclass(frozen=True)
@@ -93,7 +34,7 @@ class Candidate:
     @property
     def groups(self) -> int:
         """Into how many parts that are alike it can be taken apart, ranks from ranks, each with a router of its own."""
-        return math.gcd(self.prefill.ranks, self.decode.ranks) if self.prefill else self.decode.ranks
+        return math.gcd(self.prefill.all_ranks, self.decode.all_ranks) if self.prefill else self.decode.all_ranks
 
     def __str__(self) -> str:
         if not self.prefill:
@@ -221,9 +162,9 @@ class Lone:
         return step_s / deployment.tokens_per_step
 
 
-def aggregated(weights: str, num_devices: int, shape: Shape) -> Iterator[Candidate]:
+def aggregated(weights: str, num_devices: int, every: Iterable[Size]) -> Iterator[Candidate]:
     """Every size of engine, as many of each as there are devices for."""
-    for size in sizes(num_devices, shape):
+    for size in every:
         yield Candidate(weights, Pool(num_devices // size.num_devices, *size))
 
 
@@ -253,4 +194,4 @@ def pool_rates(candidate: Candidate, fronts: Mapping[Size, Lone], backs: Mapping
     """Requests a second that the two pools of a disaggregated candidate can do, if neither ever waits."""
     prefill, decode = candidate.prefill, candidate.decode
     assert prefill, "it is disaggregated"
-    return prefill.ranks * fronts[prefill.size].prompts_per_s, decode.ranks * backs[decode.size].outputs_per_s
+    return prefill.all_ranks * fronts[prefill.size].prompts_per_s, decode.all_ranks * backs[decode.size].outputs_per_s

@@ -90,7 +90,7 @@ class Cluster:
         self._events = Events()
         self._source = Source(iter(()))
         computing = self.prefill or self.engines
-        self._stacks = Stacks(self.tiers, self.load_if_faster, sum(each.num_devices for each in computing))
+        self._stacks = Stacks(self.tiers, self.load_if_faster, sum(each.parallel.tensor for each in computing))
         self._nodes = [Node(self._instance(at, on), self._events, self._take) for at, on in enumerate(deployments)]
         self.instances = [node.instance for node in self._nodes]
         fronts, backs = self._nodes[: len(self.prefill)], self._nodes[len(self.prefill) :]

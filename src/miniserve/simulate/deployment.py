@@ -3,21 +3,26 @@
 Memory follows the cost model: every device of a tensor-parallel group has its part of each matrix, every expert-
 parallel rank its part of the experts and the whole of the rest. A model that does not fit is an error that says by how
 much. With expert parallelism a deployment is one rank of `parallel.expert` that are all alike: its requests, its
-devices and its memory are one rank's, and its steps take as long as if all ranks did the same at the same time.
+devices and its memory are one rank's, and its steps take as long as if all ranks did the same at the same time. So
+it is where the feed-forward parts have devices of their own (`sides`): a rank is one of attention, with its share of
+those devices.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
 from miniserve.errors import InvalidRequestError
+from miniserve.hardware.afd import Sides
 from miniserve.hardware.cost import Part
 from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.efficiency import IDEAL, Efficiency, load_efficiencies
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision, Shape
+from miniserve.simulate.afd import PingPong
 from miniserve.simulate.speculation import Speculation, draft_head
-from miniserve.simulate.step_time import StepTime
+from miniserve.simulate.step_time import OneSided, StepTime
 
 GIB = 2**30
 
@@ -55,7 +60,9 @@ class Deployment:
             driver keeps.
         block_size: tokens of a KV block.
         max_num_seqs, max_num_batched_tokens, max_model_len: the scheduler's limits.
-        overhead_s, imbalance, speculation, overlap: see `StepTime`.
+        overhead_s, imbalance, speculation, overlap: see `OneSided`.
+        sides: the feed-forward parts' devices; None: they have none of their own.
+        ffn_device: what those are; None: `device`.
     """
 
     device: Accelerator
@@ -72,6 +79,8 @@ class Deployment:
     imbalance: float = 1.0
     speculation: Speculation | None = None
     overlap: bool = False
+    sides: Sides | None = None
+    ffn_device: Accelerator | None = None
 
     def __post_init__(self) -> None:
         self.parallel.check(self.shape)
@@ -81,22 +90,51 @@ class Deployment:
             raise InvalidRequestError(f"imbalance is {self.imbalance}: the busiest rank has 1 times the mean at least")
         if not 0 <= self.overhead_s < math.inf:
             raise InvalidRequestError(f"overhead_s is {self.overhead_s}: a step's overhead is 0 seconds or more")
-        needed = ["bandwidth", "memory_bytes"]
-        needed += ["link_bandwidth"] if self.parallel.num_devices > 1 else []
-        needed += ["network_bandwidth"] if self.parallel.num_devices > self.device.link_domain else []
-        for name in needed:
-            if not getattr(self.device, name) > 0:
-                raise InvalidRequestError(f"{self.device.name} has a {name} of {getattr(self.device, name)}")
         if self.parallel.tensor > self.device.link_domain:
             raise InvalidRequestError(
                 f"{self.parallel.tensor} devices cannot share each layer: the links of a {self.device.name} join "
                 f"{self.device.link_domain:.0f}"
             )
+        ranks = self.parallel.num_devices
+        if self.sides:
+            self._check_sides(self.sides)
+            ranks = self.sides.attention * self.parallel.tensor + self.sides.ffn
+        elif self.ffn_device:
+            raise InvalidRequestError(f"a {self.ffn_device.name} for the feed-forward parts: these are not apart")
+        for device in (self.device, self._ffn_device):
+            needed = ["bandwidth", "memory_bytes"]
+            needed += ["link_bandwidth"] if ranks > 1 else []
+            needed += ["network_bandwidth"] if ranks > device.link_domain or self.ffn_device else []
+            for name in needed:
+                if not getattr(device, name) > 0:
+                    raise InvalidRequestError(f"{device.name} has a {name} of {getattr(device, name)}")
+
+    def _check_sides(self, sides: Sides) -> None:
+        sides.check(self.shape)
+        if self.parallel.expert > 1:
+            raise InvalidRequestError(
+                f"{self.parallel.expert} ranks that share out the experts: with devices for these apart, they are "
+                "shared out among those"
+            )
+        if self.speculation or self.overlap:
+            what = "a draft head's guesses are" if self.speculation else "a step in two halves is"
+            raise InvalidRequestError(f"{what} not modelled where feed-forward parts are apart: leave one of them out")
 
     @property
-    def num_devices(self) -> int:
+    def devices(self) -> Iterator[tuple[Accelerator, float]]:
+        """Of one rank, by kind: so many, or a share of one."""
+        yield self.device, self.parallel.tensor
+        if self.sides:
+            yield self._ffn_device, self.sides.ffn / self.sides.attention
+
+    @property
+    def num_devices(self) -> float:
         """Of one rank."""
-        return self.parallel.tensor
+        return sum(number for _, number in self.devices)
+
+    @property
+    def _ffn_device(self) -> Accelerator:
+        return self.ffn_device or self.device
 
     @property
     def tokens_per_step(self) -> float:
@@ -112,15 +150,30 @@ class Deployment:
     def weight_bytes(self) -> float:
         """Of one device, the draft head's among them."""
         shape, precision = self.shape, self.precision
-        whole = (
-            self._matrix_bytes(shape) + shape.embedding_parameters * precision.unembedding_bytes / self.parallel.tensor
-        )
+        layers = self._attention_bytes if self.sides else self._matrix_bytes(shape)
+        whole = layers + shape.embedding_parameters * precision.unembedding_bytes / self.parallel.tensor
         if not shape.tied:
             whole += shape.embedding_parameters * precision.embedding_bytes / self.parallel.tensor
         if self.speculation:
             join = 2 * shape.hidden**2 * precision.weight_bytes / self.parallel.tensor
             whole += self._matrix_bytes(draft_head(shape)) + join
         return whole
+
+    @property
+    def ffn_weight_bytes(self) -> float:
+        """Of one device for the feed-forward parts; 0 if there are none."""
+        shape, sides = self.shape, self.sides
+        if not sides:
+            return 0.0
+        held = sides.held(shape.experts) / shape.experts.count if shape.experts else 0.0
+        each = shape.dense_parameters / sides.ffn + shape.shared_parameters + shape.routed_parameters * held
+        return each * self.precision.weight_bytes
+
+    @property
+    def _attention_bytes(self) -> float:
+        """Of one device for attention, without the ends."""
+        each = (self.shape.attention_parameters + self.shape.router_parameters) / self.parallel.tensor
+        return each * self.precision.weight_bytes
 
     def _matrix_bytes(self, shape: Shape) -> float:
         """Of one device, what the layers of a shape take."""
@@ -154,21 +207,32 @@ class Deployment:
         Raises:
             InvalidRequestError: not one does. Says what the weights take and what there is.
         """
+        if self.ffn_weight_bytes > (room := self.memory_share * self._ffn_device.memory_bytes):
+            raise self._too_large(self.ffn_weight_bytes, room, self._ffn_device, " for the feed-forward parts")
         room = self.memory_share * self.device.memory_bytes
         blocks = int((room - self.weight_bytes) // (self.kv_token_bytes * self.block_size))
         if blocks < 1:
-            raise InvalidRequestError(
-                f"it does not fit: weights of {self.weight_bytes / GIB:.1f} GiB a device, of which "
-                f"{room / GIB:.1f} GiB may be used ({self.memory_share:.0%} of a {self.device.name}'s "
-                f"{self.device.memory_bytes / GIB:.1f}): take more devices, or fewer bits a weight"
-            )
+            raise self._too_large(self.weight_bytes, room, self.device)
         return blocks
+
+    def _too_large(self, weight_bytes: float, room: float, device: Accelerator, of: str = "") -> InvalidRequestError:
+        return InvalidRequestError(
+            f"it does not fit: weights of {weight_bytes / GIB:.1f} GiB a device{of}, of which {room / GIB:.1f} GiB may "
+            f"be used ({self.memory_share:.0%} of a {device.name}'s {device.memory_bytes / GIB:.1f}): take more "
+            "devices, or fewer bits a weight"
+        )
 
     @property
     def step_time(self) -> StepTime:
         """How long steps take."""
         roofline = Roofline(self.device, self.efficiency)
-        return StepTime(
+        if self.sides:
+            there = Roofline(self.ffn_device, efficiency_for(self.ffn_device)) if self.ffn_device else roofline
+            return PingPong(
+                self.shape, self.precision, self.sides, roofline, there, tensor=self.parallel.tensor,
+                joined=not self.ffn_device, overhead_s=self.overhead_s, imbalance=self.imbalance,
+            )  # fmt: skip
+        return OneSided(
             self.shape, self.precision, self.parallel, roofline,
             overhead_s=self.overhead_s, imbalance=self.imbalance, speculation=self.speculation,
             overlap=self.overlap,

@@ -14,9 +14,10 @@ from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Operator, Part
 from miniserve.hardware.imbalance import power_law_imbalance
 from miniserve.hardware.shape import Parallel, Precision
-from miniserve.simulate.candidates import Candidate, Lone, Size, aggregated, disaggregated, pool_rates, sizes
+from miniserve.simulate.candidates import Candidate, Lone, aggregated, disaggregated, pool_rates
 from miniserve.simulate.capacity import Load, Trial, largest, try_load
 from miniserve.simulate.deployment import Deployment
+from miniserve.simulate.sizes import Size, sizes, sizes_apart
 from miniserve.simulate.storage import Link
 
 NEAR = 1.03  # a pool may do a little more than is estimated: where prompts share its steps, these are fuller
@@ -55,6 +56,8 @@ class Planner:
         weights: formats to try; `kv`: of keys and values.
         link_bandwidth: of each prefill rank's KV, bytes/s.
         expert_skew: exponent of the power law that experts are chosen by; None: by the template's imbalance.
+        afd: try attention and feed-forward parts on devices of their own, too: of each number of devices, the ratio
+            and the batches that decode most.
     """
 
     template: Deployment
@@ -64,6 +67,7 @@ class Planner:
     kv: str | None = None
     link_bandwidth: float = 50e9
     expert_skew: float | None = None
+    afd: bool = False
 
     def __post_init__(self) -> None:
         if self.num_devices < 1:
@@ -81,16 +85,30 @@ class Planner:
     @cached_property
     def _engines(self) -> dict[tuple[str, Size], Lone | str]:
         """A rank of every engine that may be part of a candidate, or why it cannot be one."""
-        every = sizes(self.num_devices, self.template.shape)
-        return {(weights, size): self._engine(weights, size) for weights in self.weights for size in every}
+        found: dict[tuple[str, Size], Lone | str] = {}
+        for weights in self.weights:
+            found |= {
+                (weights, size): self._engine(weights, size) for size in sizes(self.num_devices, self.template.shape)
+            }
+            found |= {(weights, size): lone for size, lone in self._engines_apart(weights)}
+        return found
+
+    def _engines_apart(self, weights: str) -> Iterator[tuple[Size, Lone | str]]:
+        """Of each number of devices, the engine in two parts that decodes most; one that cannot, if none can."""
+        by_devices: dict[int, list[tuple[Size, Lone | str]]] = {}
+        for size in sizes_apart(self.num_devices) if self.afd else ():
+            by_devices.setdefault(size.num_devices, []).append((size, self._engine(weights, size)))
+        for each in by_devices.values():
+            yield max(each, key=lambda pair: pair[0].ranks * pair[1].outputs_per_s if isinstance(pair[1], Lone) else -1)
 
     def _engine(self, weights: str, size: Size) -> Lone | str:
         load, precision, template = self.load, Precision.of(weights, self.kv), self.template
-        parallel, experts, imbalance = size.parallel(template.shape), template.shape.experts, template.imbalance
+        parallel, sides, imbalance = size.parallel(template.shape), size.sides(template.shape), template.imbalance
         try:
-            if experts and self.expert_skew is not None:
-                imbalance = power_law_imbalance(self.expert_skew, experts, parallel)
-            deployment = replace(template, precision=precision, parallel=parallel, imbalance=imbalance)
+            if template.shape.experts and self.expert_skew is not None:
+                shared_out = Parallel(1, sides.ffn, sides.redundant) if sides else parallel
+                imbalance = power_law_imbalance(self.expert_skew, template.shape.experts, shared_out)
+            deployment = replace(template, precision=precision, parallel=parallel, sides=sides, imbalance=imbalance)
         except InvalidRequestError as error:
             return str(error)
         lone = Lone(deployment, load.prompt, load.output, load.easiest, load.slo)
@@ -131,7 +149,8 @@ class Planner:
 
     def _aggregated(self) -> Iterator[Candidate]:
         for weights in self.weights:
-            yield from aggregated(weights, self.num_devices, self.template.shape)
+            every = (size for name, size in self._engines if name == weights)
+            yield from aggregated(weights, self.num_devices, every)
 
     def _able(self, weights: str) -> dict[Size, Lone]:
         return {
@@ -141,7 +160,7 @@ class Planner:
     def _pools(self, weights: str) -> tuple[dict[Size, Lone], dict[Size, Lone]]:
         """Engines that can prefill in time, and that can decode in time, by size."""
         able = self._able(weights)
-        fronts = {size: lone for size, lone in able.items() if not lone.slow_prefill}
+        fronts = {size: lone for size, lone in able.items() if not (lone.slow_prefill or size.ffn)}
         return fronts, {size: lone for size, lone in able.items() if not lone.slow_decode}
 
     def _disaggregated(self) -> Iterator[Candidate]:
@@ -170,13 +189,13 @@ class Planner:
         decode, prefill = candidate.decode, candidate.prefill
         back = self._able(candidate.weights)[decode.size]
         groups = candidate.groups
-        engines = decode.ranks // groups
+        engines = decode.all_ranks // groups
         attempt = partial(try_load, self.load, decode=back.deployment, engines=engines)
         guess = back.mixed_batch
         if prefill:
             front = self._able(candidate.weights)[prefill.size]
             attempt = partial(
-                attempt, prefill=front.deployment, prefill_engines=prefill.ranks // groups,
+                attempt, prefill=front.deployment, prefill_engines=prefill.all_ranks // groups,
                 link_bandwidth=self.link_bandwidth,
             )  # fmt: skip
             rate = min(self._rates(candidate)) / groups
@@ -191,7 +210,7 @@ class Planner:
 
     def _limit(self, candidate: Candidate, back: Lone, bad: Trial | None) -> str:
         """Why one of its groups, with such ranks to decode, serves no more users than it does."""
-        one = "a rank" if candidate.decode.expert > 1 else "an engine"
+        one = "a rank" if candidate.decode.ranks > 1 else "an engine"
         if bad is None:
             return f"every seat is taken: {back.deployment.max_num_seqs} requests {one}"
         limits = self.load.slo.as_dict()
@@ -201,7 +220,7 @@ class Planner:
             if value_s > limits.get(name, math.inf)
         ] or [f"{bad.attained:.0%} have all gaps between tokens, and the rest, within the limits"]
         users = f"{bad.users} users" if bad.users > 1 else "one user"
-        ranks = candidate.decode.ranks // candidate.groups
+        ranks = candidate.decode.all_ranks // candidate.groups
         alone = "" if candidate.groups == 1 else " a group" if candidate.prefill else f" {one}"
         full = f"; {one} has memory for the KV of {back.room}" if bad.users > ranks * back.room else ""
         late = bad.latencies_s["ttft_s"] > self.load.slo.ttft_s
@@ -213,7 +232,7 @@ class Planner:
         able, load = self._able(candidate.weights), self.load
         back = able[candidate.decode.size]
         front = able[candidate.prefill.size] if candidate.prefill else back
-        together = max(1, round(trial.output_tokens_per_s * trial.latencies_s["tpot_s"] / candidate.decode.ranks))
+        together = max(1, round(trial.output_tokens_per_s * trial.latencies_s["tpot_s"] / candidate.decode.all_ranks))
         seconds: dict[str, float] = {}
         context = load.prompt + load.output // 2
         steps = (load.output - 1) / back.deployment.tokens_per_step
@@ -221,11 +240,9 @@ class Planner:
             ("prefill", front, [Part(0, load.prompt)], 1.0),
             ("decode", back, [back.deployment.decode_part(context)] * together, steps / together),
         ):
-            step_time = lone.deployment.step_time
-            for op in step_time.operators(parts):
+            for op, device_s in lone.deployment.step_time.work(parts):
                 kind = f"{phase}: {_kind(op)}"
-                device_s = times * step_time.roofline.seconds(op) * lone.deployment.num_devices
-                seconds[kind] = seconds.get(kind, 0.0) + device_s
+                seconds[kind] = seconds.get(kind, 0.0) + times * device_s
         whole = sum(seconds.values())
         return {kind: each / whole for kind, each in sorted(seconds.items(), key=lambda pair: -pair[1])}
 

@@ -5,6 +5,7 @@ than guessed.
 """
 
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from miniserve.errors import InvalidRequestError
@@ -68,10 +69,11 @@ def _sum(cluster: Cluster, name: str) -> float | None:
     """Over all devices that are on, in the mean; None if the catalogue lacks it for one."""
     total = 0.0
     for share, instance in zip(cluster.on, cluster.instances, strict=True):
-        figure = _figure(instance.deployment.device, name)
-        if figure is None:
-            return None
-        total += figure.value * instance.deployment.num_devices * share
+        for device, number in instance.deployment.devices:
+            figure = _figure(device, name)
+            if figure is None:
+                return None
+            total += figure.value * number * share
     return total
 
 
@@ -79,11 +81,10 @@ def _sources(cluster: Cluster, price: str) -> dict[str, str]:
     """Where the numbers that were used come from, by device and name."""
     found = {}
     for instance in cluster.instances:
-        device = instance.deployment.device
-        for name in ("all_in_power_w", price):
+        for device, name in product((device for device, _ in instance.deployment.devices), ("all_in_power_w", price)):
             if figure := _figure(device, name):
                 found[f"{device.key} {name}"] = _cited(figure)
-        found |= tier_sources(cluster.tiers, device)
+        found |= tier_sources(cluster.tiers, instance.deployment.device)
     return found
 
 

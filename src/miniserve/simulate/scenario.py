@@ -38,6 +38,10 @@ class Engines:
         expert_skew: exponent of the power law that experts are chosen by; None: all alike.
         draft_acceptance: of a draft head, which of its guesses are right how often: `0.8,0.6`; None: there is none.
         overlap: the two halves of a step take turns, so that one computes while the other's tokens travel.
+        afd: `2x6`: two ranks of attention, of `tensor` devices each, and six devices for the feed-forward parts; of
+            ranks as `expert` is. None: these are not apart.
+        afd_batches: that take turns then.
+        ffn_hardware: what the six are; None: `hardware`.
     """
 
     hardware: str
@@ -56,6 +60,9 @@ class Engines:
     expert_skew: float | None = None
     draft_acceptance: str | None = None
     overlap: bool = False
+    afd: str | None = None
+    afd_batches: int = 3
+    ffn_hardware: str | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -64,6 +71,9 @@ class Engines:
         for name in counts:
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} of engines is {getattr(self, name)}: it must be 1 at least")
+        if not self.afd and (self.ffn_hardware or self.afd_batches != 3):
+            option = "ffn_hardware" if self.ffn_hardware else "afd_batches"
+            raise InvalidRequestError(f"{option} of engines goes with afd, such as 2x6")
         if not self.overhead_ms >= 0:
             raise InvalidRequestError(f"overhead_ms of engines is {self.overhead_ms}: it must be 0 at least")
 

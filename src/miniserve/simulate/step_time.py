@@ -1,4 +1,4 @@
-"""`StepTime`: how long one step takes on simulated hardware.
+"""`StepTime`: how long one step takes on simulated hardware; `OneSided`: of devices that are all alike.
 
 The cost model says what each operator does, the roofline with its fitted curves how long that takes; operators follow
 one another. With `overlap` a step is two halves of its requests, and while one computes, the other's tokens travel to
@@ -7,7 +7,8 @@ steps, has one operator that depends on the contexts, attention; the others are 
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,15 +25,65 @@ FloatArray = npt.NDArray[np.float64]
 WORTH_AN_ARRAY = 8  # steps
 
 
-class StepTime:
-    """Of one model, split in one way, on one kind of device.
+class StepTime(ABC):
+    """Of one model, split in one way, on certain devices.
+
+    Args:
+        overhead_s: of a step, whatever is in it: launching, sampling, sending tokens.
+        takes_arrays: whether `_decode_s` does.
+        speculation: guesses that each step makes for the next one; None: it makes none.
+    """
+
+    def __init__(self, overhead_s: float, takes_arrays: bool, speculation: Speculation | None = None) -> None:
+        self.overhead_s, self.speculation, self._takes_arrays = overhead_s, speculation, takes_arrays
+
+    def seconds(self, parts: Sequence[Part]) -> float:
+        """Of any step."""
+        if not parts:
+            return 0.0
+        if not self.speculation and all(part.num_tokens == part.sampled == 1 for part in parts):
+            return self.decode_seconds(len(parts), sum(part.start for part in parts), max(part.start for part in parts))
+        return float(self._step_s(parts))
+
+    def decode_seconds(self, requests: int, cached: int, longest: int) -> float:
+        """Of a step with one new token of each of some requests, and no guesses.
+
+        Args:
+            requests: how many, at least 1.
+            cached: tokens in the KV cache before the step, all together.
+            longest: the most of one request.
+        """
+        return float(self._decode_s(requests, cached, longest))
+
+    def decode_run_seconds(self, requests: int, cached: int, longest: int, steps: int) -> FloatArray:
+        """Of as many such steps after one another, each with its own time. Shape [steps]."""
+        after = np.arange(steps)
+        if steps < WORTH_AN_ARRAY or not self._takes_arrays:
+            each = (self.decode_seconds(requests, cached + at * requests, longest + at) for at in range(steps))
+            return np.fromiter(each, np.float64, steps)
+        return np.asarray(self._decode_s(requests, cached + after * requests, longest + after))
+
+    @abstractmethod
+    def work(self, parts: Sequence[Part]) -> Iterator[tuple[Operator, float]]:
+        """Every operator of a step, with the seconds that it takes of all devices of a rank together."""
+
+    @abstractmethod
+    def _step_s(self, parts: Sequence[Part]) -> float:
+        """Of a step that is not of decodes alone, or has guesses."""
+
+    @abstractmethod
+    def _decode_s(self, requests: int, cached: Any, longest: Any) -> Any:
+        """As `decode_seconds`, of numbers, or of arrays."""
+
+
+class OneSided(StepTime):
+    """Of devices that all do the same.
 
     Args:
         shape, precision, parallel: what is computed, in what, and by how many.
         roofline: the device.
-        overhead_s: of a step, whatever is in it: launching, sampling, sending tokens.
+        overhead_s, speculation: see `StepTime`.
         imbalance: the busiest rank's share of a mixture's tokens, as a multiple of the mean; 1: all have as many.
-        speculation: guesses that each step makes for the next one; None: it makes none.
         overlap: two halves take turns to compute and to travel (DeepSeek-V3's two micro-batches, arXiv 2412.19437,
             section 3.4). What the two take from each other is not counted.
     """
@@ -51,12 +102,9 @@ class StepTime:
     ) -> None:
         parallel.check(shape)
         self.shape, self.precision, self.parallel = shape, precision, parallel
-        self.roofline, self.overhead_s, self.imbalance = roofline, overhead_s, imbalance
-        self.speculation, self.overlap = speculation, overlap
+        self.roofline, self.imbalance, self.overlap = roofline, imbalance, overlap
         self._but_attention: dict[float, tuple[float, float]] = {}
-        kind = "latent_attention" if shape.latent else "decode_attention"
-        curves = roofline.efficiency.curves.get(kind, {"": ROOFLINE})
-        self._takes_arrays = all(curve.sharpness < math.inf for curve in curves.values())
+        super().__init__(overhead_s, takes_arrays(shape, roofline), speculation)
 
     def operators(self, parts: Iterable[Part]) -> list[Operator]:
         """Of a step, as the busiest device does them; the draft head's, too."""
@@ -64,40 +112,20 @@ class StepTime:
         operators = step_operators(self.shape, parts, self.precision, self.parallel)
         if self.speculation:
             operators += self._draft(parts, self.speculation)
-        return [self._busiest(op) for op in operators]
+        return [busiest(op, self.imbalance) for op in operators]
 
-    def seconds(self, parts: Sequence[Part]) -> float:
-        """Of any step."""
-        if not parts:
-            return 0.0
-        if not self.speculation and all(part.num_tokens == part.sampled == 1 for part in parts):
-            return self.decode_seconds(len(parts), sum(part.start for part in parts), max(part.start for part in parts))
+    def work(self, parts: Sequence[Part]) -> Iterator[tuple[Operator, float]]:
+        """Of `StepTime`."""
+        for op in self.operators(parts):
+            yield op, self.roofline.seconds(op) * self.parallel.tensor
+
+    def _step_s(self, parts: Sequence[Part]) -> float:
         halves = [parts[::2], parts[1::2]] if self.overlap and len(parts) > 1 else [parts]
         each = [self._seconds(self.operators(half)) for half in halves]
         computing_s, travelling_s = (sum(times) for times in zip(*each, strict=True))
         return float(self.overhead_s + _together(computing_s, travelling_s, len(halves)))
 
-    def decode_seconds(self, requests: int, cached: int, longest: int) -> float:
-        """Of a step with one new token of each of some requests, and no guesses.
-
-        Args:
-            requests: how many, at least 1.
-            cached: tokens in the KV cache before the step, all together.
-            longest: the most of one request.
-        """
-        seconds: float = self._decode_s(requests, cached, longest)
-        return seconds
-
-    def decode_run_seconds(self, requests: int, cached: int, longest: int, steps: int) -> FloatArray:
-        """Of as many such steps after one another, each with its own time. Shape [steps]."""
-        after = np.arange(steps)
-        if steps < WORTH_AN_ARRAY or not self._takes_arrays:
-            each = (self.decode_seconds(requests, cached + at * requests, longest + at) for at in range(steps))
-            return np.fromiter(each, np.float64, steps)
-        return np.asarray(self._decode_s(requests, cached + after * requests, longest + after))
-
     def _decode_s(self, requests: int, cached: Any, longest: Any) -> Any:
-        """Of numbers, or of arrays, as the fitted curves allow."""
         halves = 2 if self.overlap and requests > 1 else 1
         computing_s, travelling_s = self._but_attention_s(requests / halves)
         seen = (cached + requests) / halves
@@ -111,7 +139,7 @@ class StepTime:
         if rest is None:
             parts = Parts(requests, requests, 1, 1, 1)  # contexts are attention's alone
             others = operators_of(self.shape, Parts(), parts, requests, self.precision, self.parallel)
-            kept = [self._busiest(op) for op in others if op.name != "decode attention"]
+            kept = [busiest(op, self.imbalance) for op in others if op.name != "decode attention"]
             rest = self._but_attention[requests] = self._seconds(kept)
         return rest
 
@@ -139,13 +167,22 @@ class StepTime:
             operators += [op._replace(times=op.times * times) for op in (join, *found)] if found and times else []
         return operators
 
-    def _busiest(self, op: Operator) -> Operator:
-        times = self.imbalance
-        if times == 1.0 or op.kind not in {"moe", "all_to_all"}:
-            return op
-        return op._replace(
-            flops=op.flops * times, activation_bytes=op.activation_bytes * times, link_bytes=op.link_bytes * times
-        )
+
+def busiest(op: Operator, imbalance: float) -> Operator:
+    """As the device does it that most of a mixture's tokens go to: so many times the mean."""
+    if imbalance == 1.0 or op.kind not in {"moe", "all_to_all", "network_all_to_all"}:
+        return op
+    return op._replace(
+        flops=op.flops * imbalance, activation_bytes=op.activation_bytes * imbalance,
+        link_bytes=op.link_bytes * imbalance,
+    )  # fmt: skip
+
+
+def takes_arrays(shape: Shape, roofline: Roofline) -> bool:
+    """Whether attention's curves do, which alone depends on the contexts of a step of decodes."""
+    kind = "latent_attention" if shape.latent else "decode_attention"
+    curves = roofline.efficiency.curves.get(kind, {"": ROOFLINE})
+    return all(curve.sharpness < math.inf for curve in curves.values())
 
 
 def _together(computing_s: Any, travelling_s: Any, halves: int) -> Any:

@@ -181,7 +181,7 @@ class Stacks:
     Args:
         plans: the nearest first, no two of one name.
         if_faster: load only what takes longer to compute; else whatever is found.
-        num_devices: of all engines that have them.
+        num_devices: with KV, of all engines that have them.
     """
 
     def __init__(self, plans: Sequence[TierPlan], if_faster: bool = False, num_devices: int = 1) -> None:
@@ -203,7 +203,7 @@ class Stacks:
         block_size = deployment.block_size
         block_bytes = block_size * deployment.kv_sent_bytes
         step_time = deployment.step_time
-        plans = [plan.of(deployment.num_devices, self._devices) for plan in self._plans]
+        plans = [plan.of(deployment.parallel.tensor, self._devices) for plan in self._plans]
         stack = [(self._tier(plan, block_bytes), plan.link()) for plan in plans]
         return Tiered(
             stack, block_size=block_size, block_bytes=block_bytes, clock=clock,
