@@ -6,6 +6,7 @@
    ten lengths. Settings are the publication's or that engine's defaults: 8,192 tokens a step, 2,048 sequences, 90% of
    memory. KV in FP8, as those checkpoints have it. And single requests of an older engine (`published/splitwise.toml`).
 4. DeepSeek-V3 on many devices (`published/racks.toml`): one rank's steps in the steady state, experts evenly loaded.
+   And engines whose feed-forward parts have devices of their own (`published/afd.toml`).
 
     python benchmarks/simulator_ladder.py [--shapes 5] [--out results/simulator_ladder.json]
 """
@@ -26,8 +27,10 @@ from rich.table import Table
 
 from miniserve.bench.record import write_record
 from miniserve.errors import InvalidRequestError
+from miniserve.hardware.afd import Sides
 from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.cost import Part, collective
+from miniserve.hardware.efficiency import IDEAL, Efficiency
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.cluster import Cluster
@@ -170,13 +173,58 @@ def racks() -> list[dict[str, Any]]:
     return rows
 
 
+def apart() -> list[dict[str, Any]]:
+    """A row an engine in two parts: of all ratios of its two sides, the one that does most; and at the roofline."""
+    rows = []
+    for point in published("afd")["points"]:
+        device = load_catalog().accelerator(point["hardware"])
+        simulated, batch, sides = best_ratio(point, efficiency_for(device))
+        rows.append({
+            **{name: point[name] for name in ("name", "hardware", "model", "weights", "devices", "tokens_per_s")},
+            "simulated": simulated, "sides": sides, "batch": batch, "at_roofline": best_ratio(point, IDEAL)[0],
+            "ratio": simulated / point["tokens_per_s"], "reason": point["reason"],
+        })  # fmt: skip
+    return rows
+
+
+def best_ratio(point: dict[str, Any], efficiency: Efficiency) -> tuple[float, int, str]:
+    """Tokens a second of one device, requests of a rank, and the two sides."""
+    precision = replace(Precision.of(point["weights"], point["kv"]), attention=point["attention"])
+    device, shape = load_catalog().accelerator(point["hardware"]), shape_by_name(point["model"])
+    found = []
+    for ffn in range(1, point["devices"]):
+        sides = f"{point['devices'] - ffn}x{ffn}"
+        try:
+            where = Deployment(device, shape, precision, efficiency=efficiency,
+                               sides=Sides.parse(sides, shape, point["batches"]))  # fmt: skip
+            found.append((*within(where, point["context"], 1 / point["tokens_per_s_user"]), sides))
+        except InvalidRequestError:  # cannot be shared out among so many, or does not fit
+            continue
+    return max(found)
+
+
+def within(where: Deployment, context: int, limit_s: float) -> tuple[float, int]:
+    """Tokens a second of one device, with as many requests of each rank as have one within the limit."""
+    most = where.num_blocks * where.block_size // context
+    step_time = where.step_time
+    batch = bisect_right(
+        range(1, most + 1),
+        limit_s,
+        key=lambda requests: step_time.decode_seconds(requests, requests * context, context),
+    )
+    if not batch:
+        return 0.0, 0
+    return batch / step_time.decode_seconds(batch, batch * context, context) / where.num_devices, batch
+
+
 def main() -> None:
     """Simulate, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", type=int, default=10, choices=(1, 2, 5, 10))
     parser.add_argument("--out", type=Path, default=Path("results/simulator_ladder.json"))
     args = parser.parse_args()
-    data: dict[str, Any] = {"exact": exact(), "network": network(), "racks": racks(), "splitwise": splitwise()}
+    data: dict[str, Any] = {"exact": exact(), "network": network(), "racks": racks(), "apart": apart(),
+                            "splitwise": splitwise()}  # fmt: skip
     data["trtllm"] = rows = trtllm(args.shapes)
     ratios = [row["ratio"] for row in rows if "ratio" in row]
     data["trtllm_summary"] = {

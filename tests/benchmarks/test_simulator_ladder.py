@@ -75,3 +75,11 @@ def test_as_many_as_come_in_time(ladder):
     where, untimed = ladder.rank(points[-1], overlap=False), points[-1]
     _, batch = ladder.rank_tokens_per_s(untimed, overlap=False)
     assert batch * untimed["context"] <= where.num_blocks * where.block_size < (batch + 1) * untimed["context"]
+
+
+def test_engines_in_two_parts_are_near_or_say_why_not(ladder):
+    """What was measured lies between another engine's kernels and the roofline, which no kernel reaches."""
+    (row,) = ladder.apart()
+    assert row["simulated"] < row["tokens_per_s"] < row["at_roofline"]
+    assert abs(row["ratio"] - 1) <= 0.25 or row["reason"]
+    assert sum(map(int, row["sides"].split("x"))) == row["devices"]

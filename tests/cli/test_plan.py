@@ -46,6 +46,7 @@ def test_a_simulation_is_labelled_as_one(tmp_path):
         (("--gpus", "1", "--slo", "ttft:200", "--max-num-seqs", "2"), "Take 1 × TP1 in bf16"),
         (("--gpus", "1", "--slo", "ttft:1,tpot:1"), "Nothing meets the limits. One request alone could have a TTFT of"),
         (("--gpus", "1", "--slo", "ttft:200", "--weights", "nvfp4"), "No engine can serve even one request"),
+        (("--gpus", "2", "--slo", "ttft:200", "--max-num-seqs", "2", "--afd"), "1 × 1A+1F"),
     ],
 )
 def test_the_answer_in_words(options, answer):

@@ -97,6 +97,17 @@ def test_flags_about_engines_that_the_file_has_several_of(tmp_path):
     assert "of 1 × h100 (bf16) + 1 engines of 1 × h200" in " ".join(shown.split())
 
 
+def test_attention_and_feed_forward_on_devices_of_their_own(tmp_path):
+    options = ("--afd", "2x1", "--ffn-hardware", "h200", "--concurrency", "8")
+    data = json.loads(run(*options, "--save-config", str(tmp_path / "apart.toml"), "--json").stdout)
+    assert data["devices"] == 3
+    assert set(data["kernels"]) == {"h100", "h200"}
+    assert set(data["utilisation"]) == {"engine 0", "engine 1"}  # ranks of attention, which have requests
+    again = CliRunner().invoke(app, ["simulate", str(tmp_path / "apart.toml"), "--json"])
+    assert json.loads(again.stdout) == data
+    assert "2 ranks of 1 and 1 × h200 beside" in " ".join(run(*options).stdout.split())
+
+
 def test_a_sweep_marks_its_frontier(tmp_path):
     pytest.importorskip("matplotlib")
     result = run("--sweep", "1,4", "--plot", str(tmp_path / "a.svg"), "--json")
@@ -152,6 +163,13 @@ def test_a_device_without_timings_says_so():
         (["--model", "llama-3.1-405b"], "it does not fit: weights of"),
         (["--tp", "3"], "cannot be split over 3"),
         (["--weights", "fp5"], "fp5"),
+        (["--afd", "two"], "'two' is no pair of numbers such as 2x6"),
+        (["--afd", "2x0"], "ffn of an engine in two parts is 0"),
+        (["--afd", "1x3"], "intermediate .14336. cannot be split over 3"),
+        (["--afd", "1x1", "--overlap"], "a step in two halves is not modelled"),
+        (["--afd", "1x1", "--ffn-hardware", "h1000"], "h1000"),
+        (["--ffn-hardware", "h200"], "ffn_hardware of engines goes with afd"),
+        (["--afd-batches", "2"], "afd_batches of engines goes with afd"),
         (["--link-gbytes-per-s", "0", "--prefill-engines", "1"], "bandwidth"),
         (["--price", "ebay"], "no price 'ebay'"),
     ],

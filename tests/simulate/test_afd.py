@@ -119,7 +119,7 @@ def test_devices_that_are_shared_count_by_their_share():
         "qwen3-30b-a3b", (Engines("h100", afd="4x2", tensor=2),), Workload(concurrency=8, requests=16, output="8")
     )
     cluster = run(scenario)
-    assert (len(cluster.instances), cluster.num_devices) == (4, 10)
+    assert (len(cluster.instances), report(cluster)["devices"]) == (4, 10)
 
 
 def test_devices_of_two_kinds_are_paid_for_and_joined_by_the_network():

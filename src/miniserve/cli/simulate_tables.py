@@ -32,7 +32,10 @@ def _title(data: dict[str, Any]) -> str:
 
 
 def _size(pool: dict[str, Any]) -> str:
-    """Devices of an engine; of ranks that share out the experts, how many there are of these."""
+    """Devices of an engine; of ranks that share out the experts, how many there are of these; of two sides, both."""
+    if "afd" in pool:
+        attention, ffn = pool["afd"].split("x")
+        return f"{attention} ranks of {pool.get('tensor', 1)} and {ffn} × {pool.get('ffn_hardware', 'FFN')} beside,"
     tensor, ranks = pool.get("tensor", 1), pool.get("expert", 1)
     return f"{ranks} ranks of {tensor}" if ranks > 1 else str(tensor)
 

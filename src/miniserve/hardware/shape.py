@@ -72,6 +72,7 @@ class Shape:
         dense_layers: of a mixture's layers, how many have one dense feed-forward part instead.
         latent: how keys and values are kept, if not as they are. Then `head_dim` is a query's columns, and `kv_heads`
             are as many as `heads`.
+        query_rank: width of what queries are made from (Step-3, arXiv 2507.19427, section 3); 0: of the hidden state.
     """
 
     layers: int
@@ -85,6 +86,7 @@ class Shape:
     experts: Experts | None = None
     dense_layers: int = 0
     latent: Latent | None = None
+    query_rank: int = 0
 
     def __post_init__(self) -> None:
         for name in ("layers", "hidden", "heads", "kv_heads", "head_dim", "intermediate", "vocab"):
@@ -137,7 +139,9 @@ class Shape:
         """Weights of all layers' attention."""
         if self.latent:
             return self.layers * self.latent.parameters(self.hidden, self.heads)
-        return self.layers * (2 * self.heads + 2 * self.kv_heads) * self.head_dim * self.hidden
+        queries, kept = self.heads * self.head_dim, 2 * self.kv_heads * self.head_dim
+        made = self.query_rank * (self.hidden + queries) if self.query_rank else self.hidden * queries
+        return self.layers * (made + self.hidden * (kept + queries))
 
     @property
     def router_parameters(self) -> int:

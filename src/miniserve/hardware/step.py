@@ -82,7 +82,13 @@ def attention_block(shape: Shape, precision: Precision, prefills: Parts, decodes
         gemm, format=precision.linear, m=prefills.tokens + decodes.tokens, times=shape.layers,
         weight_bytes=precision.weight_bytes, activation_bytes=precision.activation_bytes,
     )  # fmt: skip
-    operators = [product("qkv", n=(heads + 2 * kv_heads) * width, k=shape.hidden)]
+    if shape.query_rank:
+        operators = [
+            product("query and kv", n=shape.query_rank + 2 * kv_heads * width, k=shape.hidden),
+            product("queries", n=heads * width, k=shape.query_rank),
+        ]
+    else:
+        operators = [product("qkv", n=(heads + 2 * kv_heads) * width, k=shape.hidden)]
     if prefills.tokens:
         operators.append(attention("prefill_attention", shape, precision, prefills, tensor=tensor, times=shape.layers))
     if decodes.tokens:
