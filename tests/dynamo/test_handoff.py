@@ -8,7 +8,7 @@ import pytest
 from miniserve.core.offer import Offer
 from miniserve.dynamo.handoff import Handoff
 from miniserve.errors import InvalidRequestError
-from miniserve.fleet.moves import Source
+from miniserve.fleet.rooms import Source
 from miniserve.kvstore import nixl, shared_memory
 
 PLACES = [

@@ -190,6 +190,7 @@ def gate(pair, monkeypatch):
     gate = Gate()
     for llm in pair:
         monkeypatch.setattr(llm.moves, "_transfer", gate)
+        monkeypatch.setattr(llm.moves._rooms, "_transfer", gate)
     yield gate
     gate.open.set()
 

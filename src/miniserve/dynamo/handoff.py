@@ -12,7 +12,7 @@ import msgspec
 
 from miniserve.core.offer import Offer
 from miniserve.errors import InvalidRequestError
-from miniserve.fleet.moves import Source
+from miniserve.fleet.rooms import Source
 from miniserve.kvstore.nixl import Place as NixlPlace
 from miniserve.kvstore.shared_memory import Place as SharedPlace
 

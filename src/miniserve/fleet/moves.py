@@ -5,8 +5,8 @@ the pool. What it says then is an `Offer`. Another engine's request that comes w
 the blocks that are cached here already. All copies are made by one thread, while steps go on.
 
 Invariants: every move is answered, with an offer or with None, where there was no room or the copy failed; a request
-whose offer cannot be taken up is computed from its tokens. A room stands until it is withdrawn or has been read, or for
-`hold_s` if nobody comes for it. So nothing is held without an end, and what fails costs time, not tokens.
+whose offer cannot be taken up is computed from its tokens. No room stands for ever (see rooms.py). So nothing is held
+without an end, and what fails costs time, not tokens.
 
 It does not say who moves where; that is for whoever drives the engines.
 """
@@ -17,19 +17,21 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import replace
 from queue import Empty, Queue, SimpleQueue
 from typing import NamedTuple, TypeVar
+
+import torch
 
 from miniserve.core.connector import Progress
 from miniserve.core.metrics import MoveCounts
 from miniserve.core.offer import Offer
 from miniserve.core.request import FinishReason, Request
 from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.fleet.rooms import Rooms, Source, Tally
 from miniserve.kvstore.blocks import BlockCopier, Mark
 from miniserve.kvstore.conversion import check_convertible, convert
 from miniserve.kvstore.layout import KVLayout
-from miniserve.kvstore.transfer import KVTransfer, Room
+from miniserve.kvstore.transfer import KVTransfer
 
 HOLD_S = 60.0
 CAPACITY_BYTES = 2**31
@@ -39,13 +41,6 @@ WAIT_S = 0.005  # a step that has nothing to compute
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
-
-
-class Source(NamedTuple):
-    """What an offer says to another `Moves`: the form of the blocks, as JSON, and where they are."""
-
-    layout: str
-    place: object
 
 
 class _Leaving(NamedTuple):
@@ -92,13 +87,11 @@ class Moves:
         hold_s: float = HOLD_S,
         capacity_bytes: int = CAPACITY_BYTES,
     ) -> None:
-        self._copier, self._transfer, self._hold_s, self._capacity = copier, transfer, hold_s, capacity_bytes
+        self._copier, self._transfer = copier, transfer
         self.layout = copier.layout
         self._size = copier.layout.block_size
-        self._promised = 0  # bytes of rooms that stand or are to be filled; the engine's thread adds, the other takes
-        self._lock = threading.Lock()
-        self._counts = MoveCounts()
-        self._rooms: dict[str, tuple[Room, Offer]] = {}  # the thread's own, the one that expires first at the front
+        self._tally = Tally()
+        self._rooms = Rooms(transfer, self.layout.to_json(), self._tally, hold_s=hold_s, capacity_bytes=capacity_bytes)
         self._jobs: Queue[_Leaving | _Arriving | _Withdrawn | None] = Queue()
         self._released: SimpleQueue[list[int]] = SimpleQueue()
         self._arrived: SimpleQueue[tuple[Request, int]] = SimpleQueue()
@@ -110,8 +103,7 @@ class Moves:
     @property
     def counts(self) -> MoveCounts:
         """What has moved so far."""
-        with self._lock:
-            return replace(self._counts)
+        return self._tally.now
 
     def check(self, offer: Offer) -> None:
         """Raise InvalidRequestError, naming each field, if blocks of the offer's form cannot be used here."""
@@ -159,11 +151,9 @@ class Moves:
         num_tokens = min(request.num_computed, len(request.token_ids) - 1)
         blocks = list(request.block_table[: -(-num_tokens // self._size)])
         num_bytes = len(blocks) * self.layout.block_bytes
-        with self._lock:
-            fits = self._promised + num_bytes <= self._capacity
-            self._promised += num_bytes if fits else 0
-            self._counts.refused += not fits
-        if not fits:
+        if not self._rooms.promise(num_bytes):
+            with self._tally.changing() as counts:
+                counts.refused += 1
             self._answers.put((request.request_id, None))
             return ()
         self._jobs.put(_Leaving(request.request_id, blocks, num_tokens, self._copier.mark()))
@@ -191,32 +181,23 @@ class Moves:
                 elif isinstance(job, _Arriving):
                     self._arrive(job)
                 else:
-                    self._close(job.request_id)
+                    self._rooms.close(job.request_id)
             if time.monotonic() >= looked_s + LOOK_S:
                 looked_s = time.monotonic()
-                self._tidy()
-        for request_id in list(self._rooms):
-            self._close(request_id)
+                self._rooms.tidy()
+        self._rooms.close_all()
         self._transfer.close()
 
     def _leave(self, job: _Leaving) -> None:
-        num_bytes, offer, room = len(job.blocks) * self.layout.block_bytes, None, None
-        started = time.monotonic()
+        offer, num_bytes = None, len(job.blocks) * self.layout.block_bytes
+
+        def write(data: torch.Tensor) -> None:
+            self._copier.gather(job.blocks, data.view(len(job.blocks), -1), job.after)
+
         try:
-            room = self._transfer.room(num_bytes)
-            self._copier.gather(job.blocks, room.data.view(len(job.blocks), -1), job.after)
+            offer = self._rooms.fill(job.request_id, job.num_tokens, num_bytes, write)
         except (MiniserveError, OSError, RuntimeError) as error:
             self._failed("the KV of a request that leaves could not be copied", error)
-            self._give_back(num_bytes)
-            if room:
-                room.close()
-        else:
-            now, source = time.monotonic(), Source(self.layout.to_json(), room.place)
-            offer = Offer(job.num_tokens, num_bytes, now + self._hold_s, source)
-            self._close(job.request_id)  # of an earlier one of that name
-            self._rooms[job.request_id] = room, offer
-            with self._lock:
-                self._counts.left(num_bytes, now - started)
         self._answers.put((job.request_id, offer))  # first: when the blocks have been released, it is there
         self._released.put(job.blocks)
         self._news.set()
@@ -227,8 +208,8 @@ class Moves:
             if job.request.finish_reason is None:  # not aborted meanwhile
                 num_bytes = self._fetch(job)
                 arrived = job.num_tokens
-                with self._lock:
-                    self._counts.arrived(num_bytes, time.monotonic() - started)
+                with self._tally.changing() as counts:
+                    counts.arrived(num_bytes, time.monotonic() - started)
         except (MiniserveError, OSError, RuntimeError) as error:
             self._failed("KV that was offered could not be had: it is computed", error)
         self._arrived.put((job.request, arrived))
@@ -253,34 +234,10 @@ class Moves:
             self._copier.scatter(there[skipped : skipped + len(job.blocks)], job.blocks, job.after)
         return fetched
 
-    def _tidy(self) -> None:
-        self._transfer.tidy()
-        now = time.monotonic()
-        for request_id in [request_id for request_id, (room, _) in self._rooms.items() if room.was_read]:
-            self._close(request_id)
-        late = [request_id for request_id, (_, offer) in self._rooms.items() if offer.expires_s <= now]
-        for request_id in late:
-            self._close(request_id)
-        with self._lock:
-            self._counts.expired += len(late)
-
-    def _close(self, request_id: str) -> None:
-        if found := self._rooms.pop(request_id, None):
-            room, offer = found
-            room.close()
-            self._give_back(offer.num_bytes)
-            with self._lock:
-                self._counts.held -= 1
-                self._counts.held_bytes -= offer.num_bytes
-
-    def _give_back(self, num_bytes: int) -> None:
-        with self._lock:
-            self._promised -= num_bytes
-
     def _failed(self, what: str, error: Exception) -> None:
         logger.warning(what, extra={"reason": str(error)})
-        with self._lock:
-            self._counts.failed += 1
+        with self._tally.changing() as counts:
+            counts.failed += 1
 
 
 def _all_of(queue: "SimpleQueue[T]") -> list[T]:
