@@ -3,8 +3,10 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 MODEL  ?= smollm2
+# Dynamo has a place of its own: its runtime wants an older pydantic than the one that everything else is tested with.
+FLEET  ?= .venv-dynamo
 
-.PHONY: help chat serve test lint book book-html notebooks clean
+.PHONY: help chat serve dynamo test test-fleet lint book book-html notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -23,11 +25,24 @@ $(VENV)/dev.stamp: $(VENV)/run.stamp
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt --editable .
 	@touch $@
 
+$(FLEET)/run.stamp: pyproject.toml requirements.txt constraints/dynamo.txt
+	@test -x $(FLEET)/bin/python || $(PYTHON) -m venv $(FLEET)
+	@echo "Installing miniserve and NVIDIA Dynamo into $(FLEET): some minutes, 0.6 GB without torch."
+	@grep -v '^pydantic' requirements.txt > $(FLEET)/pins.txt
+	@$(FLEET)/bin/python -m pip install --quiet --disable-pip-version-check --constraint $(FLEET)/pins.txt \
+		--constraint constraints/dynamo.txt --editable '.[dynamo]' pytest pytest-timeout hypothesis openai
+	@$(FLEET)/bin/python -m pip install --quiet --disable-pip-version-check --constraint constraints/dynamo.txt --no-deps ai-dynamo
+	@touch $@
+
 chat: $(VENV)/run.stamp  ## talk to a real model in the terminal
 	@$(BIN)/miniserve chat --model $(MODEL)
 
 serve: $(VENV)/run.stamp  ## serve a real model as the OpenAI API does, on port 8000
 	@$(BIN)/miniserve serve $(MODEL)
+
+dynamo: $(FLEET)/run.stamp  ## NVIDIA Dynamo on this machine, port 8000: two workers for prompts, two behind them
+	@$(FLEET)/bin/miniserve models pull $(MODEL)
+	@$(FLEET)/bin/python -m miniserve.dynamo.local --model $(MODEL) --prefill 2 --decode 2
 
 lint: $(VENV)/dev.stamp  ## style, types, floors, spelling
 	$(BIN)/ruff check .
@@ -39,6 +54,10 @@ lint: $(VENV)/dev.stamp  ## style, types, floors, spelling
 test: lint  ## everything CI runs
 	$(BIN)/miniserve models pull $(MODEL)
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+test-fleet: $(FLEET)/run.stamp  ## workers killed and silenced under Dynamo: minutes, not part of `test`
+	$(FLEET)/bin/miniserve models pull $(MODEL)
+	$(FLEET)/bin/python -m pytest tests/dynamo --record results/dynamo.json
 
 book-html: $(VENV)/dev.stamp  ## build the web book, warnings as errors
 	$(BIN)/miniserve models pull $(MODEL)
@@ -52,4 +71,4 @@ notebooks: $(VENV)/dev.stamp  ## execute the chapters and write their notebooks
 	$(BIN)/python book/_tools/notebooks.py
 
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) _build artifacts .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLEET) _build artifacts .mypy_cache .ruff_cache

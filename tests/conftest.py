@@ -9,7 +9,6 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")  # as the command line does: oth
 
 import pytest
 
-from support import tiny_models
 from support.chromium import chromium
 
 
@@ -37,6 +36,8 @@ def smollm2_gguf() -> Path:
 @pytest.fixture(scope="session")
 def tiny_directory(tmp_path_factory):
     """`tiny_directory(family)` -> (directory in Hugging Face layout, the transformers model saved there)."""
+    from support import tiny_models  # transformers, which Dynamo's environment has not
+
     made = {}
 
     def get(family: str):

@@ -2,16 +2,20 @@
 
 Processes find one another through files in a directory and talk over the loopback: no etcd, no NATS. Each writes a log
 there. It is for one machine and for tests; across hosts workers are started one by one, with etcd.
-Whoever ends this process, by Ctrl-C or a signal, ends all of them, in order: first who takes requests.
+Whoever ends this process, by Ctrl-C or a signal, ends all of them, in order: first who takes requests. A worker that
+ends by itself is followed by another of its kind.
 """
 
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
@@ -20,10 +24,13 @@ from typing import Annotated, Literal
 import typer
 
 from miniserve.cli.loading import ModelOption
+from miniserve.dynamo import HOW_TO_INSTALL
 from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.hardware.this_machine import num_cores
 
 Mode = Literal["agg", "prefill", "decode"]
 LOOK_S = 0.5
+PORTS = range(20_000, 2**15)  # Dynamo reads a system port as a number of 16 bits with a sign
 END_S = 30.0  # a prefill worker waits for what it has left to be fetched
 MIGRATIONS = 3  # of one request, from a worker that died to another
 
@@ -37,7 +44,7 @@ def environment(directory: Path) -> dict[str, str]:
     try:
         release = version("ai-dynamo-runtime")
     except PackageNotFoundError as error:
-        raise MiniserveError("this needs NVIDIA Dynamo: pip install 'miniserve[dynamo]'") from error
+        raise MiniserveError(f"this needs NVIDIA Dynamo: {HOW_TO_INSTALL}") from error
     by_interface = tuple(map(int, release.split(".")[:2])) < (1, 6)  # before that it wanted the interface's name
     return os.environ | {
         "DYN_DISCOVERY_BACKEND": "file",
@@ -67,6 +74,7 @@ class Local:
         self._directory, self._model, self._options = directory, model, options
         self._environment = environment(directory)
         self._numbers = count(1)
+        self._ports: dict[str, int] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         (directory / "discovery").mkdir(parents=True, exist_ok=True)
 
@@ -76,17 +84,24 @@ class Local:
     def __exit__(self, *_: object) -> None:
         self.end()
 
-    def start_frontend(self, port: int, router: str) -> None:
-        """Dynamo's, which speaks HTTP."""
+    def start_frontend(self, port: int, router: str) -> str:
+        """Dynamo's, which speaks HTTP, by the name that is returned. There may be several, of all workers each."""
+        name = f"frontend-{next(self._numbers)}"
         command = ["-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
-        self._start("frontend", [*command, "--router-mode", router, "--migration-limit", str(MIGRATIONS)])
+        self._start(name, [*command, "--router-mode", router, "--migration-limit", str(MIGRATIONS)], {})
+        return name
 
     def start_worker(self, mode: Mode) -> str:
         """One more, by the name that is returned. It takes requests when its model is loaded."""
         name = f"{mode}-{next(self._numbers)}"
         command = ["-m", "miniserve.dynamo", "--model", self._model, "--disaggregation-mode", mode]
-        self._start(name, [*command, *self._options])
+        self._ports[name] = free_port()
+        self._start(name, [*command, *self._options], {"DYN_SYSTEM_PORT": str(self._ports[name])})
         return name
+
+    def metrics_url(self, name: str) -> str:
+        """Where Dynamo says what that worker does."""
+        return f"http://127.0.0.1:{self._ports[name]}/metrics"
 
     def end_worker(self, name: str) -> None:
         """Have it finish what it has, and end."""
@@ -116,11 +131,24 @@ class Local:
         """Where that process writes."""
         return self._directory / f"{name}.log"
 
-    def _start(self, name: str, arguments: Sequence[str]) -> None:
+    def _start(self, name: str, arguments: Sequence[str], more: Mapping[str, str]) -> None:
         with self.log(name).open("wb") as log:
             self.processes[name] = subprocess.Popen(
-                [sys.executable, *arguments], env=self._environment, stdout=log, stderr=log, start_new_session=True
+                [sys.executable, *arguments],
+                env={**self._environment, **more},
+                stdout=log,
+                stderr=log,
+                start_new_session=True,  # Ctrl-C is for us, who end them in order
             )
+
+
+def free_port() -> int:
+    """A port of the loopback that nobody has now."""
+    for number in random.sample(PORTS, len(PORTS)):
+        with socket.socket() as tried, suppress(OSError):
+            tried.bind(("127.0.0.1", number))
+            return number
+    raise MiniserveError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def local(
@@ -130,6 +158,8 @@ def local(
     decode: Annotated[int, typer.Option(help="Workers that go on behind them.", min=0)] = 0,
     port: Annotated[int, typer.Option(help="The frontend's.", min=1, max=65535)] = 8000,
     router: Annotated[Literal["kv", "round-robin", "random"], typer.Option(help="How it chooses a worker.")] = "kv",
+    kv_cache_mib: Annotated[int, typer.Option(help="Memory for the KV cache, of each worker.", min=1)] = 512,
+    threads: Annotated[int | None, typer.Option(help="Of each worker; default: its share of the cores.", min=1)] = None,
     directory: Annotated[Path | None, typer.Option(help="For logs; default: a new one.")] = None,
     options: Annotated[list[str] | None, typer.Argument(help="Behind --: options of each worker.")] = None,
 ) -> None:
@@ -138,9 +168,12 @@ def local(
         raise InvalidRequestError("nobody would answer: --agg 1 at least, or --prefill 1 and --decode 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     where = directory or Path(tempfile.mkdtemp(prefix="miniserve-dynamo-"))
-    with Local(where, model, options or ()) as deployment:
+    counts: dict[Mode, int] = {"agg": agg, "prefill": prefill, "decode": decode}
+    share = threads or max(num_cores() // sum(counts.values()), 1)
+    with Local(
+        where, model, ["--kv-cache-mib", str(kv_cache_mib), "--threads", str(share), *(options or ())]
+    ) as deployment:
         deployment.start_frontend(port, router)
-        counts: dict[Mode, int] = {"agg": agg, "prefill": prefill, "decode": decode}
         for mode, number in counts.items():
             for _ in range(number):
                 deployment.start_worker(mode)
@@ -148,7 +181,7 @@ def local(
         while True:
             time.sleep(LOOK_S)
             for name in deployment.dead():
-                if name == "frontend":
+                if name.startswith("frontend"):
                     raise MiniserveError(f"the frontend has ended: see {deployment.log(name)}")
                 typer.echo(f"{name} has ended: see {deployment.log(name)}; another one is started")
                 deployment.start_worker(name.rpartition("-")[0])  # type: ignore[arg-type]

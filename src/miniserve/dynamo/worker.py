@@ -12,6 +12,9 @@ be had the decode worker computes it: that costs time and no token.
 
 import asyncio
 import logging
+import os
+import signal
+import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +38,7 @@ from miniserve.server.messages import Cached, Piece
 from miniserve.server.reply import Reply
 
 LOOK_S = 0.25  # between two looks at how busy the engine is
+LEASE_S = 10.0  # a process that Dynamo does not hear of for so long is taken out of the deployment
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +133,19 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
             self._before.append(cached)
 
     async def _look(self) -> None:
-        """Now and then say how busy the engine is."""
+        """Now and then say how busy the engine is.
+
+        Who was stopped for longer than the lease has been forgotten, and is not taken in again: it ends, for whoever
+        looks after it to start another.
+        """
+        heard_s = time.monotonic()
         while True:
             await asyncio.sleep(LOOK_S)
+            before_s, heard_s = heard_s, time.monotonic()
+            if heard_s - before_s > LEASE_S:
+                logger.error("the worker stood still for %.0f s, and ends: it has been forgotten", heard_s - before_s)
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
             (state,) = await self._client.reports()
             if self._snapshots and state.report:
                 used = state.num_blocks - state.report.num_free_blocks

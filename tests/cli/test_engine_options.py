@@ -1,0 +1,76 @@
+"""The table of an engine's options: a command has them all, and the engine is opened as they say."""
+
+from dataclasses import fields
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from miniserve.cli import engine_options
+from miniserve.cli.engine_options import EngineOptions, with_engine_options
+
+
+@pytest.fixture
+def run():
+    """`run(arguments)`: the result, and what a command with one option of its own was given."""
+    given = []
+
+    @with_engine_options
+    def command(own: str = "mine", *, engine: EngineOptions) -> None:
+        """Of a test."""
+        given.append((own, engine))
+
+    app = typer.Typer()
+    app.command()(command)
+
+    def run(*arguments):
+        return CliRunner().invoke(app, arguments), given
+
+    return run
+
+
+def test_without_options_the_table_is_as_it_stands(run):
+    result, given = run()
+    assert result.exit_code == 0, result.output
+    assert given == [("mine", EngineOptions())]
+
+
+def test_options_of_both_kinds_arrive(run):
+    result, given = run(
+        "--own", "x", "--kv-cache-mib", "7", "--no-prefix-caching", "--kv-disk", "/tmp/kv", "--dtype", "float16"
+    )
+    assert result.exit_code == 0, result.output
+    ((own, engine),) = given
+    assert (own, engine.kv_cache_mib, engine.prefix_caching, str(engine.kv_disk), engine.dtype) == (
+        "x", 7, False, "/tmp/kv", "float16",
+    )  # fmt: skip
+
+
+def test_the_command_keeps_its_help_and_the_limits_hold(run):
+    result, _ = run("--help")
+    assert "Of a test." in result.output
+    result, given = run("--kv-cache-mib", "0")
+    assert result.exit_code == 2
+    assert not given
+
+
+def test_an_engine_is_opened_as_the_table_says(monkeypatch):
+    called = {}
+    monkeypatch.setattr(
+        engine_options, "open_llm", lambda model, how, **options: called.update(model=model, how=how, **options)
+    )
+    table = {
+        "kv_cache_mib": 3,
+        "threads": 2,
+        "max_num_seqs": 5,
+        "speculation": "ngram",
+        "kv_host_mib": 9,
+        "device": "cpu",
+    }
+    EngineOptions(**table).opener("m", moves="nixl")()
+    assert called["how"] == {"dtype": "auto", "device": "cpu", "backend": "auto", "quantization": "auto", "threads": 2}
+    assert (called["model"], called["moves"], called["kv_cache_memory"]) == ("m", "nixl", 3 * 2**20)
+    assert (called["max_num_seqs"], called["speculation"], called["kv_host_mib"]) == (5, "ngram", 9)
+    names = {"kv_cache_mib": "kv_cache_memory", "kv_disk": "kv_disk_dir", "prefix_caching": "enable_prefix_caching"}
+    told = called.keys() | called["how"].keys() | {"silence_seconds"}
+    assert {names.get(field.name, field.name) for field in fields(EngineOptions)} <= told, "an option that nobody reads"
