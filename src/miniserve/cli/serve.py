@@ -10,6 +10,7 @@ import typer
 
 from miniserve.cli.engine_options import EngineOptions, with_engine_options
 from miniserve.core.disaggregation import MIN_TOKENS, Disaggregation
+from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.hardware.this_machine import num_cores
 
@@ -41,6 +42,9 @@ def serve(
     prefill_from: Annotated[
         int, typer.Option(help="A prompt with fewer tokens to compute stays where it is decoded.", min=0)
     ] = MIN_TOKENS,
+    router: Annotated[
+        str, typer.Option(help="Who of several engines gets a request: round-robin, least-loaded or kv-aware.")
+    ] = "kv-aware",
     transfer: Annotated[str, typer.Option(help="How KV moves: shared-memory or nixl.")] = "shared-memory",
     *,
     engine: EngineOptions,
@@ -61,6 +65,8 @@ def serve(
     for origin in allow_origin or ():
         if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
             raise InvalidRequestError(f"allow_origin '{origin}' is neither * nor an origin such as https://example.org")
+    if router not in ROUTERS:
+        raise InvalidRequestError(f"router '{router}' is not one of {', '.join(ROUTERS)}")
     os.environ.pop(KEY_VARIABLE, None)  # the engine's process has no business with it
     tenants = read_keys(api_keys_file) if api_keys_file else []
     if api_key is not None:
@@ -75,9 +81,14 @@ def serve(
     # Of a fleet any engine may have to take all that the fleet takes.
     own = max_waiting if engines == 1 else max_waiting + decode * engine.max_num_seqs
     clients = [EngineClient(opener, max_waiting=own, silence_s=engine.silence_seconds) for _ in range(engines)]
-    rule = Disaggregation(prefill_from)
+    rule, make_router = Disaggregation(prefill_from), ROUTERS[router]
     run_server(
-        clients[0] if engines == 1 else Fleet(clients[:prefill], clients[prefill:], max_waiting=max_waiting, rule=rule),
+        clients[0]
+        if engines == 1
+        else Fleet(
+            clients[:prefill], clients[prefill:], max_waiting=max_waiting, rule=rule, prefill_router=make_router(),
+            decode_router=make_router(),
+        ),
         ServerSettings(
             served_model_name or model,
             max_body_mib * 2**20,

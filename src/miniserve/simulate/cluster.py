@@ -91,7 +91,10 @@ class Cluster:
         self._source = Source(iter(()))
         computing = self.prefill or self.engines
         self._stacks = Stacks(self.tiers, self.load_if_faster, sum(each.parallel.tensor for each in computing))
-        self._nodes = [Node(self._instance(at, on), self._events, self._take) for at, on in enumerate(deployments)]
+        self._nodes = [
+            Node(self._instance(at, on), self._events, self._take, is_last=at >= len(self.prefill))
+            for at, on in enumerate(deployments)
+        ]
         self.instances = [node.instance for node in self._nodes]
         fronts, backs = self._nodes[: len(self.prefill)], self._nodes[len(self.prefill) :]
         self._front = Pool(fronts or backs, self.router, self.prefix_caching)
@@ -158,7 +161,7 @@ class Cluster:
         self._source = Source(arrivals, is_closed=concurrency is not None)
         self.window = Window(self.slo, warmup, counted)
         # Whether what ends in one engine may begin something in another.
-        self._coupled = self._source.is_closed or bool(self.outages) or self.scaler is not None
+        self._coupled = self._source.is_closed or bool(self.outages)
         for outage in self.outages:
             self._events.at(outage.at_s, lambda outage=outage: self._fail(outage))  # type: ignore[misc]
         for _ in range(concurrency or 0):
@@ -263,6 +266,8 @@ class Cluster:
     def _horizon(self, decodes_alone: bool) -> Callable[[], float]:
         def until() -> float:
             arrival_s = self._source.next_s
-            return min(arrival_s, self._events.next_s) if self._coupled or decodes_alone else arrival_s
+            if self._coupled:
+                return min(arrival_s, self._events.next_s)
+            return min(arrival_s, self._events.next_shared_s) if decodes_alone or self.scaler else arrival_s
 
         return until

@@ -16,7 +16,8 @@ class Events:
     def __init__(self) -> None:
         self.now_s = 0.0
         self._order = count()
-        self._queue: list[tuple[float, int, Callable[[], None], bool]] = []
+        self._queue: list[tuple[float, int, Callable[[], None], bool, bool]] = []
+        self._shared: list[float] = []
         self._num_needed = 0
 
     def __bool__(self) -> bool:
@@ -27,13 +28,29 @@ class Events:
         """When the next one happens; infinite if there is none."""
         return self._queue[0][0] if self._queue else math.inf
 
-    def at(self, when_s: float, happen: Callable[[], None], *, needed: bool = True) -> None:
-        """At that moment, call `happen`; not `needed`: only if something else is still to happen then."""
+    @property
+    def next_shared_s(self) -> float:
+        """When the next one happens that may concern more than one engine; infinite if there is none."""
+        return self._shared[0] if self._shared else math.inf
+
+    def at(self, when_s: float, happen: Callable[[], None], *, needed: bool = True, shared: bool = True) -> None:
+        """At that moment, call `happen`.
+
+        Args:
+            when_s: then.
+            happen: what to do.
+            needed: or else only if something else is still to happen then.
+            shared: or else it concerns one engine alone.
+        """
         self._num_needed += needed
-        heapq.heappush(self._queue, (when_s, next(self._order), happen, needed))
+        heapq.heappush(self._queue, (when_s, next(self._order), happen, needed, shared))
+        if shared:
+            heapq.heappush(self._shared, when_s)
 
     def happen(self) -> None:
         """The next one does."""
-        self.now_s, _, happen, needed = heapq.heappop(self._queue)
+        self.now_s, _, happen, needed, shared = heapq.heappop(self._queue)
         self._num_needed -= needed
+        if shared:
+            heapq.heappop(self._shared)  # what happens is the earliest, so this is its time
         happen()

@@ -28,14 +28,17 @@ class Node:
         instance: the engine; it is on.
         events: of the cluster.
         take: told what came of each step, as soon as it has begun.
+        is_last: whether requests end here, so that its steps concern no other engine.
 
     Attributes:
         state: see `State`.
         promised: requests that it waits for, or whose KV it still sends: it is not off before.
     """
 
-    def __init__(self, instance: Instance, events: Events, take: Callable[["Node", Sequence[Output]], None]) -> None:
-        self.instance, self._events, self._take = instance, events, take
+    def __init__(
+        self, instance: Instance, events: Events, take: Callable[["Node", Sequence[Output]], None], is_last: bool
+    ) -> None:
+        self.instance, self._events, self._take, self._is_last = instance, events, take, is_last
         self.is_down = self._is_stepping = False
         self.state, self.promised = State.ON, 0
         self._paid_s, self._since_s, self._starts = 0.0, 0.0, 0
@@ -77,7 +80,7 @@ class Node:
         self.instance.submit(request, self._events.now_s)
         if not self._is_stepping:
             self._is_stepping = True
-            self._events.at(self._events.now_s, self._step)
+            self._events.at(self._events.now_s, self._step, shared=not self._is_last)
 
     def fail(self, seconds: float) -> list[str]:
         """It is down for so long. The names of the requests that it had."""
@@ -108,7 +111,7 @@ class Node:
             return
         outputs = self.instance.step(self._events.now_s)
         self._take(self, outputs)
-        self._events.at(self.instance.free_s, self._step)
+        self._events.at(self.instance.free_s, self._step, shared=not self._is_last)
 
 
 class Pool:

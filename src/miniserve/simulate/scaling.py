@@ -29,9 +29,9 @@ class Scaling:
         attainment: the share of the requests that must be within each limit; see `EngineRates`.
     """
 
-    interval_s: float = 30.0
+    interval_s: float = 60.0
     start_s: float = 60.0
-    hold: int = 20
+    hold: int = 10
     margin: float = 0.2
     min_prefill: int = 1
     min_decode: int = 1

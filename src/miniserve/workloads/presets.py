@@ -112,7 +112,7 @@ PRESETS: Mapping[str, Single | Sessions | Day] = {
         256, Lengths(40, 120, True), Lengths(30, 100, True), Lengths(150, 400, True), Lengths(1, 4), 15.0, 1.0, 200,
         16384,
     ),
-    "day": Day(Lengths(4000, 12000, True), Lengths(600, 1500, True), 0.6),
+    "day": Day(Lengths(4000, 12000, True), Lengths(600, 1500, True), 0.5),
 }  # fmt: skip
 
 
