@@ -86,7 +86,11 @@ def serve(
         clients[0]
         if engines == 1
         else Fleet(
-            clients[:prefill], clients[prefill:], max_waiting=max_waiting, rule=rule, prefill_router=make_router(),
+            clients[:prefill],
+            clients[prefill:],
+            max_waiting=max_waiting,
+            rule=rule,
+            prefill_router=make_router(),
             decode_router=make_router(),
         ),
         ServerSettings(
