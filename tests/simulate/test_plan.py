@@ -1,6 +1,8 @@
 """The planner: its search finds the limit, what it leaves out could not have won, and each loser is told why."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 
 import pytest
 from hypothesis import given
@@ -14,8 +16,10 @@ from miniserve.simulate.capacity import PRECISION, Load, Trial, largest, try_loa
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
 from miniserve.simulate.plan import NEAR, Planner
+from miniserve.simulate.sessions import SharedLoad
 from miniserve.simulate.sizes import Pool, Size, sizes, sizes_apart
 from miniserve.simulate.speculation import Speculation
+from miniserve.simulate.tier_plan import TierPlan
 from miniserve.workloads.arrivals import Arrival
 from miniserve.workloads.service import SLO
 
@@ -275,3 +279,92 @@ def test_an_engine_in_two_parts_that_fits_nowhere_says_why():
 
 def test_names_of_sizes():
     assert [str(Size(2)), str(Size(1, 8)), str(Size(1, 3, 5, 3))] == ["TP2", "EP8", "3A+5F"]
+
+
+# Where prompts share blocks.
+
+
+def readers(slo: str, documents: int = 3, tokens: int = 4096, attainment: float = 0.9) -> SharedLoad:
+    """Each asks one short question about one of a few documents, in turn: an LRU that holds all but one holds none."""
+
+    def draw() -> Iterator[Arrival]:
+        for number in count():
+            names = tuple(1000 * (number % documents) + at for at in range(tokens // 64))
+            own = 10**6 + number
+            yield Arrival(0.0, tokens + 64, 8, (*names, own), 64)
+
+    return SharedLoad.of(draw, SLO.parse(slo), attainment, 24)
+
+
+def hungry(blocks: int) -> Deployment:
+    """Memory for so many blocks of 64 tokens beside the weights."""
+    whole = deployment(max_num_seqs=8)
+    room = whole.weight_bytes + (blocks + 0.5) * 64 * whole.kv_token_bytes
+    return replace(whole, memory_share=room / whole.device.memory_bytes)
+
+
+def host(size: float = 1e12, bandwidth: float = 50e9) -> TierPlan:
+    return TierPlan("host", size, bandwidth)
+
+
+def test_a_tier_gives_back_what_the_device_forgets():
+    """Three documents, room for two and a half: without a tier each is computed again."""
+    planner = Planner(hungry(160), 1, readers("ttft:120"), stacks=[[host()]])
+    outcomes = {outcome.tiers: outcome for outcome in planner.outcomes()}
+    without, with_it = outcomes[()], outcomes["host",]
+    assert with_it.best
+    assert with_it.best.hits["host"] > 0.5
+    assert sum(with_it.best.hits.values()) > 0.9
+    assert with_it.output_tokens_per_s > 1.5 * without.output_tokens_per_s
+    assert "times as much as without" in with_it.reason or "without, not even one" in with_it.reason
+    assert list(outcomes) == [("host",), ()]
+    assert planner.outcomes() == list(outcomes.values())
+
+
+@pytest.mark.parametrize(
+    ("blocks", "tier", "why"),
+    [
+        (2000, host(), "the device's own memory holds all that is reused"),
+        (160, host(bandwidth=1e8), "loading from host is slower than computing"),
+        (160, host(size=70 * 64 * 147456), "the tiers forget it before it is asked for again"),
+    ],
+)
+def test_a_stack_that_brings_nothing_says_why(blocks, tier, why):
+    planner = Planner(hungry(blocks), 1, readers("ttft:1000"), stacks=[[tier]])
+    *_, last = (outcome for outcome in planner.outcomes() if outcome.tiers)
+    assert last.reason.startswith(why)
+
+
+def test_nobody_reads_a_tier_where_nothing_is_shared():
+    with pytest.raises(InvalidRequestError, match="nobody would read the tiers"):
+        Planner(deployment(), 1, load("ttft:1000"), stacks=[[host()]])
+    with pytest.raises(InvalidRequestError, match="a tier's name, 'host', is taken"):
+        Planner(deployment(), 1, readers("ttft:1000"), stacks=[[host(), host()]])
+
+
+def test_what_is_found_does_not_count_against_an_engine_before_it_is_tried():
+    """The whole prompt takes longer than the limit; what is left of it does not."""
+    cold = load("ttft:60", prompt=4160, output=8)
+    assert "prefill of 4,160 tokens alone takes" in Planner(deployment(max_num_seqs=8), 1, cold).outcomes()[0].reason
+    (warm,) = Planner(deployment(max_num_seqs=8), 1, readers("ttft:60")).outcomes()
+    assert warm.best
+    assert warm.best.hits["device"] > 0.9
+
+
+def test_the_bound_holds_where_prompts_are_found():
+    """No disaggregated candidate does better than it is said to be able to; one does better than without sharing."""
+    planner = Planner(deployment(max_num_seqs=16), 2, readers("ttft:400,tpot:30"))
+    (candidate,) = set(planner._disaggregated())
+    rate = planner._simulate(candidate).output_tokens_per_s
+    assert 0 < rate <= NEAR * planner._at_most(candidate)
+    blind = replace(planner, load=load("ttft:400,tpot:30", prompt=4160, output=8))
+    assert rate > NEAR * blind._at_most(candidate)
+
+
+def test_ratios_are_tried_for_all_found_and_for_nothing_found():
+    """Prompts that are found need fewer engines to compute them than prompts that are not."""
+    candidates = Planner(deployment(), 6, readers("ttft:400,tpot:30"))._disaggregated()
+    ratios = {
+        one.prefill.engines for one in candidates if one.prefill and one.prefill.size == one.decode.size == Size(1)
+    }
+    assert len(ratios) == 2

@@ -53,6 +53,8 @@ class Lone:
         prompt, output: tokens of the mean request.
         easiest: tokens of the shortest prompt that must be served within the limits for enough requests to be.
         slo: the limits.
+        found: tokens of the mean prompt that at best need not be computed. With any, rates are of an engine that finds
+            them all, and memory is no limit: what is found may be there once for many.
     """
 
     deployment: Deployment
@@ -60,6 +62,7 @@ class Lone:
     output: int
     easiest: int
     slo: SLO
+    found: int = 0
 
     @property
     def token_limit_s(self) -> float:
@@ -85,9 +88,10 @@ class Lone:
     @cached_property
     def prompts_per_s(self) -> float:
         """Prompts that it computes if it does nothing else, in steps as full as they may be."""
-        together = max(1, self.deployment.max_num_batched_tokens // self.prompt)
-        full_s = self.deployment.step_time.seconds([Part(0, self.prompt)] * together) if together > 1 else math.inf
-        return 1 / min(self._prefill_s(self.prompt), full_s / together)
+        left = self.prompt - self.found
+        together = max(1, self.deployment.max_num_batched_tokens // left)
+        full_s = self.deployment.step_time.seconds([Part(self.found, left)] * together) if together > 1 else math.inf
+        return 1 / min(self._prefill_s(self.prompt, self.found), full_s / together)
 
     @cached_property
     def batch(self) -> int:
@@ -138,15 +142,16 @@ class Lone:
             return None
         return f"a token of one request alone takes {self.decode_s * 1000:.1f} ms"
 
-    def _prefill_s(self, tokens: int) -> float:
-        """A prompt in its chunks; the last one gives a token."""
+    def _prefill_s(self, tokens: int, found: int = 0) -> float:
+        """A prompt, but for what is found, in its chunks; the last one gives a token."""
         size, step_time = self.deployment.max_num_batched_tokens, self.deployment.step_time
-        chunks = [(start, min(size, tokens - start)) for start in range(0, tokens, size)]
+        chunks = [(start, min(size, tokens - start)) for start in range(found, tokens, size)]
         return sum(step_time.seconds([Part(start, new, int(start + new == tokens))]) for start, new in chunks)
 
     def _most(self, token_s: Callable[[int], float]) -> int:
         """Requests at once, of those that fit, for which a token's time is within the limit."""
-        low, high = 0, min(self.room, self.deployment.max_num_seqs) + 1
+        seats = self.deployment.max_num_seqs
+        low, high = 0, (seats if self.found else min(self.room, seats)) + 1
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if token_s(middle) <= self.token_limit_s else (low, middle)

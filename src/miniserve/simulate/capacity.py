@@ -2,18 +2,20 @@
 
 `Load` is what users ask, again and again; a `Trial` is one simulation with so many of them. Two things are taken for
 granted: more users make no request faster, so that `largest` may search; and engines that are all alike, under a load
-that is spread evenly, do as one of them does, so that one is simulated.
+that is spread evenly, do as one of them does, so that one is simulated. Where prompts share blocks see `sessions`.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain, cycle, islice
 
-from miniserve.core.routing import LeastLoaded
+from miniserve.core.routing import KVAware, LeastLoaded
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.deployment import Deployment
 from miniserve.simulate.storage import Link
+from miniserve.simulate.tally import Tally
+from miniserve.simulate.tier_plan import TierPlan
 from miniserve.workloads.arrivals import Arrival
 from miniserve.workloads.service import SLO
 
@@ -38,6 +40,21 @@ class Load:
     least: int = 128
 
     @property
+    def shares(self) -> bool:
+        """Whether prompts begin as others did."""
+        return False
+
+    @property
+    def user(self) -> str:
+        """What is there so many times at once."""
+        return "user"
+
+    @property
+    def found(self) -> int:
+        """Mean tokens of a prompt that need not be computed if nothing is ever forgotten."""
+        return 0
+
+    @property
     def prompt(self) -> int:
         """Mean tokens."""
         return round(sum(each.prompt_tokens for each in self.requests) / len(self.requests))
@@ -52,6 +69,14 @@ class Load:
         """Tokens of the longest prompt that must be within the limits even if all shorter ones are."""
         lengths = sorted(each.prompt_tokens for each in self.requests)
         return lengths[math.ceil(self.attainment * len(lengths)) - 1]
+
+    def warmup(self, users: int) -> int:
+        """Requests after which so many have fallen out of step."""
+        return 2 * users
+
+    def counted(self, users: int) -> int:
+        """Requests after these that count: two of each user, and `least`, at least."""
+        return users * max(2, math.ceil(self.least / users))
 
     def arrivals(self, users: int) -> Iterator[Arrival]:
         """Without end. The first answers are shorter, each by another share, so that users fall out of step."""
@@ -73,6 +98,7 @@ class Trial:
         output_tokens_per_s: of all engines.
         latencies_s: TTFT, TPOT and E2E by the limits' names, below which the share that must be was.
         busy: of the time, by engine.
+        hits: shares of the prompts' tokens whose KV was found, by where: `device`, or a tier's name.
     """
 
     users: int
@@ -80,23 +106,25 @@ class Trial:
     output_tokens_per_s: float
     latencies_s: dict[str, float]
     busy: dict[str, float]
+    hits: dict[str, float] = field(default_factory=dict)
 
 
 def try_load(
     load: Load, users: int, decode: Deployment, engines: int = 1, *,
     prefill: Deployment | None = None, prefill_engines: int = 0, link_bandwidth: float = 50e9,
+    tiers: Sequence[TierPlan] = (),
 ) -> Trial:  # fmt: skip
     """Simulate so many users of a deployment; see `Cluster`.
 
-    They fall out of step, then as many turns of all of them are counted as make `load.least` requests, and two at
-    least; the load is kept up until those have ended.
+    The load is kept up until all requests that count have ended. What is faster to compute is not read from a tier.
     """
     cluster = Cluster(
-        [decode] * engines, router=LeastLoaded(), slo=load.slo, prefill=[prefill or decode] * prefill_engines,
-        make_link=lambda: Link(link_bandwidth, 1e-4), prefix_caching=False,
+        [decode] * engines, router=KVAware() if load.shares else LeastLoaded(), slo=load.slo,
+        prefill=[prefill or decode] * prefill_engines, make_link=lambda: Link(link_bandwidth, 1e-4),
+        tiers=tiers, load_if_faster=True, prefix_caching=load.shares,
     )  # fmt: skip
-    counted = users * max(2, math.ceil(load.least / users))
-    tally = cluster.run(load.arrivals(users), concurrency=users, warmup=2 * users, counted=counted)
+    counted = load.counted(users)
+    tally = cluster.run(load.arrivals(users), concurrency=users, warmup=load.warmup(users), counted=counted)
     sketches = {"ttft_s": tally.ttft, "tpot_s": tally.tpot, "e2e_s": tally.e2e}
     return Trial(
         users,
@@ -104,7 +132,13 @@ def try_load(
         tally.output_tokens / cluster.seconds if cluster.seconds else 0.0,
         {name: sketch.percentile(100 * load.attainment) for name, sketch in sketches.items()},
         cluster.utilisation,
+        _hits(tally) if load.shares else {},
     )
+
+
+def _hits(tally: Tally) -> dict[str, float]:
+    found = {"device": tally.cached_tokens, **tally.loaded_tokens}
+    return {place: tokens / max(1, tally.prompt_tokens) for place, tokens in found.items()}
 
 
 def largest(

@@ -2,12 +2,12 @@
 
 Every candidate that fits, and whose engines can serve one request alone within the limits, is simulated with the most
 users for whom the limits are met. They are ranked by output tokens a second and device, of all the devices there are:
-one that is left over costs as much as one that computes.
+one that is left over costs as much as one that computes. Those that serve most are tried with tiers for KV, too.
 """
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from miniserve.errors import InvalidRequestError
@@ -17,32 +17,14 @@ from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.candidates import Candidate, Lone, aggregated, disaggregated, pool_rates
 from miniserve.simulate.capacity import Load, Trial, largest, try_load
 from miniserve.simulate.deployment import Deployment
+from miniserve.simulate.outcome import Outcome
+from miniserve.simulate.plan_tiers import stacked
 from miniserve.simulate.sizes import Size, sizes, sizes_apart
 from miniserve.simulate.storage import Link
+from miniserve.simulate.tier_plan import TierPlan
+from miniserve.simulate.tiers import Stacks
 
 NEAR = 1.03  # a pool may do a little more than is estimated: where prompts share its steps, these are fuller
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What came of a candidate.
-
-    Attributes:
-        candidate: which.
-        reason: why it lost; of the winner, and of those that are behind it, what keeps it from serving more.
-        best: its largest trial that meets the limits; None: there is none.
-        share: of the time that devices compute for a mean request, by kind of work, the most first.
-    """
-
-    candidate: Candidate
-    reason: str
-    best: Trial | None = None
-    share: dict[str, float] = field(default_factory=dict)
-
-    @property
-    def output_tokens_per_s(self) -> float:
-        """Of all devices; 0 if it cannot serve within the limits."""
-        return self.best.output_tokens_per_s if self.best else 0.0
 
 
 @dataclass(frozen=True)
@@ -58,6 +40,7 @@ class Planner:
         expert_skew: exponent of the power law that experts are chosen by; None: by the template's imbalance.
         afd: try attention and feed-forward parts on devices of their own, too: of each number of devices, the ratio
             and the batches that decode most.
+        stacks: of tiers to try, the nearest first, beside engines that compute prompts.
     """
 
     template: Deployment
@@ -68,6 +51,7 @@ class Planner:
     link_bandwidth: float = 50e9
     expert_skew: float | None = None
     afd: bool = False
+    stacks: Sequence[Sequence[TierPlan]] = ()
 
     def __post_init__(self) -> None:
         if self.num_devices < 1:
@@ -75,6 +59,10 @@ class Planner:
         if not 0 < self.load.attainment <= 1:
             raise InvalidRequestError(f"attainment {self.load.attainment} must be above 0, and 1 at most")
         Link(self.link_bandwidth)  # raises where that is no bandwidth
+        if self.stacks and not self.load.shares:
+            raise InvalidRequestError("nobody would read the tiers: in this load no prompt begins as another one did")
+        for stack in self.stacks:
+            Stacks(stack)  # raises where two tiers have one name
         if self.expert_skew is not None:
             if not self.template.shape.experts:
                 raise InvalidRequestError(f"an expert skew of {self.expert_skew}: the model has no experts")
@@ -111,7 +99,7 @@ class Planner:
             deployment = replace(template, precision=precision, parallel=parallel, sides=sides, imbalance=imbalance)
         except InvalidRequestError as error:
             return str(error)
-        lone = Lone(deployment, load.prompt, load.output, load.easiest, load.slo)
+        lone = Lone(deployment, load.prompt, load.output, load.easiest, load.slo, load.found)
         return lone.fault or lone
 
     def outcomes(self, progress: Callable[[str, int], None] | None = None) -> list[Outcome]:
@@ -128,7 +116,7 @@ class Planner:
                 found.append(Outcome(candidate, reason))
             else:
                 able.append(candidate)
-        able += sorted(self._disaggregated(), key=lambda candidate: -self._at_most(candidate))
+        able += sorted(dict.fromkeys(self._disaggregated()), key=lambda candidate: -self._at_most(candidate))
         best = 0.0
         for at, candidate in enumerate(able):
             if candidate.prefill and NEAR * self._at_most(candidate) < best:
@@ -138,6 +126,7 @@ class Planner:
                 progress(f"{candidate.weights}, {candidate}", len(able) - at)
             found.append(self._simulate(candidate))
             best = max(best, found[-1].output_tokens_per_s)
+        found += stacked(found, self.stacks, self.load, self._simulate, self._computing, progress)
         return sorted(found, key=lambda outcome: -outcome.output_tokens_per_s)
 
     def least(self) -> dict[str, float]:
@@ -164,8 +153,12 @@ class Planner:
         return fronts, {size: lone for size, lone in able.items() if not lone.slow_decode}
 
     def _disaggregated(self) -> Iterator[Candidate]:
+        """Where prompts may be found, for each pair of sizes the best ratio if all are, and if none is."""
         for weights in self.weights:
-            yield from disaggregated(weights, self.num_devices, *self._pools(weights))
+            fronts, backs = self._pools(weights)
+            cold = {size: replace(lone, found=0) for size, lone in fronts.items()}
+            for pools in (fronts, cold) if self.load.shares else (fronts,):
+                yield from disaggregated(weights, self.num_devices, pools, backs)
 
     def _rates(self, candidate: Candidate) -> tuple[float, float]:
         return pool_rates(candidate, *self._pools(candidate.weights))
@@ -180,17 +173,23 @@ class Planner:
         return "prefill" if prefill < decode else "decode"
 
     def _too_little(self, candidate: Candidate) -> str:
-        each = self._at_most(candidate) / self.num_devices
-        return f"its {self._slower(candidate)} engines could do {each:,.0f} tokens/s a device if they never waited"
+        each, slower = self._at_most(candidate) / self.num_devices, self._slower(candidate)
+        found = " and found all that is reused" if self.load.shares else ""
+        return f"its {slower} engines could do {each:,.0f} tokens/s a device if they never waited{found}"
 
     # One candidate.
 
-    def _simulate(self, candidate: Candidate) -> Outcome:
+    def _computing(self, candidate: Candidate) -> Deployment:
+        """Of the engines that compute its prompts."""
+        return self._able(candidate.weights)[(candidate.prefill or candidate.decode).size].deployment
+
+    def _simulate(self, candidate: Candidate, tiers: Sequence[TierPlan] = (), near: int = 0) -> Outcome:
+        """With tiers beside engines that compute prompts. The limit may be near so many users, if that is known."""
         decode, prefill = candidate.decode, candidate.prefill
         back = self._able(candidate.weights)[decode.size]
         groups = candidate.groups
         engines = decode.all_ranks // groups
-        attempt = partial(try_load, self.load, decode=back.deployment, engines=engines)
+        attempt = partial(try_load, self.load, decode=back.deployment, engines=engines, tiers=tiers)
         guess = back.mixed_batch
         if prefill:
             front = self._able(candidate.weights)[prefill.size]
@@ -200,26 +199,30 @@ class Planner:
             )  # fmt: skip
             rate = min(self._rates(candidate)) / groups
             guess = round(rate * (front.prefill_s + self.load.output * back.token_s))
+        if self.load.shares:
+            guess = near // groups or engines * back.room
         most = engines * back.deployment.max_num_seqs
         good, bad = largest(attempt, self.load.attainment, guess, most)
         limit = self._limit(candidate, back, bad)
+        found = Outcome(candidate, limit, tiers=tuple(tier.name for tier in tiers), missed=bad)
         if good is None:
-            return Outcome(candidate, limit)
+            return found
         good = replace(good, users=groups * good.users, output_tokens_per_s=groups * good.output_tokens_per_s)
-        return Outcome(candidate, limit, good, self._share(candidate, good))
+        return replace(found, best=good, share=self._share(candidate, good))
 
     def _limit(self, candidate: Candidate, back: Lone, bad: Trial | None) -> str:
         """Why one of its groups, with such ranks to decode, serves no more users than it does."""
         one = "a rank" if candidate.decode.ranks > 1 else "an engine"
         if bad is None:
-            return f"every seat is taken: {back.deployment.max_num_seqs} requests {one}"
+            seats = back.deployment.max_num_seqs
+            return f"every seat is taken: {seats} {'sessions' if self.load.user == 'session' else 'requests'} {one}"
         limits = self.load.slo.as_dict()
         broken = [
             f"{name[:-2].upper()} is {value_s * 1000:,.1f} ms"
             for name, value_s in bad.latencies_s.items()
             if value_s > limits.get(name, math.inf)
         ] or [f"{bad.attained:.0%} have all gaps between tokens, and the rest, within the limits"]
-        users = f"{bad.users} users" if bad.users > 1 else "one user"
+        users = f"{bad.users} {self.load.user}s" if bad.users > 1 else f"one {self.load.user}"
         ranks = candidate.decode.all_ranks // candidate.groups
         alone = "" if candidate.groups == 1 else " a group" if candidate.prefill else f" {one}"
         full = f"; {one} has memory for the KV of {back.room}" if bad.users > ranks * back.room else ""
@@ -236,8 +239,9 @@ class Planner:
         seconds: dict[str, float] = {}
         context = load.prompt + load.output // 2
         steps = (load.output - 1) / back.deployment.tokens_per_step
+        found = int(load.prompt * sum(trial.hits.values()))
         for phase, lone, parts, times in (
-            ("prefill", front, [Part(0, load.prompt)], 1.0),
+            ("prefill", front, [Part(found, load.prompt - found)], 1.0),
             ("decode", back, [back.deployment.decode_part(context)] * together, steps / together),
         ):
             for op, device_s in lone.deployment.step_time.work(parts):

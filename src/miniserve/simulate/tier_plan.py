@@ -35,7 +35,7 @@ class TierPlan:
         """What the catalogue has beside each device."""
         return cls(found.kind, found.capacity_bytes, found.read_bandwidth, found.latency_s, found.shared, True)
 
-    def of(self, devices: int, together: int) -> "TierPlan":
+    def of(self, devices: float, together: float) -> "TierPlan":
         """An engine's, of so many devices, or of all engines' together if they share it; its link is its own."""
         if not self.per_device:
             return self

@@ -184,7 +184,7 @@ class Stacks:
         num_devices: with KV, of all engines that have them.
     """
 
-    def __init__(self, plans: Sequence[TierPlan], if_faster: bool = False, num_devices: int = 1) -> None:
+    def __init__(self, plans: Sequence[TierPlan], if_faster: bool = False, num_devices: float = 1) -> None:
         self._if_faster, self._devices = if_faster, num_devices
         names = [plan.name for plan in plans]
         if twice := next((name for name in names if names.count(name) > 1 or name == "device"), None):
