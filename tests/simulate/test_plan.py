@@ -351,6 +351,13 @@ def test_what_is_found_does_not_count_against_an_engine_before_it_is_tried():
     assert warm.best.hits["device"] > 0.9
 
 
+def test_a_rate_is_of_what_came_in_the_time():
+    """Little's law again: of a load whose prompts are found, of which not each request that got a token counts."""
+    trial = try_load(readers("ttft:9000"), 6, deployment(max_num_seqs=8))
+    assert trial.output_tokens_per_s == pytest.approx(6 * 8 / trial.latencies_s["e2e_s"], rel=0.15)
+    assert trial.hits["device"] > 0.9
+
+
 def test_the_bound_holds_where_prompts_are_found():
     """No disaggregated candidate does better than it is said to be able to; one does better than without sharing."""
     planner = Planner(deployment(max_num_seqs=16), 2, readers("ttft:400,tpot:30"))

@@ -1,6 +1,7 @@
 """A load of sessions: what can be found in it, that nothing is found twice over, and when it has settled."""
 
 import random
+from collections.abc import Iterator
 from functools import cache
 from itertools import islice
 
@@ -69,15 +70,26 @@ def test_caches_that_fill_slowly_are_given_time():
     assert (rag.counted(10), rag.counted(100)) == (64, 100)
 
 
-@given(st.integers(1, 40))
-def test_the_first_sessions_are_of_all_ages_and_the_stream_is_the_same_each_time(users):
-    made = SharedLoad([], SLO(), draw=lambda: talks(8))
-    first = list(islice(made.arrivals(users), users + 2))
-    ages = [arrival.prompt_tokens // 20 for arrival in first[:users]]
-    assert ages == sorted(ages)
-    assert max(ages.count(age) for age in set(ages)) <= -(-users // 8)
-    assert [arrival.prompt_tokens for arrival in first[users:]] == [20, 20]
-    assert list(islice(made.arrivals(users), users + 2)) == first
+@given(st.integers(1, 60))
+def test_sessions_are_joined_as_they_are_found_under_way(users):
+    """Of talks of 8 turns and of 2, in turn, four of five that are under way are of the long ones, of any age."""
+
+    def both() -> Iterator[Arrival]:
+        for number, (long, short) in enumerate(zip(talks(8), talks(2), strict=False)):
+            yield from (each._replace(output_tokens=100 + number) for each in (long, short))
+
+    made = SharedLoad(list(islice(with_turns(both(), 100), 100)), SLO(), draw=both)
+    assert made._longest == 8
+    first = list(islice(made.arrivals(users), users))
+    left = [len(list(with_turns(iter([each]), 1))) for each in first]
+    ages = [each.prompt_tokens // 20 for each in first]
+    long = [age + more == 9 for age, more in zip(ages, left, strict=True)]
+    assert all(age + more in (9, 3) for age, more in zip(ages, left, strict=True))
+    assert abs(sum(long) - 0.8 * users) <= 1
+    assert list(islice(made.arrivals(users), users)) == first
+    joined, later = first, next(islice(made.arrivals(users), users, None))
+    assert later.output_tokens >= max(100, joined[-1].output_tokens), "those that come after have not been there yet"
+    assert later.prompt_tokens == 20
 
 
 @given(

@@ -129,7 +129,8 @@ def try_load(
     return Trial(
         users,
         tally.met / counted,
-        tally.output_tokens / cluster.seconds if cluster.seconds else 0.0,
+        # Sessions are few and unlike: what came in the time says more of the rate than the lengths of those that count.
+        (cluster.window.emitted if load.shares else tally.output_tokens) / cluster.seconds if cluster.seconds else 0.0,
         {name: sketch.percentile(100 * load.attainment) for name, sketch in sketches.items()},
         cluster.utilisation,
         _hits(tally) if load.shares else {},

@@ -230,6 +230,7 @@ class Cluster:
             self.timeline.add(self.instances.index(instance), self.now_s, instance.free_s, instance.state)
         counted = (output for output in outputs if self._flights[output.request.request_id].counts)
         longest_s = self.tally.run(ends_s, sum(len(output.tokens) == len(ends_s) for output in counted))
+        self.window.give(sum(len(output.tokens) for output in outputs))
         for request, tokens, reason in outputs:
             flight = self._flights[request.request_id]
             served = flight.served

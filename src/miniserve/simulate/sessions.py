@@ -99,15 +99,27 @@ class SharedLoad(Load):
         return max(users, self.least)
 
     def arrivals(self, users: int) -> Iterator[Arrival]:
-        """Without end. The first sessions are joined at turns that are spread evenly, so that all ages are there."""
+        """Without end. The first sessions are joined as they are found under way: of all ages, and more often long."""
         stream = self.draw()
-        firsts = (self._joined(each, (at + 0.5) / users) for at, each in enumerate(islice(stream, users)))
-        return chain(firsts, stream)
+        return chain(list(islice(self._under_way(stream), users)), stream)
 
-    @staticmethod
-    def _joined(session: Arrival, age: float) -> Arrival:
-        turns = list(with_turns(iter([session]), 1))
-        return turns[int(age * len(turns))]
+    def _under_way(self, stream: Iterator[Arrival]) -> Iterator[Arrival]:
+        """Turns that lie evenly in the row of all turns, so far apart that no two are of one session."""
+        passed, wanted = 0, self._longest // 2
+        for session in stream:
+            turns = list(with_turns(iter([session]), 1))
+            if wanted < passed + len(turns):
+                yield turns[wanted - passed]
+                wanted = max(wanted + self._longest, passed + len(turns))
+            passed += len(turns)
+
+    @cached_property
+    def _longest(self) -> int:
+        """Turns of a session of the sample."""
+        longest = turns = 1
+        for each in self.requests:
+            longest, turns = max(longest, turns), turns + 1 if each.then else 1
+        return longest
 
 
 def passes(requests: Sequence[Arrival]) -> Iterator[Arrival]:

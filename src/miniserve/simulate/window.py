@@ -22,6 +22,7 @@ class Window:
     Attributes:
         tally: of those that count.
         began_s: when the first of them came.
+        emitted: tokens that steps gave anybody from then on, until the first that counts no more came.
     """
 
     def __init__(self, slo: SLO, warmup: int = 0, counted: int | None = None) -> None:
@@ -29,6 +30,7 @@ class Window:
         self._first, self._end = warmup, math.inf if counted is None else warmup + counted
         self._counted = math.inf if counted is None else counted
         self.began_s, self._closed_s = 0.0, math.nan
+        self.emitted, self._is_open = 0, False
 
     def counts(self, serial: int, now_s: float) -> bool:
         """Whether the request that comes now does; its number, from 0."""
@@ -36,7 +38,12 @@ class Window:
             self.began_s = now_s
         if serial == self._end:
             self._closed_s = now_s
+        self._is_open = self._first <= serial < self._end
         return self._first <= serial < self._end
+
+    def give(self, tokens: int) -> None:
+        """A step has begun that gives so many, to whomever."""
+        self.emitted += tokens if self._is_open else 0
 
     def tally_of(self, flight: Flight) -> Tally:
         """Where it is counted."""
