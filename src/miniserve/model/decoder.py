@@ -155,7 +155,11 @@ class SparseMLP(nn.Module):
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """x [T, H]; padding [T, 1] bool -> [T, H]. Padding goes to no expert, and what comes of it is 0."""
-        weights, expert_ids = reference.route(self.router(x), self.moe.experts_per_token, self.moe.normalize_weights)
+        return self.mix(x, self.router(x), padding)
+
+    def mix(self, x: Tensor, scores: Tensor, padding: Tensor) -> Tensor:
+        """The same with the router's scores [T, E]."""
+        weights, expert_ids = reference.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
         expert_ids = expert_ids.masked_fill(padding, -1)
         return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, self.gate_up, self.down))
 

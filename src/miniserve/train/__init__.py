@@ -1,0 +1,1 @@
+"""Training: a compact mixed-precision trainer of the same decoder that serves."""
