@@ -12,8 +12,8 @@ from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.devices import Accelerator
 from miniserve.simulate.capacity import Load
 from miniserve.simulate.sessions import SharedLoad, passes
-from miniserve.simulate.tables import from_table
 from miniserve.simulate.tier_plan import TierPlan
+from miniserve.tables import from_table
 from miniserve.workloads.arrivals import Arrival, Lengths, drawn
 from miniserve.workloads.presets import preset
 from miniserve.workloads.service import SLO

@@ -11,8 +11,8 @@ from typing import Any
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
-from miniserve.simulate.tables import to_table
 from miniserve.simulate.tier_plan import TierPlan
+from miniserve.tables import to_table
 
 LOADS = ("trace", "preset", "rate", "concurrency")  # one of these says when requests come
 PREFIXES = {

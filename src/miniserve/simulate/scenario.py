@@ -14,8 +14,8 @@ from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.scaling import Scaling
-from miniserve.simulate.tables import from_table, to_table, to_toml
 from miniserve.simulate.tier_plan import TierPlan
+from miniserve.tables import from_table, to_table, to_toml
 from miniserve.workloads.service import SLO
 
 ROLES = ("both", "prefill", "decode")

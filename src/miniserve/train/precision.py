@@ -78,6 +78,11 @@ class Precision:
             device.type, init_scale=init_scale, growth_interval=growth_interval, enabled=mode == "fp16"
         )
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of products; of FP8 ones, their results'."""
+        return CASTS.get(self.mode, torch.float32)
+
     def computing(self) -> AbstractContextManager[object]:
         """Around the forward pass."""
         if self.mode == "fp32":
