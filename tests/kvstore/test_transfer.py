@@ -1,6 +1,7 @@
 """Rooms: read from another process, and not found once they are closed."""
 
 import multiprocessing
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -133,3 +134,23 @@ def test_without_nixl_it_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "nixl._api", None)
     with pytest.raises(InvalidRequestError, match=r"pip install 'miniserve\[nixl\]'"):
         Nixl()
+
+
+def test_nobody_spins_while_a_room_waits():
+    """In a process of its own, whose other threads sleep."""
+    pytest.importorskip("nixl", reason="nixl is not installed")
+    told = subprocess.run([sys.executable, "-c", IDLE], capture_output=True, text=True, check=True)
+    assert float(told.stdout) < 0.15, "its thread takes a core"
+
+
+IDLE = """
+import time
+from miniserve.kvstore.nixl import Nixl
+way = Nixl()
+room = way.room(1000)
+used_s = time.process_time()
+time.sleep(1)
+print(time.process_time() - used_s)
+room.close()
+way.close()
+"""

@@ -72,11 +72,12 @@ class Nixl:
     def __init__(self) -> None:
         os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
         try:
-            from nixl._api import nixl_agent, nixl_agent_config
+            import nixl._api as nixl
         except ImportError as error:
             raise InvalidRequestError("KV moves by NIXL once it is installed: pip install 'miniserve[nixl]'") from error
         name = f"miniserve-{os.getpid()}-{secrets.token_hex(4)}"
-        self._agent = nixl_agent(name, nixl_agent_config(True, False, 0, backends=["UCX"]))
+        with _unhurried(nixl.nixlBind):
+            self._agent = nixl.nixl_agent(name, nixl.nixl_agent_config(True, False, 0, backends=["UCX"]))
         self._rooms: deque[NixlRoom] = deque()
         self._numbers = count()
 
@@ -137,6 +138,25 @@ class Nixl:
             else:
                 kept.append(room)
         self._rooms = kept
+
+
+@contextmanager
+def _unhurried(bindings: Any) -> Iterator[None]:
+    """An agent that is made within looks for messages with a pause.
+
+    The package has no option for it, and sets none: the agent's thread would take a core from the engine all the time.
+    """
+    original = bindings.nixlAgentConfig
+
+    class Config(original):  # type: ignore[misc, valid-type]
+        def __setattr__(self, field: str, value: Any) -> None:
+            super().__setattr__(field, round(PAUSE_S * 1e6) if field == "pthrDelay" else value)
+
+    bindings.nixlAgentConfig = Config
+    try:
+        yield
+    finally:
+        bindings.nixlAgentConfig = original
 
 
 def _note(number: int) -> bytes:
