@@ -23,7 +23,9 @@ def worker(
     kv_transfer: Annotated[
         Literal["shared-memory", "nixl"], typer.Option(help="How KV gets from prefill to decode: on one host, or any.")
     ] = "shared-memory",
-    namespace: Annotated[str, typer.Option(help="Of the deployment, as Dynamo has it.")] = "dynamo",
+    namespace: Annotated[
+        str | None, typer.Option(help="Of the deployment; default: DYN_NAMESPACE's, or dynamo.")
+    ] = None,
     component: Annotated[str | None, typer.Option(help="Default: backend, or prefill.")] = None,
     discovery_backend: Annotated[str, typer.Option(envvar="DYN_DISCOVERY_BACKEND", help="etcd, file, …")] = "etcd",
     request_plane: Annotated[str, typer.Option(envvar="DYN_REQUEST_PLANE", help="tcp, nats, …")] = "tcp",

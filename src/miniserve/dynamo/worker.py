@@ -25,16 +25,18 @@ from dynamo.common.backend.health_check import build_health_check_payload, is_pr
 from dynamo.common.backend.publisher import ComponentSnapshot, PushSource
 from dynamo.common.backend.worker import Worker
 from dynamo.common.constants import DisaggregationMode
+from dynamo.common.utils.namespace import get_worker_namespace
 from dynamo.llm.exceptions import Disconnected, InvalidArgument
 
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.dynamo.handoff import Handoff
 from miniserve.dynamo.kv_events import CacheTeller
+from miniserve.dynamo.replies import logprobs, usage
 from miniserve.dynamo.requests import params_of
 from miniserve.errors import InvalidRequestError
 from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import APIError
-from miniserve.server.messages import Cached, Piece
+from miniserve.server.messages import Cached
 from miniserve.server.reply import Reply
 
 LOOK_S = 0.25  # between two looks at how busy the engine is
@@ -200,10 +202,10 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
                 async for piece in reply:
                     count += len(piece.tokens)
                     cached = cached if before else piece.num_cached
-                    chunk: dict[str, Any] = {"token_ids": piece.tokens, "index": 0, **_logprobs(piece)}
+                    chunk: dict[str, Any] = {"token_ids": piece.tokens, "index": 0, **logprobs(piece)}
                     if reason := piece.finish_reason:
                         chunk["finish_reason"] = "cancelled" if reason == "abort" else reason
-                        chunk["completion_usage"] = _usage(prompt, count, cached)
+                        chunk["completion_usage"] = usage(prompt, count, cached)
                     yield chunk
             finally:
                 del self._open[name]
@@ -221,37 +223,17 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
             token, told = -1, dict[str, Any]()
             async for piece in reply:
                 if piece.tokens:
-                    (token,), told = piece.tokens, _logprobs(piece)
+                    (token,), told = piece.tokens, logprobs(piece)
                 if reason := piece.finish_reason:
                     chunk = {"token_ids": [token], "index": 0, "finish_reason": reason, **told}
                     if reason == "moved":
                         handoff = Handoff.of(token, piece.offer, piece.num_cached, told)
                         chunk |= {"finish_reason": "length", "disaggregated_params": handoff.to_json()}
                         reply.leave()
-                    yield chunk | {"completion_usage": _usage(prompt, 1, piece.num_cached)}
+                    yield chunk | {"completion_usage": usage(prompt, 1, piece.num_cached)}
         finally:
             del self._open[name]
             reply.close()
-
-
-def _usage(prompt: list[int], count: int, cached: int) -> dict[str, Any]:
-    return {
-        "prompt_tokens": len(prompt),
-        "completion_tokens": count,
-        "total_tokens": len(prompt) + count,
-        "prompt_tokens_details": {"cached_tokens": cached},
-    }
-
-
-def _logprobs(piece: Piece) -> dict[str, Any]:
-    """In Dynamo's form; nothing if they were not asked for."""
-    if piece.logprobs is None:
-        return {}
-    tops = [
-        [{"rank": rank, "token_id": token, "logprob": logprob} for rank, (token, logprob) in enumerate(each.top, 1)]
-        for each in piece.logprobs
-    ]
-    return {"log_probs": [each.logprob for each in piece.logprobs], "top_logprobs": tops}
 
 
 def serve(client: EngineClient, directory: Path, name: str, mode: str, **placement: Any) -> None:
@@ -264,6 +246,7 @@ def serve(client: EngineClient, directory: Path, name: str, mode: str, **placeme
         placement: what Dynamo's `WorkerConfig` takes of where the worker is found.
     """
     role = DisaggregationMode(mode)
+    placement["namespace"] = get_worker_namespace(placement["namespace"])  # as an operator's environment has it
     placement["component"] = placement["component"] or ("prefill" if role is DisaggregationMode.PREFILL else "backend")
     config = WorkerConfig(
         model_name=str(directory), served_model_name=name, disaggregation_mode=role, endpoint="generate", **placement
