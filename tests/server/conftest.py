@@ -94,11 +94,11 @@ def tiny_chat_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def start(tiny_chat_model):
-    """`with start(*options) as server`: a server of one's own."""
+    """`with start(*options) as server`: a server of one's own, of the tiny model unless another is named."""
 
     @contextlib.contextmanager
-    def run(*options, **environment):
-        server = Server(tiny_chat_model, *options, **environment)
+    def run(*options, model=tiny_chat_model, **environment):
+        server = Server(model, *options, **environment)
         try:
             yield server
         finally:

@@ -11,6 +11,8 @@ import httpx
 import psutil
 import pytest
 
+from miniserve import LLM, SamplingParams
+
 LONG = "a long prompt that is worth a move; " * 4
 SAMPLED = {"temperature": 1.0, "seed": 3, "n": 3, "repetition_penalty": 1.3}
 
@@ -121,6 +123,57 @@ def test_a_killed_engine_costs_no_token(fleet, asked, which):
     assert fleet.metric("engine_restarts_total") == restarts + 1
     assert post(fleet, body)["choices"] == answer["choices"]
     fleet.until(lambda: is_at_baseline(fleet))
+
+
+TALES = [
+    f"{name} lived in a house by the sea, and every morning the first thing to be seen from its window was"
+    for name in ("Once upon a time an old sailor", "The keeper of the lighthouse", "My grandmother, who was a teacher,")
+]
+ESSAY = " ".join(f"In the year {year} the machine computed {year * 7} numbers." for year in range(1941, 1950))
+
+
+def test_a_real_model_goes_on_whoever_is_killed(start, smollm2_gguf):
+    """Each engine once, with streams that decode and a prompt that is being computed: the tokens are one engine's."""
+    plain = {"dtype": "float32", "device": "cpu", "backend": "torch", "kv_cache_memory": 2**27, "max_model_len": 1024}
+    with LLM("smollm2", **plain) as llm:
+        made = llm.generate([*TALES, ESSAY], SamplingParams(max_tokens=24, ignore_eos=True))
+        expected = [each.text for each in made]
+    options = [
+        "--prefill",
+        "1",
+        "--decode",
+        "1",
+        "--prefill-from",
+        "16",
+        "--kv-cache-mib",
+        "128",
+        "--max-model-len",
+        "1024",
+    ]
+    with start(*options, model="smollm2") as server:
+        for engine in pids(server):
+            server.until(lambda: server.metric("engine_up") == 2, timeout_s=60)
+            said = {}
+
+            def ask(prompt, texts):
+                body = {"model": "tiny", "prompt": prompt, "max_tokens": 24, "temperature": 0, "ignore_eos": True}
+                with server.http.stream("POST", "/v1/completions", json=body | {"stream": True}) as reply:
+                    for line in reply.iter_lines():
+                        if line.startswith("data: {"):
+                            texts.append(json.loads(line.removeprefix("data: "))["choices"][0]["text"])
+
+            threads = [
+                threading.Thread(target=ask, args=(prompt, said.setdefault(prompt, []))) for prompt in (*TALES, ESSAY)
+            ]
+            for thread in threads[:-1]:
+                thread.start()
+            server.until(lambda said=said: all(len(said[prompt]) >= 4 for prompt in TALES))
+            threads[-1].start()
+            server.until(lambda: server.metric("num_requests_running") >= 4)
+            os.kill(engine, signal.SIGKILL)
+            for thread in threads:
+                thread.join(60)
+            assert ["".join(said[prompt]) for prompt in (*TALES, ESSAY)] == expected
 
 
 def test_nothing_outlives_the_server(fleet):
