@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from miniserve.errors import InvalidRequestError
+from miniserve.kvstore import nixl
 from miniserve.kvstore.nixl import Nixl
 from miniserve.kvstore.shared_memory import SharedMemory
 from miniserve.kvstore.transfer import TransferError
@@ -58,6 +59,34 @@ def test_another_process_reads_it_until_its_maker_is_gone(way):
         maker.kill()
     with pytest.raises(TransferError), way.read(maker.place, 1000):
         pass
+
+
+class Silent:
+    """A NIXL agent whose transfer begins and never says that it is done."""
+
+    def __init__(self):
+        self.held = []
+
+    def __getattr__(self, name):
+        def call(*_):
+            self.held.append(name)
+            return "PROC"
+
+        return call
+
+
+def test_a_completion_that_is_lost_is_not_waited_for(monkeypatch):
+    """Hazard 24: it ends, as a failure that names the peer, and gives back what it had registered."""
+    monkeypatch.setattr(nixl, "READ_TIMEOUT_S", 0.02)
+    way = Nixl.__new__(Nixl)  # without the package, which has an agent of its own
+    way._agent = agent = Silent()
+    began_s = time.monotonic()
+    place = nixl.Place("theirs", b"", b"", 3)
+    with pytest.raises(TransferError, match="agent theirs was not read within"), way.read(place, 10):
+        raise AssertionError("nothing is there to be read")
+    assert 0.02 <= time.monotonic() - began_s < 5
+    assert agent.held.count("register_memory") == agent.held.count("deregister_memory") == 1
+    assert agent.held[-3:] == ["release_xfer_handle", "remove_remote_agent", "deregister_memory"]
 
 
 def test_its_maker_hears_that_it_was_read(way):
