@@ -252,7 +252,8 @@ def _check_moves(options: EngineOptions, ranks: int) -> None:
         raise InvalidRequestError(f"moves is {moves!r}: it must be {' or '.join(MOVES)}")
     if ranks > 1:
         raise InvalidRequestError(
-            f"moves does not go with tensor_parallel_size {ranks}: the other ranks' KV would stay"
+            f"moves, by which several engines serve, does not go with tensor_parallel_size {ranks}: the other ranks' "
+            "KV would stay"
         )
 
 

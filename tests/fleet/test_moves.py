@@ -2,6 +2,7 @@
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,6 +14,7 @@ from miniserve.fleet.moves import Moves
 from miniserve.kvstore.blocks import BlockCopier
 from miniserve.kvstore.layout import KVLayout
 from miniserve.kvstore.shared_memory import SharedMemory
+from miniserve.model.load import load_model
 
 PROMPT = [3 + index % 90 for index in range(77)]
 GREEDY = SamplingParams(max_tokens=20, ignore_eos=True)
@@ -324,3 +326,10 @@ def test_output_that_has_ended_cannot_be_gone_on_with(pair):
 def test_ways_are_checked(tiny_directory, options, message):
     with pytest.raises(InvalidRequestError, match=message):
         open_engine(tiny_directory("llama")[0], **options)
+
+
+def test_ranks_are_refused_by_name(tiny_directory, monkeypatch):
+    model = load_model(str(tiny_directory("llama")[0]), dtype="float32", device="cpu", backend="torch")
+    monkeypatch.setattr(model.decoder, "communicator", SimpleNamespace(rank=0, size=2))
+    with pytest.raises(InvalidRequestError, match="does not go with tensor_parallel_size 2"):
+        LLM(model, moves="shared-memory", kv_cache_memory=2**21)
