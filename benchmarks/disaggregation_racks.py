@@ -50,7 +50,7 @@ class Traffic(NamedTuple):
 BOARDS, NVL72 = RACKS
 TRAFFIC = {
     "mooncake": Traffic(300, "ttft:5000,tpot:25", (0, 5, 7), {BOARDS: (1, 2), NVL72: (2, 4)}),
-    "azure-conv": Traffic(1500, "ttft:1000,tpot:15", (0, 2, 4), {BOARDS: (8, 16), NVL72: (16, 32)}),
+    "azure-conv": Traffic(1500, "ttft:1000,tpot:15", (0, 2, 4), {BOARDS: (8, 16), NVL72: (16,)}),
 }
 
 

@@ -152,7 +152,7 @@ def test_a_real_model_goes_on_whoever_is_killed(start, smollm2_gguf):
     ]
     with start(*options, model="smollm2") as server:
         for engine in pids(server):
-            server.until(lambda: server.metric("engine_up") == 2, timeout_s=60)
+            server.until(lambda: server.metric("engine_up") == 2, timeout_s=120)
             said = {}
 
             def ask(prompt, texts):
@@ -167,12 +167,12 @@ def test_a_real_model_goes_on_whoever_is_killed(start, smollm2_gguf):
             ]
             for thread in threads[:-1]:
                 thread.start()
-            server.until(lambda said=said: all(len(said[prompt]) >= 4 for prompt in TALES))
+            server.until(lambda said=said: all(len(said[prompt]) >= 4 for prompt in TALES), timeout_s=120)
             threads[-1].start()
-            server.until(lambda: server.metric("num_requests_running") >= 4)
+            server.until(lambda: server.metric("num_requests_running") >= 4, timeout_s=120)
             os.kill(engine, signal.SIGKILL)
             for thread in threads:
-                thread.join(60)
+                thread.join(120)
             assert ["".join(said[prompt]) for prompt in (*TALES, ESSAY)] == expected
 
 
