@@ -12,6 +12,7 @@ results/disaggregation_racks.json; some minutes.
 """
 
 import argparse
+import statistics
 from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -96,6 +97,15 @@ def simulate(path: Path, traffic: str, rack: str, prefill: int, speed: float) ->
     }  # fmt: skip
 
 
+def mean_lengths(path: Path, requests: int) -> dict[str, float]:
+    """Of a trace's first requests: tokens of prompts and of answers."""
+    some = list(islice(read_trace(path), requests))
+    return {
+        "prompt": statistics.mean(arrival.prompt_tokens for arrival in some),
+        "output": statistics.mean(arrival.output_tokens for arrival in some),
+    }
+
+
 def all_points() -> list[tuple[str, str, int, float]]:
     """What is simulated."""
     return [
@@ -114,6 +124,7 @@ def record(paths: dict[str, Path], points: list[dict[str, Any]]) -> None:
         "traces": {name: origin(path) for name, path in paths.items()},
         "promises": {name: load.slo for name, load in TRAFFIC.items()},
         "requests": {name: load.requests for name, load in TRAFFIC.items()},
+        "mean_tokens": {name: mean_lengths(path, TRAFFIC[name].requests) for name, path in paths.items()},
         "link_bytes_per_s": {rack: link_bytes_per_s(rack) for rack in RACKS},
         "points": points,
     }  # fmt: skip
