@@ -19,7 +19,7 @@ def moments(day, seed=0, days=1):
 
 
 def test_the_hours_are_a_cosine_with_its_mean():
-    day = Day(ONE, ONE, 0.5, night=0.25, peak_s=15 * 3600, bursts=0)
+    day = Day(ONE, ONE, 0.5, night=0.25, peak=15 / 24, bursts=0)
     by_hour = np.histogram(moments(day), bins=24, range=(0, DAY_S))[0] / 3600
     middles = (np.arange(24) + 0.5) * 3600
     expected = np.array([day.calm_rate(at_s, 0.5) for at_s in middles])
@@ -38,6 +38,13 @@ def test_bursts_come_on_top_and_the_mean_stays():
     dispersion = [each.var() / each.mean() for each in by_minute]
     assert dispersion[0] == pytest.approx(1, abs=0.1)  # Poisson
     assert dispersion[1] > 5
+
+
+def test_time_lapse_keeps_the_mean_and_the_hours():
+    day = Day(ONE, ONE, 2.0, bursts=2, day_s=DAY_S / 8)
+    by_hour = np.histogram(moments(day, days=1 / 8), bins=24)[0]
+    assert by_hour.sum() / (DAY_S / 8) == pytest.approx(2, rel=0.1)
+    assert np.argmax(by_hour) in range(11, 18)
 
 
 def test_a_seed_decides_it():

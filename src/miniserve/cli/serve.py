@@ -11,6 +11,7 @@ import typer
 from miniserve.cli.engine_options import EngineOptions, with_engine_options
 from miniserve.core.disaggregation import MIN_TOKENS, Disaggregation
 from miniserve.core.routing import ROUTERS
+from miniserve.core.scaling import Counts, Planner
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.hardware.this_machine import num_cores
 
@@ -36,9 +37,18 @@ def serve(
     drain_seconds: Annotated[float, typer.Option(help="How long requests may go on after SIGTERM.", min=0)] = 30.0,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "info",
     prefill: Annotated[
-        int, typer.Option(help="Engines that compute prompts alone, apart from those that decode.", min=0)
-    ] = 0,
-    decode: Annotated[int, typer.Option(help="Engines that decode; with --prefill 0 they do all.", min=1)] = 1,
+        str, typer.Option(help="Engines that compute prompts alone, apart from those that decode: N, or LOW-HIGH.")
+    ] = "0",
+    decode: Annotated[
+        str, typer.Option(help="Engines that decode, N or LOW-HIGH; with --prefill 0 they do all.")
+    ] = "1",
+    capacity: Annotated[
+        str | None,
+        typer.Option(help="Of one engine, for LOW-HIGH: prompt tokens/s, outputs at once, ms a token: 2000:8:40."),
+    ] = None,
+    plan_seconds: Annotated[
+        float, typer.Option(help="How often it is planned how many of LOW-HIGH engines run.", min=0.1)
+    ] = 30.0,
     prefill_from: Annotated[
         int, typer.Option(help="A prompt with fewer tokens to compute stays where it is decoded.", min=0)
     ] = MIN_TOKENS,
@@ -55,6 +65,7 @@ def serve(
         from miniserve.server.app import ServerSettings
         from miniserve.server.engine_client import EngineClient
         from miniserve.server.fleet.fleet import Fleet
+        from miniserve.server.fleet.launcher import Launcher, parse_capacity, parse_range
         from miniserve.server.logs import set_up_logs
         from miniserve.server.run import bind, run_server
         from miniserve.server.traces import provider_from_environment
@@ -72,26 +83,37 @@ def serve(
     if api_key is not None:
         tenants.append(tenant_of("api-key", api_key))
     set_up_logs(log_level)
-    engines = prefill + decode
+    (few_prefill, most_prefill), (few_decode, most_decode) = parse_range(prefill, 0), parse_range(decode, 1)
+    least, most = Counts(few_prefill, few_decode), Counts(most_prefill, most_decode)
+    engines = sum(most)
+    if (least != most) != (capacity is not None):
+        raise InvalidRequestError("a number of engines from LOW to HIGH goes with --capacity: what one of them can do")
     if engines > 1 and engine.kv_cache_mib is None:
         raise InvalidRequestError(f"{engines} engines share the memory: --kv-cache-mib must say how much each may take")
     if engines > 1 and engine.threads is None:
         engine = replace(engine, threads=max(num_cores() // engines, 1))
     opener = engine.opener(model, moves=transfer if engines > 1 else None)
     # Of a fleet any engine may have to take all that the fleet takes.
-    own = max_waiting if engines == 1 else max_waiting + decode * engine.max_num_seqs
-    clients = [EngineClient(opener, max_waiting=own, silence_s=engine.silence_seconds) for _ in range(engines)]
-    rule, make_router = Disaggregation(prefill_from), ROUTERS[router]
+    own = max_waiting if engines == 1 else max_waiting + most.decode * engine.max_num_seqs
+
+    def client() -> EngineClient:
+        return EngineClient(opener, max_waiting=own, silence_s=engine.silence_seconds)
+
+    rule, make_router, launcher = Disaggregation(prefill_from), ROUTERS[router], None
+    if capacity is not None:
+        one = parse_capacity(capacity)
+        launcher = Launcher(Planner(lambda _: one, least, most), client, plan_seconds)
     run_server(
-        clients[0]
+        client()
         if engines == 1
         else Fleet(
-            clients[:prefill],
-            clients[prefill:],
+            [client() for _ in range(least.prefill)],
+            [client() for _ in range(least.decode)],
             max_waiting=max_waiting,
             rule=rule,
             prefill_router=make_router(),
             decode_router=make_router(),
+            launcher=launcher,
         ),
         ServerSettings(
             served_model_name or model,

@@ -22,24 +22,26 @@ class Day:
     Attributes:
         prompts, outputs: tokens.
         rate_per_s: mean of the day.
-        night: the lowest rate, twelve hours from the peak, as a share of the peak's.
-        peak_s: when the peak is; midnight is 0, and when it begins.
+        night: the lowest rate, half a day from the peak, as a share of the peak's.
+        peak: when the highest rate is: the share of the day that has passed since midnight, when it begins.
         bursts: in a day; 0 or more.
         times: as much comes in a burst; 1 or more.
         burst_s: how long one is; mean, exponential.
+        day_s: how long the day is: less than 24 hours show it in time lapse, with bursts as long as ever.
     """
 
     prompts: Lengths
     outputs: Lengths
     rate_per_s: float
     night: float = 0.2
-    peak_s: float = 14 * 3600.0
+    peak: float = 14 / 24
     bursts: float = 12.0
     times: float = 2.0
     burst_s: float = 300.0
+    day_s: float = DAY_S
 
     def __post_init__(self) -> None:
-        bursting = self.bursts >= 0 and 0 < self.burst_s < math.inf and self.times >= 1
+        bursting = self.bursts >= 0 and 0 < self.burst_s < math.inf and 0 < self.day_s < math.inf and self.times >= 1
         if not (0 < self.rate_per_s < math.inf and 0 < self.night <= 1 and bursting and self._calm_s > 0):
             raise InvalidRequestError(f"a day that cannot be: {self}")
 
@@ -49,13 +51,13 @@ class Day:
 
     def calm_rate(self, at_s: float, rate_per_s: float) -> float:
         """Requests a second then, where there is no burst."""
-        hours = self.night + (1 - self.night) * (1 + math.cos(math.tau * (at_s - self.peak_s) / DAY_S)) / 2
-        in_bursts = self.bursts * self.burst_s / DAY_S * (self.times - 1)
+        hours = self.night + (1 - self.night) * (1 + math.cos(math.tau * (at_s / self.day_s - self.peak))) / 2
+        in_bursts = self.bursts * self.burst_s / self.day_s * (self.times - 1)
         return rate_per_s * hours / ((1 + self.night) / 2) / (1 + in_bursts)
 
     def _times(self, rng: random.Random, rate_per_s: float) -> Iterator[float]:
         """Of all moments at the highest rate, those that are kept (thinning)."""
-        highest = self.calm_rate(self.peak_s, rate_per_s) * self.times
+        highest = self.calm_rate(self.peak * self.day_s, rate_per_s) * self.times
         now_s, bursting, until_s = 0.0, True, 0.0
         while True:
             now_s += rng.expovariate(highest)
@@ -70,4 +72,4 @@ class Day:
     @property
     def _calm_s(self) -> float:
         """Mean time between two bursts."""
-        return DAY_S / self.bursts - self.burst_s if self.bursts else math.inf
+        return self.day_s / self.bursts - self.burst_s if self.bursts else math.inf

@@ -189,3 +189,32 @@ def test_nothing_outlives_the_server(fleet):
             list(lines)
     assert psutil.wait_procs(engines, timeout=20)[1] == []
     assert set(Path("/dev/shm").iterdir()) <= before
+
+
+def test_engines_come_and_go_with_the_load(start):
+    """Processes, with a request under way at any time: nothing is lost."""
+    options = ["--decode", "1-2", "--kv-cache-mib", "16", "--capacity", "1000:2:20", "--plan-seconds", "0.3"]
+    with start(*options) as server:
+        body = {"prompt": "a few words", "max_tokens": 40}
+        answer, replies, done = post(server, body), [], threading.Event()
+
+        def ask():
+            while not done.is_set():
+                replies.append(post(server, body))
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        server.until(lambda: server.metric("engine_up") == 2, 60)
+        done.set()
+        for thread in threads:
+            thread.join()
+        done.clear()
+        one = threading.Thread(target=ask)
+        one.start()
+        server.until(lambda: server.metric("engine_up") == 1, 60)
+        server.until(lambda: len(pids(server)) == 1)
+        done.set()
+        one.join()
+        assert {reply["choices"][0]["text"] for reply in replies} == {answer["choices"][0]["text"]}
+        assert server.end()[0] == 0

@@ -34,6 +34,7 @@ from miniserve.server.backend import EngineReport
 from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import APIError, busy, unavailable
 from miniserve.server.fleet.journey import Journey
+from miniserve.server.fleet.launcher import Launcher
 from miniserve.server.fleet.member import Member
 from miniserve.server.fleet.output import Output
 from miniserve.server.fleet.pools import Pools
@@ -50,6 +51,7 @@ class Fleet:
         max_waiting: how many outputs may wait beyond those that decode engines compute at once.
         rule: which prompts are computed apart.
         prefill_router, decode_router: choose among engines of a kind.
+        launcher: has engines come and go; None: they are as many as they are.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Fleet:
         rule: Disaggregation | None = None,
         prefill_router: Router | None = None,
         decode_router: Router | None = None,
+        launcher: Launcher | None = None,
     ) -> None:
         if not decode:
             raise InvalidRequestError("a fleet has no engine that decodes: it needs one at least")
@@ -69,7 +72,8 @@ class Fleet:
             [Member(f"decode {index}", client) for index, client in enumerate(decode)],
             rule or Disaggregation(), prefill_router or KVAware(), decode_router or KVAware(),
         )  # fmt: skip
-        self._max_waiting = max_waiting
+        self._max_waiting, self._launcher, self._watched = max_waiting, launcher, False
+        self._launching: asyncio.Task[None] | None = None
         self.draining = False
         self.on_update: Callable[[Update], None] = lambda _: None
         self._replies: dict[Reply, list[asyncio.Task[None]]] = {}
@@ -126,11 +130,23 @@ class Fleet:
         ):
             if outcome is not None:
                 raise outcome
+        if self._launcher:
+            self._launching = asyncio.create_task(self._launcher.run(self._pools, self._join))
+
+    async def _join(self, member: Member, pool: list[Member]) -> None:
+        """Start one more engine; it is among the others when it takes requests. Raises MiniserveError."""
+        member.client.on_update = partial(self._note_update, member.name)
+        member.client.watch(self._watched)
+        await member.client.start()
+        pool.append(member)
 
     async def stop(self) -> None:
         """End all engines; what is still open fails."""
         self.draining = True
         self.fail_all(unavailable("the server is shutting down"))
+        if self._launcher and self._launching:
+            self._launching.cancel()
+            await self._launcher.stop()
         await asyncio.gather(*(member.client.stop() for member in self.members))
 
     async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
@@ -184,6 +200,7 @@ class Fleet:
 
     def watch(self, on: bool) -> None:
         """Have every engine send updates, or no more."""
+        self._watched = on
         for member in self.members:
             member.client.watch(on)
 

@@ -56,6 +56,7 @@ class Journey:
                     if deaths == MOST_DEATHS:
                         raise
                     logger.warning("an output goes on elsewhere", extra={"num_tokens": len(self._output.tokens)})
+            self._pools.meter.ended(len(self._output.tokens))
         except InvalidRequestError as error:
             if self._is_accepted:  # what one engine took, another refused: they are not alike
                 self._reply.fail(APIError(500, str(error)))

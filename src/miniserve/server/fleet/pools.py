@@ -11,6 +11,7 @@ from typing import NamedTuple
 from miniserve.core.disaggregation import Disaggregation
 from miniserve.core.hashing import BlockHash
 from miniserve.core.routing import Router
+from miniserve.core.scaling import Meter
 from miniserve.server.errors import unavailable
 from miniserve.server.fleet.member import Member
 from miniserve.server.fleet.output import Output
@@ -34,6 +35,10 @@ class Pools:
         decode: for what follows.
         rule: which prompts are computed apart.
         prefill_router, decode_router: choose within a pool.
+
+    Attributes:
+        prefill, decode: who there is; engines may come and go.
+        meter: is told of each output that comes and ends.
     """
 
     def __init__(
@@ -44,8 +49,9 @@ class Pools:
         prefill_router: Router,
         decode_router: Router,
     ) -> None:
-        self.prefill, self.decode, self._rule = prefill, decode, rule
+        self.prefill, self.decode, self._rule = list(prefill), list(decode), rule
         self._routers = prefill_router, decode_router
+        self.meter = Meter()
 
     async def for_decode(self, output: Output) -> Chosen:
         """Who is to go on with an output in the end.
@@ -62,12 +68,13 @@ class Pools:
         return _choose(up, self._routers[1], output)
 
     def for_prefill(self, output: Output, there: Chosen) -> Chosen | None:
-        """Who computes the tokens first that are missing `there`; None: nobody, it stays there."""
+        """Who computes the tokens first that are missing `there`; None: nobody, it stays there. It is metered."""
         cached = output.num_tokens - there.num_missing
-        up = _ready(self.prefill)
-        if not up or there.member in up or not self._rule.is_apart(output.num_tokens, cached, output.params):
-            return None
-        return _choose(up, self._routers[0], output)
+        up, chosen = _ready(self.prefill), None
+        if up and there.member not in up and self._rule.is_apart(output.num_tokens, cached, output.params):
+            chosen = _choose(up, self._routers[0], output)
+        self.meter.came(output.num_tokens, chosen.num_missing if chosen else 0)
+        return chosen
 
 
 def _ready(members: Sequence[Member]) -> list[Member]:
