@@ -1,12 +1,13 @@
 """A bursty day, simulated: engines for its mean, for its peak, and a planner's; and routers on workloads with prefixes.
 
-The day is synthetic: its hours are a cosine, with bursts of twice as much. Each engine is eight H100s with Llama 3.1
-405B. The fixed counts are what the planner's own arithmetic says of the day's mean rate, and of its highest one. The
-routers have eight H100s with an 8B each. The same seed everywhere; the scheduler is the real one.
+The day is synthetic, and in time lapse: its 24 hours pass in six, with bursts of twice as much for some minutes. Each
+engine is eight H100s with Llama 3.1 405B. The fixed counts are what the planner's own arithmetic says of the day's mean
+rate, and of its highest one. The routers have eight H100s with an 8B each. The same seed everywhere; the scheduler is
+the real one.
 
-    python benchmarks/orchestration_simulated.py [--hours 24] [--jobs 2]
+    python benchmarks/orchestration_simulated.py [--jobs 2]
 
-writes results/orchestration_simulated.json; half an hour.
+writes results/orchestration_simulated.json; some minutes.
 """
 
 import argparse
@@ -33,13 +34,15 @@ from miniserve.simulate.report import report
 from miniserve.simulate.scaling import Scaling
 from miniserve.simulate.storage import Link
 from miniserve.workloads.arrivals import Arrival
+from miniserve.workloads.day import Day
 from miniserve.workloads.presets import PRESETS, preset
 from miniserve.workloads.service import SLO
 
 HARDWARE, LINK_BYTES_PER_S = "h100", 400e9
 LIMITS, ATTAINMENT = "ttft:5000,tpot:40", 0.95
+DAY_S = 6 * 3600.0
 MOST = 6, 6  # engines that the planner may have
-EVERY_S = 600.0  # of what it did, that is kept
+EVERY_S = 180.0  # of what it did, that is kept
 #: Workload: rate of its sessions, and how many of them.
 ROUTED = {"rag": (4.0, 150), "chat": (30.0, 150)}
 
@@ -53,9 +56,17 @@ def engine(name: str, tensor: int, weights: str, budget: int = 2048) -> Deployme
     )
 
 
-def arrivals(hours: float) -> Iterator[Arrival]:
+def the_day() -> Day:
+    """In time lapse."""
+    made = PRESETS["day"]
+    assert isinstance(made, Day), "it is one"
+    return replace(made, day_s=DAY_S)
+
+
+def arrivals() -> Iterator[Arrival]:
     """Of the day."""
-    return takewhile(lambda each: each.at_s < 3600 * hours, preset("day", random.Random(0)))
+    made = the_day()
+    return takewhile(lambda each: each.at_s < DAY_S, made.arrivals(random.Random(0), made.rate_per_s))
 
 
 def fixed(rate_per_s: float) -> tuple[int, int]:
@@ -71,7 +82,7 @@ def fixed(rate_per_s: float) -> tuple[int, int]:
     return math.ceil(needed.prefill), math.ceil(needed.decode)
 
 
-def day(counts: tuple[int, int], scaling: Scaling | None, hours: float) -> dict[str, Any]:
+def day(counts: tuple[int, int], scaling: Scaling | None) -> dict[str, Any]:
     """Of so many engines, or of at most so many."""
     decode = engine("llama-3.1-405b", 8, "fp8")
     cluster = Cluster(
@@ -83,7 +94,7 @@ def day(counts: tuple[int, int], scaling: Scaling | None, hours: float) -> dict[
         prefix_caching=False,
         scaling=scaling,
     )
-    cluster.run(arrivals(hours))
+    cluster.run(arrivals())
     found, looks = report(cluster), cluster.scaler.looks if cluster.scaler else []
     changes = sum(one.wanted != two.wanted for one, two in pairwise(looks))
     every = max(1, round(EVERY_S / scaling.interval_s)) if scaling else 1
@@ -124,26 +135,25 @@ def routed(workload: str, router: str) -> dict[str, Any]:
 def main() -> None:
     """Simulate, and write the record."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--hours", type=float, default=24.0)
     parser.add_argument("--jobs", type=int, default=2)
     args = parser.parse_args()
-    made = PRESETS["day"]
-    highest = made.calm_rate(made.peak_s, made.rate_per_s) * made.times  # type: ignore[union-attr]
+    made = the_day()
+    highest = made.calm_rate(made.peak * DAY_S, made.rate_per_s) * made.times
     counts = {"fixed, for the mean": fixed(made.rate_per_s), "fixed, for the peak": fixed(highest)}
     with ProcessPoolExecutor(args.jobs) as pool:
-        days = {"planner": pool.submit(day, MOST, Scaling(attainment=ATTAINMENT), args.hours)}
-        days |= {name: pool.submit(day, each, None, args.hours) for name, each in counts.items()}
+        days = {"planner": pool.submit(day, MOST, Scaling(attainment=ATTAINMENT))}
+        days |= {name: pool.submit(day, each, None) for name, each in counts.items()}
         routes = [pool.submit(routed, workload, router) for workload in ROUTED for router in ROUTERS]
         data = {
             "limits": LIMITS,
-            "hours": args.hours,
+            "day_s": DAY_S,
             "mean_per_s": made.rate_per_s,
             "highest_per_s": highest,
             "start_s": Scaling().start_s,
             "day": {name: each.result() for name, each in days.items()},
             "routers": [each.result() for each in routes],
         }
-    command = f"python benchmarks/orchestration_simulated.py --hours {args.hours:g}"
+    command = "python benchmarks/orchestration_simulated.py"
     path = Path(__file__).parents[1] / "results" / "orchestration_simulated.json"
     write_record(path, data, command, simulated=load_catalog().accelerator(HARDWARE).name)
     for name, each in data["day"].items():

@@ -193,7 +193,7 @@ def test_nothing_outlives_the_server(fleet):
 
 def test_engines_come_and_go_with_the_load(start):
     """Processes, with a request under way at any time: nothing is lost."""
-    options = ["--decode", "1-2", "--kv-cache-mib", "16", "--capacity", "1000:2:20", "--plan-seconds", "0.3"]
+    options = ["--decode", "1-2", "--kv-cache-mib", "16", "--capacity", "1000:2:1", "--plan-seconds", "0.3"]
     with start(*options) as server:
         body = {"prompt": "a few words", "max_tokens": 40}
         answer, replies, done = post(server, body), [], threading.Event()
@@ -213,7 +213,6 @@ def test_engines_come_and_go_with_the_load(start):
         one = threading.Thread(target=ask)
         one.start()
         server.until(lambda: server.metric("engine_up") == 1, 60)
-        server.until(lambda: len(pids(server)) == 1)
         done.set()
         one.join()
         assert {reply["choices"][0]["text"] for reply in replies} == {answer["choices"][0]["text"]}

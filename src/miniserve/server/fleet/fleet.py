@@ -195,8 +195,9 @@ class Fleet:
 
     async def reports(self) -> list[EngineReport]:
         """How each engine is."""
-        several = await asyncio.gather(*(member.client.reports() for member in self.members))
-        return [report._replace(name=member.name) for member, (report,) in zip(self.members, several, strict=True)]
+        members = self.members  # engines may come and go meanwhile
+        several = await asyncio.gather(*(member.client.reports() for member in members))
+        return [report._replace(name=member.name) for member, (report,) in zip(members, several, strict=True)]
 
     def watch(self, on: bool) -> None:
         """Have every engine send updates, or no more."""
