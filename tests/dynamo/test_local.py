@@ -80,3 +80,27 @@ def test_its_processes_end_with_it_and_who_ends_sooner_is_told(tmp_path, install
             "1",
         ]
     assert all(process.poll() is not None for process in processes.values())
+
+
+def test_as_many_as_are_wanted(tmp_path, installed, monkeypatch):
+    """The newest go first; who goes is not among those that are followed by another."""
+    installed("1.6.1")
+    program = tmp_path / "python"
+    program.write_text(f"#!{sys.executable}\nimport time\ntime.sleep(60)\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(local.sys, "executable", str(program))
+    with Local(tmp_path / "deployment", "m") as deployment:
+        deployment.start_worker("prefill")
+        deployment.scale("prefill", 3)
+        deployment.scale("decode", 1)
+        assert list(deployment.processes) == ["prefill-1", "prefill-2", "prefill-3", "decode-4"]
+        going = [deployment.processes[name] for name in ("prefill-2", "prefill-3")]
+        deployment.scale("prefill", 1)
+        assert list(deployment.processes) == ["prefill-1", "decode-4"]
+        for process in going:
+            process.wait(30)
+        assert deployment.is_settled
+        assert deployment.dead() == []
+        deployment.scale("prefill", 0)
+        last = deployment._leaving[-1]
+    assert last.poll() is not None

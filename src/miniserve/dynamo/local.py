@@ -3,9 +3,10 @@
 Processes find one another through files in a directory and talk over the loopback: no etcd, no NATS. Each writes a log
 there. It is for one machine and for tests; across hosts workers are started one by one, with etcd.
 Whoever ends this process, by Ctrl-C or a signal, ends all of them, in order: first who takes requests. A worker that
-ends by itself is followed by another of its kind.
+ends by itself is followed by another of its kind. With `--follow` there are as many as a planner says.
 """
 
+import asyncio
 import os
 import random
 import signal
@@ -76,6 +77,7 @@ class Local:
         self._numbers = count(1)
         self._ports: dict[str, int] = {}
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        self._leaving: list[subprocess.Popen[bytes]] = []
         (directory / "discovery").mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Local":
@@ -104,8 +106,24 @@ class Local:
         return f"http://127.0.0.1:{self._ports[name]}/metrics"
 
     def end_worker(self, name: str) -> None:
-        """Have it finish what it has, and end."""
-        self.processes[name].send_signal(signal.SIGTERM)
+        """Have it finish what it has, and end; it is no longer among the processes."""
+        process = self.processes.pop(name)
+        process.send_signal(signal.SIGTERM)
+        self._leaving.append(process)
+
+    def scale(self, mode: Mode, number: int) -> None:
+        """Have so many workers of a kind: start some, or let the newest go."""
+        there = [name for name in self.processes if name.startswith(f"{mode}-")]
+        for _ in range(number - len(there)):
+            self.start_worker(mode)
+        for name in there[number:]:
+            self.end_worker(name)
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether all that were let go have ended."""
+        self._leaving = [process for process in self._leaving if process.poll() is None]
+        return not self._leaving
 
     def dead(self) -> list[str]:
         """Those that have ended since the last call."""
@@ -116,16 +134,18 @@ class Local:
 
     def end(self) -> None:
         """End all, and wait for it."""
-        for process in self.processes.values():  # the frontend was started first
+        every = [*self.processes.values(), *self._leaving]  # the frontend was started first
+        for process in every:
             process.terminate()
         until_s = time.monotonic() + END_S
-        for process in self.processes.values():
+        for process in every:
             try:
                 process.wait(max(until_s - time.monotonic(), 0))
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
         self.processes.clear()
+        self._leaving.clear()
 
     def log(self, name: str) -> Path:
         """Where that process writes."""
@@ -161,6 +181,9 @@ def local(
     kv_cache_mib: Annotated[int, typer.Option(help="Memory for the KV cache, of each worker.", min=1)] = 512,
     threads: Annotated[int | None, typer.Option(help="Of each worker; default: its share of the cores.", min=1)] = None,
     directory: Annotated[Path | None, typer.Option(help="For logs; default: a new one.")] = None,
+    follow: Annotated[
+        str | None, typer.Option(help="A namespace: have as many workers as miniserve.dynamo.planner says there.")
+    ] = None,
     options: Annotated[list[str] | None, typer.Argument(help="Behind --: options of each worker.")] = None,
 ) -> None:
     """Run Dynamo's frontend and workers of ours on this machine, until Ctrl-C."""
@@ -178,13 +201,43 @@ def local(
             for _ in range(number):
                 deployment.start_worker(mode)
         typer.echo(f"http://127.0.0.1:{port}/v1 once the models are loaded; logs in {where}")
+        asyncio.run(_look_after(deployment, follow))
+
+
+async def _look_after(deployment: Local, namespace: str | None) -> None:
+    """Until it is cancelled."""
+    following = asyncio.create_task(_follow(deployment, namespace)) if namespace else None
+    while True:
+        await asyncio.sleep(LOOK_S)
+        if following and following.done():
+            following.result()  # it only ends by an error
+        for name in deployment.dead():
+            if name.startswith("frontend"):
+                raise MiniserveError(f"the frontend has ended: see {deployment.log(name)}")
+            typer.echo(f"{name} has ended: see {deployment.log(name)}; another one is started")
+            deployment.start_worker(name.rpartition("-")[0])  # type: ignore[arg-type]
+
+
+async def _follow(deployment: Local, namespace: str) -> None:
+    """Have as many workers for prompts, and behind them, as is published.
+
+    That is done when the processes have been started, and those that were let go have ended.
+    """
+    from miniserve.dynamo.scaling import Follower, runtime
+
+    connected = runtime()
+    try:
+        follower = Follower(connected, namespace)
         while True:
-            time.sleep(LOOK_S)
-            for name in deployment.dead():
-                if name.startswith("frontend"):
-                    raise MiniserveError(f"the frontend has ended: see {deployment.log(name)}")
-                typer.echo(f"{name} has ended: see {deployment.log(name)}; another one is started")
-                deployment.start_worker(name.rpartition("-")[0])  # type: ignore[arg-type]
+            counts = await follower.wanted()
+            typer.echo(f"{counts.prefill} workers for prompts, {counts.decode} behind them")
+            deployment.scale("prefill", counts.prefill)
+            deployment.scale("decode", counts.decode)
+            while not deployment.is_settled:
+                await asyncio.sleep(LOOK_S)
+            await follower.done()
+    finally:
+        connected.shutdown()
 
 
 def main() -> None:

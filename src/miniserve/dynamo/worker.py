@@ -1,4 +1,4 @@
-"""`DynamoWorker`: the engine as a backend of NVIDIA Dynamo. The one module that touches Dynamo.
+"""`DynamoWorker`: the engine as a backend of NVIDIA Dynamo. The module that touches Dynamo.
 
 Dynamo's frontend finds the worker, makes token ids of text and text of token ids, chooses among workers and goes on
 elsewhere when one dies. The worker has an engine in a process of its own (`EngineClient`) and does three things with
