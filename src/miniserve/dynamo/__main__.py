@@ -1,7 +1,5 @@
 """`python -m miniserve.dynamo`: a worker for NVIDIA Dynamo."""
 
-import logging
-import sys
 from typing import Annotated, Literal
 
 import typer
@@ -9,6 +7,7 @@ import typer
 from miniserve.cli.engine_options import EngineOptions, with_engine_options
 from miniserve.cli.loading import ModelOption
 from miniserve.dynamo import HOW_TO_INSTALL
+from miniserve.dynamo.command import run
 from miniserve.errors import MiniserveError
 from miniserve.server.engine_client import EngineClient
 
@@ -55,14 +54,5 @@ def worker(
     )
 
 
-def main() -> None:
-    """Run it; an expected error is one line."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        typer.run(worker)
-    except MiniserveError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    run(worker)

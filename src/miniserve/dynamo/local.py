@@ -26,6 +26,7 @@ import typer
 
 from miniserve.cli.loading import ModelOption
 from miniserve.dynamo import HOW_TO_INSTALL
+from miniserve.dynamo.command import run
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.hardware.this_machine import num_cores
 
@@ -240,15 +241,5 @@ async def _follow(deployment: Local, namespace: str) -> None:
         connected.shutdown()
 
 
-def main() -> None:
-    """Run it; an expected error is one line."""
-    try:
-        typer.run(local)
-    except KeyboardInterrupt:
-        pass
-    except MiniserveError as error:
-        sys.exit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    run(local)

@@ -7,7 +7,6 @@ It reads what a frontend has seen (`traffic`), asks the policy that simulated cl
 
 import asyncio
 import logging
-import sys
 import urllib.request
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Protocol
@@ -16,6 +15,7 @@ import typer
 
 from miniserve.core.scaling import Counts, Planner
 from miniserve.dynamo import HOW_TO_INSTALL
+from miniserve.dynamo.command import run
 from miniserve.dynamo.traffic import Traffic
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.fleet.launcher import parse_capacity, parse_range
@@ -95,7 +95,7 @@ def planner(
     except ImportError as error:
         raise MiniserveError(f"publishing needs {error.name}: {HOW_TO_INSTALL}") from error
 
-    async def run() -> None:
+    async def publish() -> None:
         connected = runtime()
         try:
             publisher = Publisher(connected, namespace)
@@ -104,19 +104,8 @@ def planner(
         finally:
             connected.shutdown()
 
-    asyncio.run(run())
-
-
-def main() -> None:
-    """Run it; an expected error is one line."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    try:
-        typer.run(planner)
-    except KeyboardInterrupt:
-        pass
-    except MiniserveError as error:
-        sys.exit(f"error: {error}")
+    asyncio.run(publish())
 
 
 if __name__ == "__main__":
-    main()
+    run(planner)

@@ -8,7 +8,7 @@ rather than mixed. Of several processes the first one writes.
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -21,7 +21,7 @@ from miniserve.tables import to_table
 from miniserve.train import snapshot
 from miniserve.train.corpus import Corpus
 from miniserve.train.initialise import initialise
-from miniserve.train.precision import operators
+from miniserve.train.precision import Mode, operators
 from miniserve.train.settings import TrainSettings
 from miniserve.train.text import END, END_ID, make_tokenizer, read_text, token_ids
 from miniserve.train.trainer import Share, StepReport, Trainer
@@ -53,8 +53,8 @@ class Session:
         texts = read_text(Path(settings.text))
         self.tokenizer = self._tokenizer(texts)
         config = settings.model.config(self.tokenizer.get_vocab_size())
-        mode: Any = settings.precision
-        decoder = Decoder(config, dtype=torch.float32, device=device, ops=operators(mode))
+        ops = operators(cast(Mode, settings.precision))
+        decoder = Decoder(config, dtype=torch.float32, device=device, ops=ops)
         initialise(decoder, settings.seed)
         corpus = Corpus(token_ids(self.tokenizer, texts), settings.length, settings.held_out)
         self.trainer, self.history = Trainer(settings, decoder, corpus), list[dict[str, float]]()

@@ -1,0 +1,20 @@
+"""How the programs of this package run: `python -m miniserve.dynamo`, `.local` and `.planner`."""
+
+import logging
+import sys
+from collections.abc import Callable
+
+import typer
+
+from miniserve.errors import MiniserveError
+
+
+def run(command: Callable[..., None]) -> None:
+    """With the arguments of the command line; Ctrl-C ends it, and an expected error is one line."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        typer.run(command)
+    except KeyboardInterrupt:
+        pass
+    except MiniserveError as error:
+        sys.exit(f"error: {error}")
