@@ -1,18 +1,16 @@
 """The planner of a deployment: the least at once, more when the load needs it, and one decision after another."""
 
 import asyncio
-import os
-import shutil
 import subprocess
 import sys
 
 import pytest
 
 from miniserve.core.scaling import Capacity, Counts, Planner
-from miniserve.dynamo.local import free_port
 from miniserve.dynamo.planner import plan, read_metrics
 from miniserve.errors import InvalidRequestError
 from support.asynchronous import run
+from support.etcd import etcd
 
 from .test_traffic import page
 
@@ -109,19 +107,8 @@ asyncio.run(main())
 def test_what_is_published_is_heard_and_done(tmp_path):
     """With Dynamo's own connector, over etcd."""
     pytest.importorskip("dynamo._core", reason="NVIDIA Dynamo is not installed")
-    if not shutil.which("etcd"):
-        pytest.skip("etcd is not installed")
-    address, peers = (f"http://127.0.0.1:{free_port()}" for _ in range(2))
-    command = [
-        "etcd", "--data-dir", str(tmp_path / "data"), "--listen-client-urls", address, "--advertise-client-urls", address,
-        "--listen-peer-urls", peers, "--initial-advertise-peer-urls", peers, "--initial-cluster", f"default={peers}",
-    ]  # fmt: skip
-    with (tmp_path / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as etcd:
-        try:
-            done = subprocess.run(
-                [sys.executable, "-c", ROUND], capture_output=True, text=True, timeout=60, check=False,
-                env=os.environ | {"ETCD_ENDPOINTS": address},
-            )  # fmt: skip
-        finally:
-            etcd.terminate()
+    with etcd(tmp_path) as environment:
+        done = subprocess.run(
+            [sys.executable, "-c", ROUND], capture_output=True, text=True, timeout=60, check=False, env=environment
+        )
     assert done.stdout.endswith("both\n"), done.stdout + done.stderr
