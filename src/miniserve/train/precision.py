@@ -21,6 +21,7 @@ from miniserve.errors import InvalidRequestError
 from miniserve.kernels import reference
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
+from miniserve.train import experts
 from miniserve.train.fp8 import fp8_linear
 
 Mode = Literal["fp32", "bf16", "fp16", "fp8"]
@@ -28,15 +29,25 @@ MODES: tuple[Mode, ...] = get_args(Mode)
 CASTS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.bfloat16}
 
 
-class Fp8Operators:
-    """The reference's operators, but for a linear layer's product."""
+class TrainOperators:
+    """The reference's operators, but for a mixture's: see `experts`."""
 
     rms_norm = staticmethod(reference.rms_norm)
     add_rms_norm = staticmethod(reference.add_rms_norm)
+    linear = staticmethod(reference.linear)
     silu_mul = staticmethod(reference.silu_mul)
     rope_store = staticmethod(reference.rope_store)
     paged_attention = staticmethod(reference.paged_attention)
     argmax = staticmethod(reference.argmax)
+
+    @staticmethod
+    def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+        """As `reference.moe`."""
+        return experts.moe(x, weights, expert_ids, gate_up, down)
+
+
+class Fp8Operators(TrainOperators):
+    """The same with linear layers' products in FP8."""
 
     @staticmethod
     def linear(x: Tensor, weight: LinearWeight) -> Tensor:
@@ -47,12 +58,12 @@ class Fp8Operators:
     @staticmethod
     def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
         """As `reference.moe`, of such products."""
-        return reference.moe(x.bfloat16(), weights, expert_ids, gate_up, down, linear=Fp8Operators.linear)
+        return experts.moe(x.bfloat16(), weights, expert_ids, gate_up, down, linear=Fp8Operators.linear)
 
 
 def operators(mode: Mode) -> Operators:
     """The backend of a decoder that is trained so."""
-    return Fp8Operators() if mode == "fp8" else reference
+    return Fp8Operators() if mode == "fp8" else TrainOperators()
 
 
 class Precision:

@@ -86,7 +86,7 @@ class Trainer:
         self._parameters = [*matrices, *others]
         self.optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=settings.learning_rate, betas=BETAS,
+            lr=settings.learning_rate, betas=BETAS, fused=True,
         )  # fmt: skip
         loss: nn.Module = _Loss(decoder, settings)
         self._loss = DistributedDataParallel(loss) if self.share.size > 1 else loss
