@@ -85,6 +85,11 @@ class LinearWeight:
         return len(shape) == 2 and shape[1] % BLOCK == 0 and (bits == 8 or shape[0] % ROWS == 0)
 
     @property
+    def is_4bit(self) -> bool:
+        """Whether its rows lie in panels of eight."""
+        return self.data.dtype is torch.uint8
+
+    @property
     def has_row_scales(self) -> bool:
         """Whether it is E4M3 or INT8 with a scale a row. Those of groups have 16 bits."""
         return self.scales is not None and self.scales.dtype is torch.float32

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from torch import Tensor
 
+from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.linear_weight import LinearWeight
 
 
@@ -60,7 +61,18 @@ class Operators(Protocol):
         """See `reference.paged_attention`."""
         ...
 
-    def moe(self, x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def route(self, router_logits: Tensor, experts_per_token: int, normalize: bool) -> tuple[Tensor, Tensor]:
+        """See `reference.route`."""
+        ...
+
+    def moe(
+        self,
+        x: Tensor,
+        weights: Tensor,
+        expert_ids: Tensor,
+        gate_up: Tensor | ExpertStack,
+        down: Tensor | ExpertStack,
+    ) -> Tensor:
         """See `reference.moe`."""
         ...
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.formats import E4M3, INT8
 from miniserve.kernels.linear_weight import LinearWeight
 
@@ -236,8 +237,8 @@ def moe(
     x: Tensor,
     weights: Tensor,
     expert_ids: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: Tensor | ExpertStack,
+    down: Tensor | ExpertStack,
     *,
     linear: Callable[[Tensor, LinearWeight], Tensor] = linear,
     silu_mul: Callable[[Tensor], Tensor] = silu_mul,
@@ -247,17 +248,16 @@ def moe(
     Args:
         x: [T, H].
         weights, expert_ids: [T, K] from `route`; an id outside [0, E) is padding, to which nobody answers.
-        gate_up: [E, 2·I, H].
+        gate_up: [E, 2·I, H], floats, or a stack of any form.
         down: [E, H, I].
         linear, silu_mul: the backend's.
 
     Returns:
         [T, H] in x's dtype.
     """
-    out = torch.zeros_like(x)
-    for expert in sorted(set(expert_ids.flatten().tolist()) & set(range(len(down)))):
+    out, widening, narrowing = torch.zeros_like(x), ExpertStack.of(gate_up), ExpertStack.of(down)
+    for expert in sorted(set(expert_ids.flatten().tolist()) & set(range(narrowing.num_experts))):
         tokens, choice = torch.where(expert_ids == expert)
-        inner = silu_mul(linear(x[tokens], LinearWeight(gate_up[expert])))
-        answer = linear(inner, LinearWeight(down[expert]))
+        answer = linear(silu_mul(linear(x[tokens], widening[expert])), narrowing[expert])
         out.index_add_(0, tokens, answer * weights[tokens, choice, None].to(x.dtype))
     return out

@@ -159,7 +159,7 @@ class SparseMLP(nn.Module):
 
     def mix(self, x: Tensor, scores: Tensor, padding: Tensor) -> Tensor:
         """The same with the router's scores [T, E]."""
-        weights, expert_ids = reference.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
+        weights, expert_ids = self.ops.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
         expert_ids = expert_ids.masked_fill(padding, -1)
         return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, self.gate_up, self.down))
 

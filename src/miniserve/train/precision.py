@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from miniserve.errors import InvalidRequestError
 from miniserve.kernels import reference
+from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
 from miniserve.train import experts
@@ -39,6 +40,7 @@ class TrainOperators:
     rope_store = staticmethod(reference.rope_store)
     paged_attention = staticmethod(reference.paged_attention)
     argmax = staticmethod(reference.argmax)
+    route = staticmethod(reference.route)
 
     @staticmethod
     def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -56,7 +58,13 @@ class Fp8Operators(TrainOperators):
         return product if weight.bias is None else product + weight.bias.to(product.dtype)
 
     @staticmethod
-    def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def moe(
+        x: Tensor,
+        weights: Tensor,
+        expert_ids: Tensor,
+        gate_up: Tensor | ExpertStack,
+        down: Tensor | ExpertStack,
+    ) -> Tensor:
         """As `reference.moe`, of such products."""
         return experts.moe(x.bfloat16(), weights, expert_ids, gate_up, down, linear=Fp8Operators.linear)
 

@@ -25,6 +25,8 @@ class Functions(NamedTuple):
     silu_mul: Callable[..., None]
     argmax: Callable[..., None]
     dense_layers: Callable[..., int]
+    route: Callable[..., None]
+    moe: Callable[..., None]
 
 
 @functools.cache
@@ -47,6 +49,8 @@ def functions() -> Functions | None:
         silu_mul=declare("ms_silu_mul", None, _I, _P, _P, _N, _N, _I),
         argmax=declare("ms_argmax", None, _P, _P, _N, _N, _I),
         dense_layers=declare("ms_dense_layers", _I, _P, _P, _I),
+        route=declare("ms_route", None, _P, _P, _P, _N, _N, _N, _I, _I),
+        moe=declare("ms_moe", None, *[_P] * 6, _N, _I),
     )
 
 

@@ -31,8 +31,8 @@ from filelock import FileLock
 
 from miniserve.cache_dir import cache_dir
 
-SOURCES = ("attention.cpp", "dense.cpp", "linear.cpp", "linear_4bit.cpp", "rowwise.cpp")
-HEADERS = ("attention_tile.h", "kernels.h", "linear.h", "simd.h")
+SOURCES = ("attention.cpp", "dense.cpp", "linear.cpp", "linear_4bit.cpp", "moe.cpp", "rowwise.cpp")
+HEADERS = ("attention_tile.h", "grouped.h", "kernels.h", "linear.h", "linear_4bit.h", "linear_weights.h", "simd.h")
 _COMPILE_SECONDS = 600
 _ERROR_LINES = 12
 

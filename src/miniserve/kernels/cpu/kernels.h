@@ -32,3 +32,23 @@ EXPORTED void ms_silu_mul(int is_bf16, const void* gate_up, void* out, int64_t R
 
 // out [R]: the place of each row's first largest logit.
 EXPORTED void ms_argmax(const float* logits, int64_t* out, int64_t R, int64_t V, int threads);
+
+// What a token goes through in a mixture: E matrices of one form, one below the other, written by moe.py.
+struct Stack {
+  int64_t kind;  // as in ms_linear
+  const void *data, *scales;
+};
+struct Experts {
+  Stack gate_up, down;  // [E, 2 I, H] and [E, H, I]
+  int64_t E, K, H, I;   // K: experts of a token
+};
+
+// Of each token's scores [T, E] the K largest, the first of equals first: expert_ids [T, K], and weights [T, K], their
+// softmax over all experts, or (normalize) over the chosen ones.
+EXPORTED void ms_route(const float* scores, float* weights, int64_t* expert_ids, int64_t T, int64_t E, int64_t K,
+                       int normalize, int threads);
+
+// out [T, H] = each token's experts' answers to x [T, H], times weights [T, K]. An id outside [0, E) is padding. To
+// counts [E], or null, is added how many tokens each expert got.
+EXPORTED void ms_moe(const Experts* experts, const float* x, const float* weights, const int64_t* expert_ids, float* out,
+                     int64_t* counts, int64_t T, int threads);

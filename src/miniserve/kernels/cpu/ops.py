@@ -13,8 +13,19 @@ from torch import Tensor
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.binding import BF16_ACTIVATIONS, BF16_OTHER, Functions, functions
 from miniserve.kernels.cpu.linear import linear
+from miniserve.kernels.cpu.moe import moe, route
 
-__all__ = ["add_rms_norm", "argmax", "linear", "moe", "paged_attention", "rms_norm", "rope_store", "silu_mul"]
+__all__ = [
+    "add_rms_norm",
+    "argmax",
+    "linear",
+    "moe",
+    "paged_attention",
+    "rms_norm",
+    "rope_store",
+    "route",
+    "silu_mul",
+]
 
 STEP = 16  # elements that the C++ reads at a time: rows are a multiple of that
 MAX_GROUP = 32  # query heads that share a key/value head
@@ -126,11 +137,6 @@ def silu_mul(gate_up: Tensor) -> Tensor:
     out, is_bf16 = gate_up.new_empty(*gate_up.shape[:-1], size), BF16_ACTIVATIONS[gate_up.dtype]
     cpp.silu_mul(is_bf16, gate_up.data_ptr(), out.data_ptr(), out.numel() // size, size, torch.get_num_threads())
     return out
-
-
-def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """`reference.moe`, with its arguments: its products and its SiLU are in C++, and the sorting is not."""
-    return reference.moe(x, weights, expert_ids, gate_up, down, linear=linear, silu_mul=silu_mul)
 
 
 def argmax(logits: Tensor) -> Tensor:

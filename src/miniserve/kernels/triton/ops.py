@@ -15,7 +15,17 @@ from miniserve.kernels.triton.few_rows import MOST_ROWS, few_rows_linear
 from miniserve.kernels.triton.moe import moe
 from miniserve.kernels.triton.rowwise import add_rms_norm, rms_norm, rope_store, rounded_rows, silu_mul
 
-__all__ = ["add_rms_norm", "argmax", "linear", "moe", "paged_attention", "rms_norm", "rope_store", "silu_mul"]
+__all__ = [
+    "add_rms_norm",
+    "argmax",
+    "linear",
+    "moe",
+    "paged_attention",
+    "rms_norm",
+    "rope_store",
+    "route",
+    "silu_mul",
+]
 
 
 def linear(x: Tensor, weight: LinearWeight) -> Tensor:
@@ -34,6 +44,11 @@ def linear(x: Tensor, weight: LinearWeight) -> Tensor:
         return F.linear(x, wide, weight.bias)
     y = fp8_gemm(rounded_rows(x), Rows(weight.data, weight.scales), x.dtype)
     return y if weight.bias is None else y + weight.bias
+
+
+def route(router_logits: Tensor, experts_per_token: int, normalize: bool) -> tuple[Tensor, Tensor]:
+    """`reference.route`, with its arguments."""
+    return reference.route(router_logits, experts_per_token, normalize)
 
 
 def argmax(logits: Tensor) -> Tensor:
