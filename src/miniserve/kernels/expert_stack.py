@@ -1,10 +1,11 @@
 """`ExpertStack`: one matrix of every expert of a layer, in any form that a `LinearWeight` has.
 
-The experts lie one below the other: E matrices [N, K] are one of [E · N, K]. So what is known of a matrix's rows, scales
-and panels of eight rows holds for a stack too, if an expert has whole ones.
+The experts lie one below the other: E matrices [N, K] are one of [E · N, K]. So what is known of a matrix's rows,
+scales and panels of eight rows holds for a stack too, if an expert has whole ones.
 """
 
 from dataclasses import dataclass
+
 from torch import Tensor
 
 from miniserve.kernels.linear_weight import ROWS, LinearWeight
@@ -37,7 +38,7 @@ class ExpertStack:
 
     def __getitem__(self, expert: int) -> LinearWeight:
         data, scales = (
-            None if part is None else part.unflatten(0, (self.num_experts, -1))[expert]
+            None if part is None else part.view(self.num_experts, -1, *part.shape[1:])[expert]
             for part in (self.matrix.data, self.matrix.scales)
         )
         assert data is not None
@@ -56,4 +57,4 @@ class ExpertStack:
 
     def dense(self) -> Tensor:
         """W as it counts in products, [E, N, K]: in its own type, or float32 if it was rounded."""
-        return self.matrix.dense().unflatten(0, (self.num_experts, -1))
+        return self.matrix.dense().view(self.shape)

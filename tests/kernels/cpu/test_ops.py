@@ -111,16 +111,3 @@ def test_argmax(size):
     assert ops.argmax(logits)[2] == size // 2
     logits[3, size // 3], logits[3, -1] = torch.nan, torch.inf
     assert ops.argmax(logits)[3] == (size // 3 if size > 1 else 0)
-
-
-@pytest.mark.parametrize("dtype", BOTH)
-@pytest.mark.parametrize(("hidden", "inner"), [(64, 128), (64, 48)])
-def test_moe(dtype, hidden, inner):
-    """Experts in either type, activations in float32; rows that the C++ does not take go to torch."""
-    x, gate_up, down = (
-        draw(9, hidden),
-        draw(4, 2 * inner, hidden, dtype=dtype) * 0.1,
-        draw(4, hidden, inner, dtype=dtype) * 0.1,
-    )
-    weights, ids = reference.route(draw(9, 4, seed=3), 2, True)
-    close(ops.moe(x, weights, ids, gate_up, down), reference.moe(x, weights, ids, gate_up, down))

@@ -125,9 +125,13 @@ def test_few_rows(target, rows, form, tmp_path):
 
 
 @pytest.mark.parametrize(("assignments", "gated"), [(8, True), (65536, True), (65536, False)])
-@pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_experts(target, assignments, gated, tmp_path):
-    config = gemm_config(target, assignments, 128, 2)
+@pytest.mark.parametrize(
+    ("target", "form"),
+    [*((target, "bf16") for target in TARGETS), (Capability(9, 0), "fp8e4nv"), (Capability(10, 0), "i8")],
+    ids=str,
+)
+def test_experts(target, form, assignments, gated, tmp_path):
+    config = gemm_config(target, assignments, 128, 2, eight_bits=form != "bf16")
     shape = (
         {"N": 768, "K": 2048, "COLUMNS": config.columns}
         if gated
@@ -136,15 +140,16 @@ def test_experts(target, assignments, gated, tmp_path):
     constants = {
         "DIVISOR": 8,
         "GATED": gated,
+        "SCALED": form != "bf16",
         "E": 128,
         "EXPERTS": 128,
         "ROWS": config.rows,
         "DEPTH": config.depth,
     } | shape
-    kernel = compiled(moe.product_kernel, target, constants, config.warps, config.stages)
+    kernel = compiled(moe.product_kernel, target, constants, config.warps, config.stages, form)
     check(kernel, target, tmp_path)
     assert tensor_core_instruction(target, config.rows) in kernel.asm["ptx"]
-    if target.major == 9 and config.rows >= 64:
+    if target.major == 9 and config.rows >= 64 and form == "bf16":  # codes are widened between load and product
         check_asynchronous(kernel, tmp_path)
 
 
@@ -159,8 +164,8 @@ def test_experts(target, assignments, gated, tmp_path):
         ),
         (rowwise.round_rows_kernel, {"K": 14336, "BLOCK": 2048}),
         (moe.sort_kernel, {"SCAN": 1024}),
-        (moe_few_tokens.gated_row_kernel, {"CHOICES": 8, "E": 128, "N": 768, "K": 2048, "DEPTH": 2048}),
-        (moe_few_tokens.down_row_kernel, {"CHOICES": 8, "PADDED": 8, "E": 128, "K": 768, "DEPTH": 256}),
+        (moe_few_tokens.gated_row_kernel, {"SCALED": True, "CHOICES": 8, "E": 128, "N": 768, "K": 2048, "DEPTH": 2048}),
+        (moe_few_tokens.down_row_kernel, {"SCALED": True, "CHOICES": 8, "PADDED": 8, "E": 128, "K": 768, "DEPTH": 256}),
         (moe.sum_kernel, {"E": 128, "CHOICES": 8, "COLUMNS": 1024}),
         (attention_kernels.combine_kernel, {"PADDED": 16, "D": 128, "DIM": 128}),
     ],

@@ -4,6 +4,10 @@ import pytest
 import torch
 
 from miniserve.kernels import reference
+from miniserve.kernels.expert_stack import ExpertStack
+from miniserve.kernels.formats import E4M3, INT8
+from miniserve.kernels.linear_weight import LinearWeight
+from miniserve.kernels.scaled_gemm import quantise_rows
 from miniserve.kernels.triton.configs import MANY_ROWS, GemmConfig, capability, row
 from miniserve.kernels.triton.moe import moe
 from support.paged import relative_error
@@ -52,6 +56,15 @@ def test_tiles_for_many_tokens(dtype, device):
     arguments = case(50, 3, 2, 64, 40, dtype, device)
     got = moe(*arguments, config=row(MANY_ROWS, capability(device)))
     assert relative_error(got, expected(*arguments)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("fmt", [E4M3, INT8], ids=str)
+@pytest.mark.parametrize(("tokens", "config"), [(1, None), (2, None), (2, SMALL), (21, None)])
+def test_experts_of_8_bits_count_for_what_they_stand_for(fmt, tokens, config, device):
+    x, weights, ids, *wide = case(tokens, 5, 2, 64, 48, torch.bfloat16, device)
+    stacks = [ExpertStack(LinearWeight(*quantise_rows(each.flatten(0, 1), fmt)), 5) for each in wide]
+    got = moe(x, weights, ids, *stacks, config=config)
+    assert relative_error(got, expected(x, weights, ids, *(each.dense() for each in stacks))) < 1e-2
 
 
 def test_all_tokens_to_one_expert(device):

@@ -99,12 +99,15 @@ FEW_ROWS: Mapping[Capability, GemmConfig] = {
     HOPPER: GemmConfig(rows=16, columns=64, depth=128, warps=4, stages=4),
     BLACKWELL: GemmConfig(rows=16, columns=64, depth=128, warps=4, stages=4),
 }
-MANY_ROWS: Mapping[Capability, GemmConfig] = {
+MANY_ROWS: dict[Capability, GemmConfig] = {
     INTERPRETER: GemmConfig(rows=32, columns=16, depth=16, warps=4, stages=2),
     AMPERE: GemmConfig(rows=64, columns=64, depth=64, warps=4, stages=3),
     ADA: GemmConfig(rows=64, columns=64, depth=32, warps=4, stages=3),
     HOPPER: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
     BLACKWELL: GemmConfig(rows=128, columns=128, depth=64, warps=8, stages=3),
+}
+MANY_ROWS_EIGHT_BITS: Mapping[Capability, GemmConfig] = MANY_ROWS | {  # experts of 8 bits; no search has been made
+    BLACKWELL: GemmConfig(rows=128, columns=64, depth=64, warps=8, stages=3),  # wider ones spill
 }
 # One row of x, and a few; W of 16 bits, and of 8. Found by search on an H100, and only there; for 8 bits with E4M3.
 SINGLE_ROW: Mapping[Capability, FewRowsConfig] = {
@@ -177,9 +180,14 @@ def num_splits(programs: int, longest: int, tile: int, sms: int) -> int:
     return splits
 
 
-def gemm_config(of: Capability, assignments: int, experts: int, element_size: int) -> GemmConfig:
-    """For that many assignments of tokens to experts, spread evenly, and elements of that many bytes."""
-    few, many = row(FEW_ROWS, of), row(MANY_ROWS, of)
+def gemm_config(
+    of: Capability, assignments: int, experts: int, element_size: int, *, eight_bits: bool = False
+) -> GemmConfig:
+    """For that many assignments of tokens to experts, spread evenly, and elements of x of that many bytes.
+
+    eight_bits: for experts of these.
+    """
+    few, many = row(FEW_ROWS, of), row(MANY_ROWS_EIGHT_BITS if eight_bits else MANY_ROWS, of)
     if element_size > 2:
         return replace(few, depth=max(16, few.depth // 4), stages=2)  # no tensor cores: many rows gain nothing
     return many if assignments >= experts * many.rows // 2 else few

@@ -13,8 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.triton.configs import GemmConfig, capability, gemm_config
-from miniserve.kernels.triton.moe_few_tokens import MOST_TOKENS, moe_few_tokens
+from miniserve.kernels.triton.moe_few_tokens import MOST_TOKENS, Matrices, moe_few_tokens
 
 FEW, MANY = 1024, 8192  # assignments that `sort_kernel` reads at a time: of so few, of more
 COLUMNS = 1024  # that `sum_kernel` adds at a time
@@ -43,13 +44,14 @@ def sort_kernel(expert_ptr, order_ptr, begin_ptr, num, SCAN: tl.constexpr):
 
 @triton.jit
 def product_kernel(
-    x_ptr, w_ptr, out_ptr, order_ptr, begin_ptr, stride_x, stride_expert, stride_row, stride_out,
-    DIVISOR: tl.constexpr, GATED: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr, N: tl.constexpr,
-    K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
+    x_ptr, w_ptr, scale_ptr, out_ptr, order_ptr, begin_ptr, stride_x, stride_expert, stride_row, stride_out,
+    DIVISOR: tl.constexpr, GATED: tl.constexpr, SCALED: tl.constexpr, E: tl.constexpr, EXPERTS: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
     """ROWS assignments of one expert times COLUMNS of its outputs. Grid: (N / COLUMNS, most tiles).
 
     x's row of assignment a is a // DIVISOR; out's is a. w is [E, N, K]; GATED: [E, 2 N, K], and SiLU(first N) · second.
+    SCALED: each of w's rows has one, scale [E, N] or [E, 2 N].
     """
     tile, columns = tl.program_id(1), tl.program_id(0) * COLUMNS + tl.arange(0, COLUMNS)
     experts = tl.arange(0, EXPERTS)
@@ -79,10 +81,15 @@ def product_kernel(
             x_mask, w_mask = is_row & inside, is_column & inside
         x = tl.load(x_at + start, mask=x_mask, other=0.0)
         w = tl.load(w_at + start, mask=w_mask, other=0.0)
-        acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+        acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
         if GATED:
             up = tl.load(w_at + N * stride_row + start, mask=w_mask, other=0.0)
-            acc_up = tl.dot(x, tl.trans(up), acc_up, input_precision="ieee")
+            acc_up = tl.dot(x, tl.trans(up.to(x.dtype)), acc_up, input_precision="ieee")
+    if SCALED:
+        scale_at = scale_ptr + expert * (2 * N if GATED else N) + columns
+        acc *= tl.load(scale_at, mask=columns < N, other=0.0)[None, :]
+        if GATED:
+            acc_up *= tl.load(scale_at + N, mask=columns < N, other=0.0)[None, :]
     y = acc.to(out_ptr.dtype.element_ty)
     if GATED:
         gate = y.to(tl.float32)
@@ -111,29 +118,34 @@ def moe(
     x: Tensor,
     weights: Tensor,
     expert_ids: Tensor,
-    gate_up: Tensor,
-    down: Tensor,
+    gate_up: Tensor | ExpertStack,
+    down: Tensor | ExpertStack,
     *,
     config: GemmConfig | None = None,
 ) -> Tensor:
-    """`reference.moe`, with its arguments; `config`: sort whatever there is, and use other tiles than `configs`'."""
-    (tokens, hidden), choices, (experts, inner) = x.shape, expert_ids.shape[1], down.shape[::2]
+    """`reference.moe`, with its arguments; `config`: sort whatever there is, and use other tiles than `configs`'.
+
+    Stacks may be x's dtype, or E4M3 or INT8 with a scale a row.
+    """
+    widening, narrowing = Matrices.of(gate_up), Matrices.of(down)
+    (tokens, hidden), choices, (experts, inner) = x.shape, expert_ids.shape[1], narrowing.data.shape[::2]
     if tokens == 0:
         return torch.empty_like(x)
     x = x if x.stride(-1) == 1 else x.contiguous()
     expert_ids, weights = expert_ids.contiguous(), weights.contiguous()
     if tokens <= MOST_TOKENS and config is None:
-        return moe_few_tokens(x, weights, expert_ids, gate_up, down)
+        return moe_few_tokens(x, weights, expert_ids, widening, narrowing)
     num, out = tokens * choices, x.new_empty(tokens, hidden)
-    config = config or gemm_config(capability(x.device), num, experts, x.element_size())
+    eight_bits = widening.scales is not None
+    config = config or gemm_config(capability(x.device), num, experts, x.element_size(), eight_bits=eight_bits)
     order = torch.empty(num, dtype=torch.int32, device=x.device)
     begins = torch.empty(experts + 1, dtype=torch.int32, device=x.device)
     scan, warps = (FEW, 4) if num <= FEW else (MANY, 8)
     sort_kernel[(experts,)](expert_ids, order, begins, num, SCAN=scan, num_warps=warps)
     sorted_list = order, begins, experts, config
     gated, answers = x.new_empty(num, inner), x.new_empty(num, hidden)
-    _product(x, gate_up, gated, choices, True, *sorted_list)
-    _product(gated, down, answers, 1, False, *sorted_list)
+    _product(x, widening, gated, choices, True, *sorted_list)
+    _product(gated, narrowing, answers, 1, False, *sorted_list)
     sum_kernel[(tokens, triton.cdiv(hidden, COLUMNS))](
         answers, weights, expert_ids, out, hidden, E=experts, CHOICES=choices, COLUMNS=COLUMNS, num_warps=4
     )
@@ -142,7 +154,7 @@ def moe(
 
 def _product(
     x: Tensor,
-    w: Tensor,
+    matrices: Matrices,
     out: Tensor,
     divisor: int,
     gated: bool,
@@ -151,12 +163,12 @@ def _product(
     experts: int,
     config: GemmConfig,
 ) -> None:
-    num, columns = out.shape
+    (num, columns), (w, scales) = out.shape, matrices
     tiles = min(num, num // config.rows + experts)
     tile_columns = config.columns if gated else config.plain_columns
     product_kernel[(triton.cdiv(columns, tile_columns), tiles)](
-        x, w, out, order, begins, x.stride(0), w.stride(0), w.stride(1), out.stride(0),
-        DIVISOR=divisor, GATED=gated, E=experts, EXPERTS=triton.next_power_of_2(experts), N=columns, K=w.shape[2],
-        ROWS=config.rows, COLUMNS=tile_columns, DEPTH=config.depth,
-        num_warps=config.warps, num_stages=config.stages,
+        x, w, scales, out, order, begins, x.stride(0), w.stride(0), w.stride(1), out.stride(0),
+        DIVISOR=divisor, GATED=gated, SCALED=scales is not None, E=experts,
+        EXPERTS=triton.next_power_of_2(experts), N=columns, K=w.shape[2],
+        ROWS=config.rows, COLUMNS=tile_columns, DEPTH=config.depth, num_warps=config.warps, num_stages=config.stages,
     )  # fmt: skip
