@@ -10,7 +10,7 @@ engine stands.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from miniserve.core.block_pool import BlockPool
@@ -29,6 +29,7 @@ from miniserve.kvstore.layout import KVLayout
 from miniserve.kvstore.nixl import Nixl
 from miniserve.kvstore.options import open_tiers
 from miniserve.kvstore.shared_memory import SharedMemory
+from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.runtime.draft_model import DraftModel
 from miniserve.runtime.graphs import DecodeGraphs
@@ -45,13 +46,24 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is loaded, as `load_model` takes it, and by how many processes."""
+    """How a model is loaded, as `load_model` takes it, and by how many processes.
+
+    Raises:
+        InvalidRequestError: experts are to be shared out, and there is one process.
+    """
 
     dtype: str = "auto"
     device: str = "auto"
     backend: str = "auto"
     quantization: str = "auto"
     tensor_parallel_size: int = 1
+    experts: ExpertOptions | None = None
+
+    def __post_init__(self) -> None:
+        if self.experts and self.tensor_parallel_size == 1:
+            raise InvalidRequestError(
+                "expert_parallel shares experts out among ranks: tensor_parallel_size, which is 1, must be more"
+            )
 
 
 class Assembly(NamedTuple):
@@ -100,8 +112,8 @@ def assemble(
             model, ranks = _load(model, placement, stack, progress)
         elif placement != Placement():
             raise InvalidRequestError(
-                "dtype, device, backend, quantization and tensor_parallel_size decide how a model is loaded: "
-                "this model is loaded already"
+                "dtype, device, backend, quantization, tensor_parallel_size and expert_parallel decide how a model is "
+                "loaded: this model is loaded already"
             )
         draft = None
         if options.speculation and options.speculation.model:
@@ -139,7 +151,7 @@ def _load(
     name: str, placement: Placement, stack: ExitStack, progress: Progress | None
 ) -> tuple[LoadedModel, Ranks | None]:
     """The model, or rank 0's slice of it, and the other ranks, which `stack` ends."""
-    how = asdict(placement)
+    how = dict(vars(placement))
     size = how.pop("tensor_parallel_size")
     if size == 1:
         return load_model(name, **how, progress=progress), None

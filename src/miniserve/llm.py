@@ -23,6 +23,7 @@ from miniserve.core.sampling_params import GREEDY, SamplingParams
 from miniserve.driver import Driver, TextIterator
 from miniserve.errors import InvalidRequestError
 from miniserve.kvstore.options import TierOptions
+from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import LoadedModel
 from miniserve.outputs import RequestOutput, snapshot
 from miniserve.runtime.text_engine import Generation, TextEngine
@@ -64,6 +65,10 @@ class LLM:
         overlap: schedule and launch a step before the result of the last is known; None: with CUDA graphs.
         tensor_parallel_size: how many processes hold the model, each a slice of it: on a CPU they share its threads, of
             GPUs each takes one. KV memory is then meant for each. Not with a loaded model.
+        expert_parallel: these processes hold a mixture's experts whole, each some of them, and tokens travel to them.
+        redundant_experts: slots of a layer for copies of the busiest experts, on all processes together.
+        expert_loads: a JSON file of lists, each layer's, of each expert's load, a dense layer's empty: who is busy, and
+            who shall be apart. None: all alike.
         kv_host_mib: host memory for KV that the device has no room for any more: blocks are copied there as they fill,
             and back when a prompt needs them. None: none.
         kv_disk_dir, kv_disk_mib: a directory for the same, which may be shared and outlives the process, and how much
@@ -99,6 +104,9 @@ class LLM:
         speculation: str | None = None,
         overlap: bool | None = None,
         tensor_parallel_size: int = 1,
+        expert_parallel: bool = False,
+        redundant_experts: int = 0,
+        expert_loads: str | Path | None = None,
         kv_host_mib: int | None = None,
         kv_disk_dir: str | Path | None = None,
         kv_disk_mib: int | None = None,
@@ -108,7 +116,8 @@ class LLM:
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
-        placement = Placement(dtype, device, backend, quantization, tensor_parallel_size)
+        experts = ExpertOptions.of(expert_parallel, redundant_experts, expert_loads)
+        placement = Placement(dtype, device, backend, quantization, tensor_parallel_size, experts)
         options = EngineOptions(
             max_model_len=max_model_len,
             max_num_batched_tokens=max_num_batched_tokens,

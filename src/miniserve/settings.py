@@ -96,6 +96,7 @@ class EngineSettings:
         cuda_graphs: whether decode steps are launched as CUDA graphs: on one GPU with Triton kernels, which never wait.
         speculation: who guesses tokens ahead, if anyone.
         tensor_parallel_size: how many processes hold the model, each a slice of it.
+        expert_parallel: whether of a mixture they hold some of the experts whole instead.
         overlap: whether a step is launched before the last one's result is known. A CPU is the device itself.
         tiers: where KV may go beside the device, if anywhere.
         moves: the way by which requests move between engines with their KV: see `MOVES`; None: they stay.
@@ -118,6 +119,7 @@ class EngineSettings:
     cuda_graphs: bool
     speculation: Speculation | None
     tensor_parallel_size: int
+    expert_parallel: bool
     overlap: bool
     tiers: TierOptions | None
     moves: str | None
@@ -208,6 +210,7 @@ class EngineSettings:
             cuda_graphs=cuda_graphs,
             speculation=speculation,
             tensor_parallel_size=ranks,
+            expert_parallel=model.decoder.experts is not None,
             overlap=cuda_graphs and not speculation if options.overlap is None else options.overlap,
             tiers=options.tiers,
             moves=options.moves,
@@ -221,6 +224,7 @@ class EngineSettings:
             self.quantization, f", {self.quantization} weights"
         )
         ranks = f", {self.tensor_parallel_size} ranks" if self.tensor_parallel_size > 1 else ""
+        ranks += " with whole experts" if self.expert_parallel else ""
         kv = f", {self.kv_cache_dtype} KV" if self.kv_cache_dtype in KV_DTYPES else ""
         tiers = f", KV also in {self.tiers}" if self.tiers else ""
         return f"{self.model} on {self.device} ({kernels}{ranks}), {self.dtype}{weights}{kv}{tiers}"

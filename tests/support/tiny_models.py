@@ -41,7 +41,12 @@ CONFIGS = {
     "mixtral": lambda: hf.MixtralConfig(**_COMMON, num_local_experts=4, num_experts_per_tok=2, sliding_window=None),
     "olmoe": lambda: hf.OlmoeConfig(**_COMMON, num_experts=8, num_experts_per_tok=3),
     "qwen3_moe": lambda: hf.Qwen3MoeConfig(
-        **_COMMON, head_dim=32, num_experts=8, num_experts_per_tok=2, moe_intermediate_size=48, norm_topk_prob=True
+        **_COMMON | {"num_attention_heads": 8, "num_key_value_heads": 4},
+        head_dim=32,
+        num_experts=8,
+        num_experts_per_tok=2,
+        moe_intermediate_size=48,
+        norm_topk_prob=True,
     ),
     "qwen3_moe-mixed": lambda: hf.Qwen3MoeConfig(
         **_COMMON, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=48, mlp_only_layers=[1]

@@ -16,9 +16,12 @@ from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ExpertLoadsOption,
+    ExpertParallelOption,
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
+    RedundantExpertsOption,
     SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
@@ -46,6 +49,9 @@ def throughput(
     speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
+    expert_parallel: ExpertParallelOption = False,
+    redundant_experts: RedundantExpertsOption = 0,
+    expert_loads: ExpertLoadsOption = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
@@ -53,10 +59,11 @@ def throughput(
     from miniserve.bench.throughput import bench_throughput
 
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
+    ranks: dict[str, Any] = {"tensor_parallel_size": tensor_parallel_size, "expert_parallel": expert_parallel}
+    ranks |= {"redundant_experts": redundant_experts, "expert_loads": expert_loads and str(expert_loads)}
     options: dict[str, Any] = {"kv_cache_dtype": kv_cache_dtype, "speculation": speculation}
-    options["tensor_parallel_size"] = tensor_parallel_size
-    with open_llm(model, how, max_num_seqs=num_requests, **options) as llm:
-        data = _what_ran(llm.model) | {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
+    with open_llm(model, how, max_num_seqs=num_requests, **options, **ranks) as llm:
+        data = _what_ran(llm.model) | {"speculation": speculation} | ranks
         data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
     give(data, as_json, out, tables.throughput)
 

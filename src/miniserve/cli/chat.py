@@ -14,9 +14,12 @@ from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ExpertLoadsOption,
+    ExpertParallelOption,
     KVCacheDtypeOption,
     ModelOption,
     QuantizationOption,
+    RedundantExpertsOption,
     SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
@@ -48,13 +51,22 @@ def chat(
     speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
+    expert_parallel: ExpertParallelOption = False,
+    redundant_experts: RedundantExpertsOption = 0,
+    expert_loads: ExpertLoadsOption = None,
 ) -> None:
     """Talk to a model."""
     with contextlib.suppress(ImportError):  # absent on Windows
         import readline  # noqa: F401, gives input() editing keys and a history
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    options = {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
+    options = {
+        "speculation": speculation,
+        "tensor_parallel_size": tensor_parallel_size,
+        "expert_parallel": expert_parallel,
+        "redundant_experts": redundant_experts,
+        "expert_loads": expert_loads,
+    }
     llm = open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options)
     typer.echo(f"{llm.settings}. {HELP}", err=True)
     opening = [{"role": "system", "content": system}] if system is not None else []

@@ -16,12 +16,15 @@ from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ExpertLoadsOption,
+    ExpertParallelOption,
     KVCacheDtypeOption,
     KVCompressOption,
     KVDiskMibOption,
     KVDiskOption,
     KVHostOption,
     QuantizationOption,
+    RedundantExpertsOption,
     SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
@@ -58,6 +61,9 @@ class EngineOptions:
     speculation: SpeculationOption = None
     threads: ThreadsOption = None
     tensor_parallel_size: TensorParallelOption = 1
+    expert_parallel: ExpertParallelOption = False
+    redundant_experts: RedundantExpertsOption = 0
+    expert_loads: ExpertLoadsOption = None
 
     def opener(self, model: str, *, moves: str | None) -> "Callable[[], LLM]":
         """What opens such an engine, in whichever process calls it. `moves`: as `LLM` takes it."""
@@ -78,6 +84,9 @@ class EngineOptions:
             kv_compress=self.kv_compress,
             speculation=self.speculation,
             tensor_parallel_size=self.tensor_parallel_size,
+            expert_parallel=self.expert_parallel,
+            redundant_experts=self.redundant_experts,
+            expert_loads=self.expert_loads,
             moves=moves,
         )
 

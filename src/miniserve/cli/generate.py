@@ -11,6 +11,8 @@ from miniserve.cli.loading import (
     BackendOption,
     DeviceOption,
     DtypeOption,
+    ExpertLoadsOption,
+    ExpertParallelOption,
     KVCacheDtypeOption,
     KVCompressOption,
     KVDiskMibOption,
@@ -18,6 +20,7 @@ from miniserve.cli.loading import (
     KVHostOption,
     ModelOption,
     QuantizationOption,
+    RedundantExpertsOption,
     SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
@@ -63,6 +66,9 @@ def generate(
     speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
+    expert_parallel: ExpertParallelOption = False,
+    redundant_experts: RedundantExpertsOption = 0,
+    expert_loads: ExpertLoadsOption = None,
 ) -> None:
     """Continue a text."""
     if stream and (as_json or n > 1):
@@ -88,7 +94,13 @@ def generate(
     if prompt == "-":
         prompt = sys.stdin.read()
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    options = {"speculation": speculation, "tensor_parallel_size": tensor_parallel_size}
+    options = {
+        "speculation": speculation,
+        "tensor_parallel_size": tensor_parallel_size,
+        "expert_parallel": expert_parallel,
+        "redundant_experts": redundant_experts,
+        "expert_loads": expert_loads,
+    }
     tiers = {"kv_host_mib": kv_host_mib, "kv_disk_dir": kv_disk, "kv_disk_mib": kv_disk_mib, "kv_compress": kv_compress}
     with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options, **tiers) as llm:
         tokenizer = llm.tokenizer

@@ -37,6 +37,16 @@ TensorParallelOption = Annotated[
     typer.Option("--tensor-parallel-size", help="Processes that hold a slice of the model each, on a GPU each."),
 ]
 
+ExpertParallelOption = Annotated[
+    bool, typer.Option("--expert-parallel", help="Of a mixture, these processes hold some of the experts whole.")
+]
+RedundantExpertsOption = Annotated[
+    int, typer.Option("--redundant-experts", help="Slots of a layer for copies of the busiest experts.")
+]
+ExpertLoadsOption = Annotated[
+    Path | None, typer.Option("--expert-loads", help="JSON: each layer's experts' loads, by which they are placed.")
+]
+
 
 def open_model(model: str, how: dict[str, Any]) -> "LoadedModel":
     """Load, showing progress on stderr if that is a terminal. `how`: `threads`, and what `load_model` takes."""

@@ -7,6 +7,7 @@ model. Only safetensors and GGUF are read: both are plain data, while a pickle i
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -35,12 +36,14 @@ class Checkpoint(ABC):
         config: the model's shape.
         shapes: name -> shape of every tensor the decoder could want.
         stored: in what 8 bits it has the weights of linear layers, if it says that it has.
+        held: of a rank's slice that has only some experts, which of each sparse layer.
     """
 
     path: Path
     config: ModelConfig
     shapes: dict[str, tuple[int, ...]]
     stored: StoredFormat | None = None
+    held: Mapping[int, Sequence[int]] | None = None
 
     @abstractmethod
     def load(self, name: str) -> Tensor:

@@ -4,7 +4,8 @@ It works on flat tensors: T tokens in one row, whatever sequences they belong to
 and caches, so it is passed in: `attend` rotates queries and keys, stores the new keys and values where it likes and
 returns what the queries see. Everything else here treats each token alone. The decoder keeps no state between calls and
 reads no global one; its operators come from the backend it was made with. It may be one rank's slice of a model: then
-its `communicator` adds the ranks' parts up, twice a layer. Weights are left uninitialised; `weights.load_weights` fills
+its `communicator` adds the ranks' parts up, twice a layer; or, of a mixture whose experts are shared out whole, carries
+tokens to them (`expert_parallel`). Weights are left uninitialised; `weights.load_weights` fills
 them.
 
 Each layer leaves what its feed-forward part adds to the residual stream for the next norm to add, because adding and
@@ -14,6 +15,7 @@ Letters in shapes: T tokens, H hidden size, N query heads, G key/value heads, D 
 V vocabulary, E experts.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -25,6 +27,8 @@ from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
 from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig, MoE
+from miniserve.model.expert_parallel import ExpertExchange
+from miniserve.model.expert_plan import ExpertPlan
 
 
 class Attend(Protocol):
@@ -143,37 +147,54 @@ class DenseMLP(nn.Module):
 
 
 class SparseMLP(nn.Module):
-    """A mixture of experts: a router, and E feed-forward layers stacked as gate_up [E, 2·I, H] and down [E, H, I]."""
+    """A mixture of experts: a router, and E feed-forward layers stacked as gate_up [E, 2·I, H] and down [E, H, I].
 
-    def __init__(self, config: ModelConfig, moe: MoE, place: Placement) -> None:
+    Of a layer whose experts are shared out whole (`held`: each rank's), the stacks have this rank's.
+    """
+
+    def __init__(self, config: ModelConfig, moe: MoE, place: Placement, held: Sequence[Sequence[int]] = ()) -> None:
         super().__init__()
         experts, hidden, inner = moe.num_experts, config.hidden_size, moe.intermediate_size
         self.moe, self.ops, self.communicator = moe, place.ops, place.communicator
         self.router = Linear(hidden, experts, place)
+        self.exchange = ExpertExchange(held, experts, place.communicator, place.device) if held else None
+        experts = len(self.exchange.held) if self.exchange else experts
         self.gate_up = place.parameter(experts, 2 * inner, hidden)
         self.down = place.parameter(experts, hidden, inner)
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """x [T, H]; padding [T, 1] bool -> [T, H]. Padding goes to no expert, and what comes of it is 0."""
+        if self.exchange:
+            return self.exchange(x, padding, lambda x, padding: self._choose(self.router(x), padding), self._answer)
         return self.mix(x, self.router(x), padding)
 
     def mix(self, x: Tensor, scores: Tensor, padding: Tensor) -> Tensor:
-        """The same with the router's scores [T, E]."""
-        weights, expert_ids = self.ops.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
-        expert_ids = expert_ids.masked_fill(padding, -1)
+        """The same with the router's scores [T, E], where each rank has a slice of every expert."""
+        weights, expert_ids = self._choose(scores, padding)
         return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, self.gate_up, self.down))
+
+    def _choose(self, scores: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Each token's weights and expert ids [T, K]."""
+        weights, expert_ids = self.ops.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
+        return weights, expert_ids.masked_fill(padding, -1)
+
+    def _answer(self, rows: Tensor, experts: Tensor) -> Tensor:
+        """What one of the held experts makes of each row: [A, H], [A] -> [A, H]."""
+        ones = torch.ones((len(rows), 1), dtype=torch.float32, device=rows.device)
+        return self.ops.moe(rows, ones, experts[:, None], self.gate_up, self.down)
 
 
 class DecoderLayer(nn.Module):
     """Attention, then feed-forward; each reads a normalised copy of the residual stream and adds to it."""
 
-    def __init__(self, config: ModelConfig, layer: int, place: Placement) -> None:
+    def __init__(self, config: ModelConfig, layer: int, place: Placement, experts: ExpertPlan | None) -> None:
         super().__init__()
         self.attention_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
         self.attention = Attention(config, layer, place)
         self.mlp_norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
         sparse = config.moe if config.is_sparse(layer) else None
-        self.mlp = SparseMLP(config, sparse, place) if sparse else DenseMLP(config, place)
+        held = experts.layers[layer] if experts else ()
+        self.mlp = SparseMLP(config, sparse, place, held) if sparse else DenseMLP(config, place)
 
     def forward(
         self, stream: Tensor, added: Tensor | None, cos: Tensor, sin: Tensor, padding: Tensor, attend: Attend
@@ -193,6 +214,7 @@ class Decoder(nn.Module):
         ops: the backend.
         compute_dtype: of the activations; None: that of the weights.
         communicator: to the other ranks, if this is one's slice of a model; then `config` is the slice's.
+        experts: which rank holds which, if they are shared out whole.
     """
 
     def __init__(
@@ -204,14 +226,15 @@ class Decoder(nn.Module):
         ops: Operators = reference,
         compute_dtype: torch.dtype | None = None,
         communicator: Communicator = ALONE,
+        experts: ExpertPlan | None = None,
     ) -> None:
         super().__init__()
         self.config, self.dtype, self.device, self.ops = config, dtype, device, ops
-        self.communicator = communicator
+        self.communicator, self.experts = communicator, experts
         self.compute_dtype = compute_dtype or dtype
         place = Placement(dtype, device, ops, communicator)
         self.embed = None if config.tie_embeddings else place.parameter(config.vocab_size, config.hidden_size)
-        self.layers = nn.ModuleList(DecoderLayer(config, layer, place) for layer in range(config.num_layers))
+        self.layers = nn.ModuleList(DecoderLayer(config, layer, place, experts) for layer in range(config.num_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, place)
         self.unembed = Linear(config.hidden_size, config.vocab_size, place)
         self.inverse_frequencies = rope_frequencies(config).to(device)

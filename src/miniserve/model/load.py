@@ -11,6 +11,7 @@ from miniserve.model.choices import Choices, choose
 from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder
+from miniserve.model.expert_plan import ExpertOptions, plan_experts
 from miniserve.model.sharding import ShardedCheckpoint
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.resolve import resolve
@@ -47,6 +48,7 @@ def load_model(
     backend: str = "auto",
     quantization: str = "auto",
     communicator: Communicator = ALONE,
+    experts: ExpertOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Load a model by alias, path or Hugging Face name (`org/name`), or one rank's slice of it.
@@ -55,6 +57,7 @@ def load_model(
         name: what to load; see `miniserve models list`.
         dtype, device, backend, quantization: see `choices.choose`.
         communicator: says which slice, and joins it to the others; without one, all of it is loaded.
+        experts: how they are shared out whole among the ranks; None: each rank has a slice of every one.
         progress: called with (tensors done, tensors in all).
 
     Raises:
@@ -66,7 +69,7 @@ def load_model(
     has_experts = checkpoint.config.moe is not None
     choices = choices.for_file(checkpoint.stored, has_experts=has_experts, asked=quantization)
     tokenizer = checkpoint.tokenizer()
-    decoder = load_decoder(checkpoint, choices, communicator, progress)
+    decoder = load_decoder(checkpoint, choices, communicator, experts, progress)
     return LoadedModel(files, checkpoint.config, decoder, tokenizer, choices)
 
 
@@ -74,11 +77,13 @@ def load_decoder(
     checkpoint: Checkpoint,
     choices: Choices,
     communicator: Communicator = ALONE,
+    experts: ExpertOptions | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """A checkpoint's decoder, or one rank's slice of it, by choices made for that file. See `load_model`."""
+    plan = plan_experts(checkpoint.config, communicator.size, experts) if experts else None
     if communicator.size > 1:
-        checkpoint = ShardedCheckpoint(checkpoint, communicator.rank, communicator.size)
+        checkpoint = ShardedCheckpoint(checkpoint, communicator.rank, communicator.size, plan)
     decoder = load_weights(
         checkpoint,
         dtype=choices.dtype,
@@ -88,6 +93,7 @@ def load_decoder(
         quantization=choices.quantization,
         rows=choices.backend == "triton",
         communicator=communicator,
+        experts=plan,
         progress=progress,
     )
     if choices.backend == "cpu":

@@ -3,8 +3,9 @@
 Heads and the width of feed-forward layers are shared out evenly. Q, K, V, gate and up are split by rows, so that a rank
 has whole heads and whole columns of the feed-forward layer; the output and down projections by columns, so that what
 they give are parts of a sum, one after attention and one after the feed-forward layer. Of a mixture each rank holds
-such a slice of every expert. Embedding, unembedding, norms and routers are whole on each: only rank 0 needs logits, and
-the others, which see no requests, would have to be told for which rows.
+such a slice of every expert, or, by an `ExpertPlan`, some of the experts whole. Embedding, unembedding, norms and
+routers are whole on each: only rank 0 needs logits, and the others, which see no requests, would have to be told for
+which rows.
 Source: Shoeybi et al. 2019, "Megatron-LM", section 3.
 
 A slice of a model has the shape of a smaller model. So its config is a `ModelConfig`, and its plan of weights, its
@@ -23,12 +24,13 @@ from miniserve.kernels.groups import GROUP, Bits, Groups
 from miniserve.kernels.scaled_gemm import Rows
 from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.config import ModelConfig
+from miniserve.model.expert_plan import ExpertPlan
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 from miniserve.model.weights import check_plan, weight_plan
 
 
-def sharded_config(config: ModelConfig, size: int) -> ModelConfig:
-    """The shape of what one of `size` ranks holds.
+def sharded_config(config: ModelConfig, size: int, *, whole_experts: bool = False) -> ModelConfig:
+    """The shape of what one of `size` ranks holds, a slice of every expert or `whole_experts`.
 
     Raises:
         InvalidRequestError: the model cannot be shared out evenly among so many. Names what cannot, and the numbers.
@@ -38,14 +40,16 @@ def sharded_config(config: ModelConfig, size: int) -> ModelConfig:
     sizes = {"num_kv_heads": config.num_kv_heads, "num_heads": config.num_heads}
     if any(not config.is_sparse(layer) for layer in range(config.num_layers)):
         sizes["intermediate_size"] = config.intermediate_size
-    if config.moe:
+    if config.moe and not whole_experts:
         sizes["an expert's intermediate_size"] = config.moe.intermediate_size
     for name, value in sizes.items():
         if value % size:
             raise InvalidRequestError(
                 f"tensor_parallel_size is {size}: it must divide {name}, which is {value} in this model"
             )
-    moe = config.moe and replace(config.moe, intermediate_size=config.moe.intermediate_size // size)
+    moe = config.moe
+    if moe and not whole_experts:
+        moe = replace(moe, intermediate_size=moe.intermediate_size // size)
     return replace(
         config,
         num_heads=config.num_heads // size,
@@ -69,19 +73,22 @@ class ShardedCheckpoint(Checkpoint):
     Args:
         whole: where it is cut from.
         rank, size: which of how many.
+        experts: which rank holds which, if they are shared out whole.
 
     Raises:
         InvalidRequestError: see `sharded_config`.
         TensorError: the whole is not what its config says; see `check_plan`.
     """
 
-    def __init__(self, whole: Checkpoint, rank: int, size: int) -> None:
+    def __init__(self, whole: Checkpoint, rank: int, size: int, experts: ExpertPlan | None = None) -> None:
         self.path, self.stored, self._whole = whole.path, whole.stored, whole
-        self.config = sharded_config(whole.config, size)
+        self.config = sharded_config(whole.config, size, whole_experts=experts is not None)
+        self.held = experts.held(rank) if experts else None
         check_plan(whole)
         self.shapes = {}
         self._cuts: dict[str, _Cut | None] = {}
-        for mine, full in zip(weight_plan(self.config), weight_plan(whole.config), strict=True):
+        plans = weight_plan(self.config, self.held), weight_plan(whole.config, self.held)
+        for mine, full in zip(*plans, strict=True):
             self.shapes[mine.name] = mine.shape
             split = [dim for dim, (part, all_) in enumerate(zip(mine.shape, full.shape, strict=True)) if part != all_]
             assert len(split) <= 1, "a tensor is cut in one dimension"

@@ -7,7 +7,7 @@ of few bits are packed one by one, as their last tensor comes in: at no time are
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -25,8 +25,10 @@ from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder, Linear
+from miniserve.model.expert_plan import ExpertPlan
 
 Form = Bits | Format  # groups of so many bits, or rows of a format
+Held = Mapping[int, Sequence[int]]  # the experts that a rank holds of each sparse layer
 
 
 class Part(NamedTuple):
@@ -39,8 +41,8 @@ class Part(NamedTuple):
     expert: int | None = None
 
 
-def weight_plan(config: ModelConfig) -> Iterator[Part]:
-    """Every tensor the decoder needs, in the decoder's order."""
+def weight_plan(config: ModelConfig, held: Held | None = None) -> Iterator[Part]:
+    """Every tensor the decoder needs, in the decoder's order; of experts, if only some are held, those."""
     hidden = config.hidden_size
     embedding = "unembed.weight" if config.tie_embeddings else "embed"
     yield Part("model.embed_tokens.weight", embedding, (config.vocab_size, hidden))
@@ -49,7 +51,7 @@ def weight_plan(config: ModelConfig) -> Iterator[Part]:
         yield Part(theirs + "input_layernorm.weight", ours + "attention_norm.weight", (hidden,))
         yield from _attention(config, theirs + "self_attn.", ours + "attention.")
         yield Part(theirs + "post_attention_layernorm.weight", ours + "mlp_norm.weight", (hidden,))
-        yield from _mlp(config, layer, theirs + "mlp.", ours + "mlp.")
+        yield from _mlp(config, layer, theirs + "mlp.", ours + "mlp.", held)
     yield Part("model.norm.weight", "norm.weight", (hidden,))
     if not config.tie_embeddings:
         yield Part("lm_head.weight", "unembed.weight", (config.vocab_size, hidden))
@@ -70,14 +72,14 @@ def _attention(config: ModelConfig, theirs: str, ours: str) -> Iterator[Part]:
         yield Part(f"{theirs}{kind}_norm.weight", f"{ours}{kind}_norm.weight", (size,))
 
 
-def _mlp(config: ModelConfig, layer: int, theirs: str, ours: str) -> Iterator[Part]:
+def _mlp(config: ModelConfig, layer: int, theirs: str, ours: str, held: Held | None) -> Iterator[Part]:
     moe = config.moe if config.is_sparse(layer) else None
     if moe is None:
         yield from _gated(config.hidden_size, config.intermediate_size, theirs, ours, ".weight", None)
         return
     yield Part(theirs + "gate.weight", ours + "router.weight", (moe.num_experts, config.hidden_size))
-    for expert in range(moe.num_experts):
-        yield from _gated(config.hidden_size, moe.intermediate_size, f"{theirs}experts.{expert}.", ours, "", expert)
+    for at, expert in enumerate(range(moe.num_experts) if held is None else held[layer]):
+        yield from _gated(config.hidden_size, moe.intermediate_size, f"{theirs}experts.{expert}.", ours, "", at)
 
 
 def _gated(hidden: int, inner: int, theirs: str, ours: str, suffix: str, expert: int | None) -> Iterator[Part]:
@@ -93,7 +95,7 @@ def check_plan(checkpoint: Checkpoint) -> list[Part]:
         TensorError: a tensor is missing, has another shape, or is one the decoder has no place for.
     """
     plan, unplanned = [], set(checkpoint.shapes)
-    for part in weight_plan(checkpoint.config):
+    for part in weight_plan(checkpoint.config, checkpoint.held):
         found = checkpoint.shapes.get(part.name)
         if found is None:
             raise TensorError(f"{checkpoint.path}: tensor {part.name} {list(part.shape)} is missing")
@@ -118,6 +120,7 @@ def load_weights(
     quantization: str = "none",
     rows: bool = False,
     communicator: Communicator = ALONE,
+    experts: ExpertPlan | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """A decoder with the checkpoint's weights, converted one tensor at a time.
@@ -128,7 +131,7 @@ def load_weights(
         quantization: of linear layers: "none", "int8", "int4", "fp8" or "file" (see `choices.choose`). Embedding,
             norms, routers and experts stay in `dtype`.
         rows: whether "int8" means rows with a scale, as a GPU reads them, and not groups.
-        communicator: of the decoder, if the checkpoint is one rank's slice.
+        communicator, experts: of the decoder, if the checkpoint is one rank's slice.
         progress: called with (tensors done, tensors in all) after each tensor.
 
     Raises:
@@ -143,6 +146,7 @@ def load_weights(
         ops=ops,
         compute_dtype=compute_dtype,
         communicator=communicator,
+        experts=experts,
     )
     targets: dict[str, Tensor] = dict(decoder.named_parameters())
     packed = packed_forms(checkpoint, decoder, plan, quantization, rows=rows)

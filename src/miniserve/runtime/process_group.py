@@ -4,6 +4,7 @@ A group is an object, not torch's default one, so that two engines can live in o
 The ranks find each other through a file. All are on one machine.
 """
 
+from collections.abc import Sequence
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from miniserve.errors import RankError
+from miniserve.model.communicator import as_bytes
 
 # How long a rank waits for another in the middle of a step, or to arrive at the start. They do the same work at the
 # same time, so a wait is short unless the machine stalls or one compiles a kernel; a rank that has died is noticed at
@@ -58,8 +60,29 @@ class GlooGroup:
             for work in works:
                 work.wait()
         except RuntimeError as error:
-            raise RankError(f"rank {self.rank} got nothing from another rank: {error}") from error
+            raise self._got_nothing(error) from error
         return reduce(torch.add, parts)
+
+    def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """See `Communicator.all_to_all`.
+
+        Raises:
+            RankError: a rank is gone, or hangs.
+        """
+        try:
+            return _all_to_all(self._group, x, sent, received)
+        except RuntimeError as error:
+            raise self._got_nothing(error) from error
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See `Communicator.all_gather`, and `all_to_all`."""
+        try:
+            return _all_gather(self._group, x, self.size)
+        except RuntimeError as error:
+            raise self._got_nothing(error) from error
+
+    def _got_nothing(self, error: RuntimeError) -> RankError:
+        return RankError(f"rank {self.rank} got nothing from another rank: {error}")
 
     def abort(self) -> None:
         """Nothing: the connections of a process that is gone are closed, and that ends the waits for it."""
@@ -86,6 +109,14 @@ class NcclGroup:
         self._group.allreduce([x]).wait()
         return x
 
+    def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """See `Communicator.all_to_all`. Queued on the current stream."""
+        return _all_to_all(self._group, x, sent, received)
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """See `Communicator.all_gather`. Queued on the current stream."""
+        return _all_gather(self._group, x, self.size)
+
     def abort(self) -> None:
         """End what waits on this rank's GPU for another, which nothing else would; its results mean nothing."""
         self._group.abort()
@@ -103,6 +134,21 @@ def connect(rank: int, size: int, file: Path, device: torch.device) -> Group:
     if device.type == "cuda":
         return NcclGroup(rank, size, file, device)
     return GlooGroup(rank, size, file)
+
+
+def _all_to_all(group: Any, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+    """As bytes, which every library moves; into zeros: counts that an abort cuts short stay lengths."""
+    given = as_bytes(x)
+    got = given.new_zeros(sum(received), given.shape[1])
+    group.alltoall_base(got, given, list(received), list(sent)).wait()
+    return got.view(x.dtype)
+
+
+def _all_gather(group: Any, x: Tensor, size: int) -> Tensor:
+    given = as_bytes(x)
+    got = given.new_empty(size * len(given), given.shape[1])
+    group._allgather_base(got, given).wait()
+    return got.view(x.dtype)
 
 
 def _store(file: Path, size: int) -> Any:

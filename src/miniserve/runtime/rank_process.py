@@ -18,7 +18,9 @@ from typing import NamedTuple
 
 import torch
 
+from miniserve.errors import RankError
 from miniserve.model.choices import choose_device
+from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import load_model
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.kv_cache import KVCache
@@ -33,7 +35,7 @@ class Job(NamedTuple):
     Attributes:
         rank, size: which of how many.
         model: a path on this machine.
-        device, dtype, backend, quantization: as `load_model` takes them.
+        device, dtype, backend, quantization, experts: as `load_model` takes them.
         threads: of the CPU.
         meeting_file: see `process_group`.
     """
@@ -45,6 +47,7 @@ class Job(NamedTuple):
     dtype: str
     backend: str
     quantization: str
+    experts: ExpertOptions | None
     threads: int
     meeting_file: Path
 
@@ -66,9 +69,10 @@ class CacheShape(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """A rank's last words."""
+    """A rank's last words; whether all that happened to it is that another was gone."""
 
     traceback: str
+    lost_another: bool
 
 
 @torch.inference_mode()
@@ -88,6 +92,7 @@ def serve(pipe: Connection) -> None:
         backend=job.backend,
         quantization=job.quantization,
         communicator=communicator,
+        experts=job.experts,
     ).decoder
     while isinstance(asked := pipe.recv(), StepLimits):
         pipe.send(free_beside_steps(decoder, *asked))
@@ -108,8 +113,8 @@ def main() -> None:
         serve(pipe)
     except EOFError:
         pass  # rank 0 is gone
-    except Exception:
+    except Exception as error:
         with suppress(OSError):
-            pipe.send(Failed(traceback.format_exc()))
+            pipe.send(Failed(traceback.format_exc(), isinstance(error, RankError)))
         sys.stderr.flush()
         os._exit(1)  # at once: a wait for other ranks, which may never end, must not hold it

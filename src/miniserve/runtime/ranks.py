@@ -30,6 +30,7 @@ import torch
 from miniserve.errors import InvalidRequestError, RankError
 from miniserve.model.choices import choose_device
 from miniserve.model.decoder import Decoder
+from miniserve.model.expert_plan import ExpertOptions, plan_experts
 from miniserve.model.load import open_checkpoint
 from miniserve.model.sharding import sharded_config
 from miniserve.model.sources.resolve import resolve
@@ -40,9 +41,14 @@ from miniserve.runtime.trial import free_beside_steps
 
 START_S = 120.0  # for a process to have torch imported
 LOAD_S = 1800.0  # to have its slice loaded: rank 0 loads one as large meanwhile, so most of this has passed by then
+CAUSE_S = 2.0  # after a rank has lost another, for what is known of that one
 NOTICE_S = 5.0  # after a failure, for what is known of a rank that is gone
 END_S = 5.0  # to end when told, before it is killed
 PROGRAM = "from miniserve.runtime.rank_process import main; main()"
+
+
+class _LostAnotherError(RankError):
+    """A rank that failed because another was gone."""
 
 
 class _Other(NamedTuple):
@@ -59,7 +65,7 @@ class Ranks:
     Until it is closed, torch's CPU threads in this process are shared out among all ranks, this one too.
 
     Args:
-        model, dtype, backend, quantization: as `load_model` takes them.
+        model, dtype, backend, quantization, experts: as `load_model` takes them.
         size: how many ranks, this one too; at least 2.
         device: "cpu", or the first of as many GPUs.
 
@@ -72,9 +78,22 @@ class Ranks:
         RankError: one did not start.
     """
 
-    def __init__(self, model: str, size: int, *, device: str, dtype: str, backend: str, quantization: str) -> None:
+    def __init__(
+        self,
+        model: str,
+        size: int,
+        *,
+        device: str,
+        dtype: str,
+        backend: str,
+        quantization: str,
+        experts: ExpertOptions | None = None,
+    ) -> None:
         files = resolve(model)
-        sharded_config(open_checkpoint(files).config, size)
+        config = open_checkpoint(files).config
+        if experts:
+            plan_experts(config, size, experts)
+        sharded_config(config, size, whole_experts=experts is not None)
         devices = _devices(device, size)
         self.device = devices[0]
         self._lost: list[str] = []  # why no step can be computed any more, once that is so
@@ -89,8 +108,8 @@ class Ranks:
         file = Path(folder.name) / "ranks"
         try:
             for rank in range(1, size):
-                job = Job(rank, size, str(files.path), devices[rank], dtype, backend, quantization, threads, file)
-                self._others.append(_start(job))
+                how = devices[rank], dtype, backend, quantization, experts
+                self._others.append(_start(Job(rank, size, str(files.path), *how, threads, file)))
             for other in self._others:
                 _receive(other, START_S)
             self.communicator: Group = self._connect(size, file)
@@ -239,7 +258,8 @@ def _receive(other: _Other, timeout_s: float) -> Any:
     except (EOFError, OSError):
         raise RankError(f"rank {other.rank} (process {other.process.pid}) {_ending(other.process)}") from None
     if isinstance(said, Failed):
-        raise RankError(f"rank {other.rank} (process {other.process.pid}) failed:\n{said.traceback}")
+        kind = _LostAnotherError if said.lost_another else RankError
+        raise kind(f"rank {other.rank} (process {other.process.pid}) failed:\n{said.traceback}")
     return said
 
 
@@ -254,14 +274,26 @@ def _ending(process: subprocess.Popen[bytes]) -> str:
 
 
 def _watch(others: list[_Other], lost: list[str], communicator: Group) -> None:
-    """Sleep until a rank says that it failed, or is gone; then end this rank's waits for it."""
-    ready = wait([other.pipe for other in others])
-    first = next(other for other in others if other.pipe in ready)
-    try:
-        _receive(first, 0)
-    except RankError as error:
-        lost.append(str(error))
+    """Sleep until a rank says that it failed, or is gone; then end this rank's waits for it.
+
+    Of several the one that lost no other is the cause, whichever is heard first.
+    """
+    lost.append(_cause(list(others)))
     communicator.abort()
+
+
+def _cause(others: list[_Other]) -> str:
+    followed = ""
+    while others and (ready := wait([each.pipe for each in others], CAUSE_S if followed else None)):
+        for other in [each for each in others if each.pipe in ready]:
+            others.remove(other)
+            try:
+                _receive(other, 0)
+            except _LostAnotherError as error:
+                followed = followed or str(error)
+            except RankError as error:
+                return str(error)
+    return followed
 
 
 def _end(
