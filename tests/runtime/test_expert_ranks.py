@@ -8,6 +8,7 @@ import time
 
 import psutil
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from miniserve.cli import app
@@ -82,6 +83,19 @@ def test_four_ranks_give_the_same_tokens_until_one_is_killed(directory, expected
     llm.close()
     _, alive = psutil.wait_procs([psutil.Process(pid) for pid in pids if psutil.pid_exists(pid)], 20)
     assert not alive
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two NVIDIA GPUs")
+def test_two_gpus(directory, expected):
+    """The same over NCCL, where the host waits for counts that a rank which is gone will not send."""
+    how = {"dtype": "float32", "device": "cuda", "max_model_len": 64, "kv_cache_memory": 2**22}
+    with LLM(str(directory), **how, tensor_parallel_size=2, expert_parallel=True, redundant_experts=2) as llm:
+        assert tokens(llm) == [*expected, expected[0]]
+        (pid,) = others()
+        os.kill(pid, signal.SIGSTOP)
+        threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
+        with pytest.raises(RankError, match="was ended by SIGKILL"):
+            llm.generate(PROMPTS, GREEDY)
 
 
 def test_what_is_refused_starts_no_process(directory, tiny_directory):

@@ -1,0 +1,274 @@
+"""Experts whole on several ranks: what travels, what share of a step that takes, and how even the ranks' work is.
+
+Bytes: what rank 0 sends for its own tokens and gets back for them, a token and sparse layer, beside what the shape says
+of experts chosen evenly and independently (`expected_bytes`).
+
+Time: engines of 1, 2 and 4 ranks on this CPU in turn, one thread each, with prompts and with decode steps; of 2 and 4
+also with a slice of every expert on each rank. The share is rank 0's in exchanges, waits for slower ranks included.
+
+Balance: the experts that the model's router chooses in a text. Placements are made by the loads of its first half and
+judged on its second: answers of the busiest rank as a multiple of the mean, by the rule that the engine goes by. Over
+the whole half, which a placement can do something about; and step by step, which is what is waited for.
+
+    python benchmarks/expert_parallel.py --model DIRECTORY [--text FILE...] [--out results/expert_parallel.json]
+
+Some minutes on two cores.
+"""
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from miniserve.bench.record import write_record
+from miniserve.core.sampling_params import SamplingParams
+from miniserve.kernels import reference
+from miniserve.llm import LLM
+from miniserve.model.cache import NoCache
+from miniserve.model.communicator import Communicator
+from miniserve.model.config import ModelConfig
+from miniserve.model.decoder import Decoder, SparseMLP
+from miniserve.model.expert_parallel import ID_BYTES, ExpertExchange
+from miniserve.model.expert_plan import ExpertPlan
+from miniserve.model.load import LoadedModel, load_model
+
+TEXT = ("book/05_kv_cache.md", "book/09_disaggregation.md")
+RANKS = (1, 2, 4)
+DEVICES = (2, 4, 8)
+STEP_TOKENS = 256  # of a step whose balance is looked at
+PROMPTS, PROMPT_TOKENS = 2, 128  # one step of prompts
+STREAMS, NEW_TOKENS = 16, 24  # decode steps
+ROUNDS = 5
+
+
+class Meter:
+    """A communicator that counts seconds, and bytes on behalf of this rank's tokens; to itself it sends for nothing."""
+
+    def __init__(self, inner: Communicator) -> None:
+        self.inner, self.rank, self.size = inner, inner.rank, inner.size
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from nothing."""
+        self.seconds = {"exchange": 0.0, "all_reduce": 0.0}
+        self.bytes = dict.fromkeys(("counts", "dispatch", "combine", "gather"), 0)
+        self.tokens = 0
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """Timed."""
+        return self._timed("all_reduce", lambda: self.inner.all_reduce(x))
+
+    def all_to_all(self, x: Tensor, sent: Sequence[int], received: Sequence[int]) -> Tensor:
+        """Counts and rows of this rank's tokens leave it; answers for them come."""
+        row_bytes = x.shape[1] * x.element_size()
+        kind = {torch.int64: "counts", torch.uint8: "dispatch"}.get(x.dtype, "combine")
+        rows = received if kind == "combine" else sent
+        self.bytes[kind] += row_bytes * (sum(rows) - rows[self.rank])
+        return self._timed("exchange", lambda: self.inner.all_to_all(x, sent, received))
+
+    def all_gather(self, x: Tensor) -> Tensor:
+        """Every row to every other rank."""
+        self.tokens += len(x)
+        self.bytes["gather"] += x.nbytes * (self.size - 1)
+        return self._timed("exchange", lambda: self.inner.all_gather(x))
+
+    def _timed(self, kind: str, call: Callable[[], Tensor]) -> Tensor:
+        began = time.perf_counter()
+        result = call()
+        self.seconds[kind] += time.perf_counter() - began
+        return result
+
+
+def meter(decoder: Decoder) -> Meter:
+    """Put one in the place of a decoder's communicator."""
+    metered = Meter(decoder.communicator)
+    for module in decoder.modules():
+        for owner in (module, getattr(module, "exchange", None)):
+            if owner is not decoder and getattr(owner, "communicator", None) is decoder.communicator:
+                owner.communicator = metered
+    return metered
+
+
+def expected_bytes(config: ModelConfig, ranks: int, element_bytes: int) -> dict[str, float]:
+    """Bytes a token and layer, if each token chose its K of E experts evenly and independently, E/N to a rank.
+
+    A row goes to each other rank on which at least one of its experts is; an answer comes for each expert elsewhere.
+    """
+    assert config.moe
+    experts, choices, row = config.moe.num_experts, config.moe.experts_per_token, config.hidden_size * element_bytes
+    none_there = math.comb(experts - experts // ranks, choices) / math.comb(experts, choices)
+    return {
+        "dispatch": (ranks - 1) * (1 - none_there) * (row + ID_BYTES * choices),
+        "combine": choices * (ranks - 1) / ranks * row,
+        "gather": (ranks - 1) * row,
+    }
+
+
+def exchanges(model: str, tokens: list[int], console: Console) -> dict[str, Any]:
+    """Steps on 1, 2 and 4 ranks in turn."""
+    ways = [(ranks, whole) for ranks in RANKS for whole in ((False, True) if ranks > 1 else (False,))]
+    decode = [tokens[8 * each : 8 * each + 8] for each in range(STREAMS)]
+    prompts = [tokens[PROMPT_TOKENS * each :][:PROMPT_TOKENS] for each in range(PROMPTS)]
+    work = {"prompts": (prompts, 1), "decode": (decode, NEW_TOKENS)}
+    found: dict[tuple[int, bool], dict[str, list[dict[str, float]]]] = {
+        way: {kind: [] for kind in work} for way in ways
+    }
+    meters, answers = {}, set()
+    with ExitStack() as stack:
+        engines = {}
+        for ranks, whole in ways:
+            console.print(f"{ranks} ranks, experts {'whole' if whole else 'in slices'}")
+            llm = LLM(
+                model, dtype="float32", device="cpu", tensor_parallel_size=ranks, expert_parallel=whole,
+                kv_cache_memory=2**26, enable_prefix_caching=False, max_model_len=256,
+            )  # fmt: skip
+            engines[ranks, whole] = stack.enter_context(llm)
+            meters[ranks, whole] = meter(llm.model.decoder)
+        for turn in range(ROUNDS + 1):
+            for way, llm in engines.items():
+                for kind, (texts, new) in work.items():
+                    meters[way].reset()
+                    began = time.perf_counter()
+                    outputs = llm.generate(texts, SamplingParams(max_tokens=new, ignore_eos=True))
+                    measured = {"seconds": time.perf_counter() - began} | meters[way].seconds
+                    answers.add((kind, tuple(tuple(out.token_ids) for out in outputs)))
+                    if turn:  # the first warms up
+                        found[way][kind].append(measured)
+        assert len(answers) == len(work), "all ways give the same tokens"
+        decoder = engines[RANKS[-1], True].model.decoder
+        rows = [_row(way, found[way], meters[way], decoder) for way in ways]
+    return {"threads_per_rank": 1, "rounds": ROUNDS, "same_tokens": True, "ways": rows}
+
+
+def _row(
+    way: tuple[int, bool], found: dict[str, list[dict[str, float]]], metered: Meter, decoder: Decoder
+) -> dict[str, Any]:
+    ranks, whole = way
+    row: dict[str, Any] = {"ranks": ranks, "experts": "whole" if whole else "sliced" if ranks > 1 else "alone"}
+    for kind, rounds in found.items():
+        row[kind] = {
+            "seconds": statistics.median(each["seconds"] for each in rounds),
+            "exchange_share": statistics.median(each["exchange"] / each["seconds"] for each in rounds),
+            "all_reduce_share": statistics.median(each["all_reduce"] / each["seconds"] for each in rounds),
+        }
+    if whole:
+        measured = {kind: each / metered.tokens for kind, each in metered.bytes.items()}
+        expected = expected_bytes(decoder.config, ranks, decoder.compute_dtype.itemsize)
+        row["bytes_per_token_and_layer"] = {"of": "decode", "measured": measured, "expected": expected}
+    return row
+
+
+@torch.inference_mode()
+def routing(model: LoadedModel, tokens: list[int]) -> list[Tensor]:
+    """The experts chosen for each token in each sparse layer, the text read in windows: [T, K] each."""
+    chosen: list[list[Tensor]] = []
+    hooks = []
+    for layer in model.decoder.layers:
+        if isinstance(layer.mlp, SparseMLP):
+            chosen.append([])
+            hooks.append(layer.mlp.router.register_forward_hook(_keep(chosen[-1], layer.mlp.moe.experts_per_token)))
+    for window in windows(tokens, min(512, model.config.max_position_embeddings)):
+        ids = torch.tensor(window)
+        model.decoder(ids, torch.arange(len(ids)), NoCache(model.config))
+    for hook in hooks:
+        hook.remove()
+    return [torch.cat(each) for each in chosen]
+
+
+def _keep(into: list[Tensor], choices: int) -> Callable[..., None]:
+    def hook(_module: torch.nn.Module, _given: object, scores: Tensor) -> None:
+        into.append(reference.route(scores, choices, False)[1])
+
+    return hook
+
+
+def windows(tokens: list[int], size: int) -> Iterator[list[int]]:
+    """Whole windows only."""
+    return (tokens[at : at + size] for at in range(0, len(tokens) - size + 1, size))
+
+
+def answers_by_rank(ids: Tensor, held: Sequence[Sequence[int]], num_experts: int) -> Tensor:
+    """Answers that each rank gives in each step of `STEP_TOKENS` tokens: ids [T, K] -> [steps, ranks]."""
+    size = len(held)
+    ends = [
+        ExpertExchange(held, num_experts, SimpleNamespace(rank=rank, size=size), torch.device("cpu"))
+        for rank in range(size)
+    ]
+    found = torch.zeros(len(ids) // STEP_TOKENS, size)
+    for step in range(len(found)):
+        here = ids[step * STEP_TOKENS : (step + 1) * STEP_TOKENS]
+        for end, share in zip(ends, here.chunk(size), strict=True):
+            found[step] += torch.bincount(end.ranks_asked(share).flatten(), minlength=size)
+    return found
+
+
+def imbalances(answers: Tensor) -> dict[str, float]:
+    """[steps, ranks] -> the busiest as a multiple of the mean: of all steps together, and the steps' mean."""
+    busiest = answers.amax(-1) / answers.mean(-1)
+    total = answers.sum(0)
+    return {"whole": float(total.max() / total.mean()), "steps": float(busiest.mean())}
+
+
+def balance(model: LoadedModel, tokens: list[int]) -> dict[str, Any]:
+    """Placements by the first half's loads, judged on both."""
+    moe, chosen = model.config.moe, routing(model, tokens)
+    assert moe
+    half = len(chosen[0]) // 2 // STEP_TOKENS * STEP_TOKENS
+    halves = {"seen": [ids[:half] for ids in chosen], "unseen": [ids[half : 2 * half] for ids in chosen]}
+    loads = [torch.bincount(ids.flatten(), minlength=moe.num_experts).tolist() for ids in halves["seen"]]
+    by_layer = iter(loads)
+    placed_by = [next(by_layer) if model.config.is_sparse(layer) else [] for layer in range(model.config.num_layers)]
+    rows = []
+    for devices in (each for each in DEVICES if moe.num_experts % each == 0):
+        for redundant, known in ((0, None), (0, placed_by), (devices, placed_by), (2 * devices, placed_by)):
+            if redundant > moe.num_experts * (devices - 1):
+                continue
+            plan = ExpertPlan.of(model.config, devices, redundant, known)
+            row: dict[str, Any] = {"devices": devices, "redundant": redundant, "by": "loads" if known else "turns"}
+            for name, ids in halves.items():
+                held = [ranks for ranks in plan.layers if ranks]
+                pairs = zip(ids, held, strict=True)
+                layers = [imbalances(answers_by_rank(each, ranks, moe.num_experts)) for each, ranks in pairs]
+                row[name] = {kind: statistics.mean(each[kind] for each in layers) for kind in ("whole", "steps")}
+                row[name]["worst_layer"] = max(each["whole"] for each in layers)
+            rows.append(row)
+    return {
+        "tokens_of_each_half": half, "step_tokens": STEP_TOKENS, "experts": moe.num_experts,
+        "experts_per_token": moe.experts_per_token, "loads_of_first_half": loads, "placements": rows,
+    }  # fmt: skip
+
+
+def main() -> None:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", type=Path, nargs="+", default=[Path(each) for each in TEXT])
+    parser.add_argument("--out", type=Path, default=Path("results/expert_parallel.json"))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    console = Console(stderr=True)
+    model = load_model(args.model, dtype="float32", device="cpu")
+    tokens = model.tokenizer.encode("\n".join(each.read_text(encoding="utf-8") for each in args.text))
+    config = model.config
+    shape = {
+        "hidden": config.hidden_size, "layers": config.num_layers, "kv_heads": config.num_kv_heads,
+        "sparse_layers": sum(map(config.is_sparse, range(config.num_layers))),
+    }  # fmt: skip
+    data = {"model": model.files.name, "shape": shape, "text": [str(each) for each in args.text]}
+    data |= {"balance": balance(model, tokens), "exchange": exchanges(args.model, tokens, console)}
+    Console().print_json(data=data)
+    text = " ".join(map(str, args.text))
+    write_record(args.out, data, f"python benchmarks/expert_parallel.py --model {args.model} --text {text}", "cpu")
+
+
+if __name__ == "__main__":
+    main()
