@@ -1,5 +1,7 @@
 """Tokens to their experts and back: bit for bit what a plain loop gives, however experts and tokens are spread."""
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -171,6 +173,28 @@ def test_bfloat16_is_as_near_as_without_ranks(tiny_directory):
     alone = (logits_of(checkpoint, 1, None, "bfloat16")[0] - expected).abs().mean()
     apart = (logits_of(checkpoint, 4, ExpertOptions(4), "bfloat16")[0] - expected).abs().mean()
     assert apart < 1.5 * alone < 0.1
+
+
+def test_a_layer_gives_the_same_bits_wherever_experts_lie(compiled, tiny_directory):
+    """With the C++ kernels, whose rows do not hang on their batch: some tokens, one, and padding."""
+    checkpoint = SafetensorsCheckpoint(tiny_directory("olmoe")[0])
+    choices = choose("cpu", dtype="float32", backend="cpu")
+    x = torch.randn(13, checkpoint.config.hidden_size, generator=torch.Generator().manual_seed(1))
+    padding = torch.arange(13)[:, None] == 5
+
+    @torch.inference_mode()
+    def compute(communicator, experts=None):
+        layer = load_decoder(checkpoint, choices, communicator, experts).layers[1].mlp
+        return torch.cat([layer(x, padding), layer(x[:1], padding[:1])])
+
+    (alone,) = ThreadRanks(1).run(compute)
+    found = []
+    for redundant in (0, 2, 6):
+        found += ThreadRanks(2).run(partial(compute, experts=ExpertOptions(redundant)))
+    assert all(torch.equal(each, found[0]) for each in found)
+    assert torch.equal(found[0][0], found[0][13])
+    assert (found[0] - alone).abs().max() < 1e-6
+    assert not found[0][5].any()
 
 
 class Counting(SafetensorsCheckpoint):
