@@ -95,25 +95,24 @@ def test_a_cpu_expands_and_says_so(saved, backend):
 
 
 @pytest.mark.parametrize(
-    ("capability", "scheme", "experts", "quantization", "note"),
+    ("capability", "scheme", "quantization", "note"),
     [
-        ((8, 9), "fp8-row", False, "file", ""),
-        ((9, 0), "fp8-row", True, "file", "E4M3 experts are expanded to bfloat16"),
-        ((8, 0), "fp8-row", False, "none", "E4M3 weights are expanded to bfloat16: it needs compute capability 8.9"),
-        ((8, 0), "int8-row", False, "file", ""),
-        ((9, 0), "fp8-block", False, "none", r"a scale for each block of \(128, 128\) is not one for each row"),
+        ((8, 9), "fp8-row", "file", ""),
+        ((8, 0), "fp8-row", "none", "E4M3 weights are expanded to bfloat16: it needs compute capability 8.9"),
+        ((8, 0), "int8-row", "file", ""),
+        ((9, 0), "fp8-block", "none", r"a scale for each block of \(128, 128\) is not one for each row"),
     ],
 )
-def test_what_a_gpu_does_with_them(saved, monkeypatch, capability, scheme, experts, quantization, note):
+def test_what_a_gpu_does_with_them(saved, monkeypatch, capability, scheme, quantization, note):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     on_gpu = Choices(torch.device("cuda"), "triton", torch.bfloat16, torch.bfloat16, "none")
     stored = SafetensorsCheckpoint(saved("llama", scheme)[0]).stored
-    made = on_gpu.for_file(stored, has_experts=experts, asked="auto")
+    made = on_gpu.for_file(stored, asked="auto")
     assert made.quantization == quantization
     assert bool(made.note) == bool(note)
     assert re.search(note, made.note)
-    assert on_gpu.for_file(stored, has_experts=experts, asked="none") is on_gpu
-    assert on_gpu.for_file(None, has_experts=experts, asked="auto") is on_gpu
+    assert on_gpu.for_file(stored, asked="none") is on_gpu
+    assert on_gpu.for_file(None, asked="auto") is on_gpu
 
 
 def faults():

@@ -16,6 +16,12 @@ FORMS = [{"dtype": "float32"}, {"dtype": "bfloat16"}, {"quantization": "int8"}, 
 BLOCK = 4
 
 
+@pytest.fixture(autouse=True)
+def no_bfloat16_products(monkeypatch):
+    """Or this processor's would be used for a step of 17 tokens."""
+    monkeypatch.setattr("miniserve.kernels.cpu.linear.has_bf16_products", lambda: False)
+
+
 def batch():
     """A prompt, a chunk in the middle of another, and one token of a third."""
     parts = []
@@ -26,7 +32,7 @@ def batch():
     return Batch.from_step(Step(parts), BLOCK, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("family", ["llama", "smollm2", "qwen2", "qwen3", "llama3-rope"])
+@pytest.mark.parametrize("family", ["llama", "smollm2", "qwen2", "qwen3", "llama3-rope", "mixtral"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_equals_the_decoder(compiled, tiny_directory, family, form):
     model = load_model(str(tiny_directory(family)[0]), device="cpu", backend="cpu", **form)
@@ -47,8 +53,23 @@ def test_equals_the_decoder(compiled, tiny_directory, family, form):
         assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
 
 
-@pytest.mark.parametrize("family", ["mixtral", "olmoe", "qwen3_moe"])
-def test_mixtures_are_left_to_the_decoder(tiny_directory, family):
+def test_counts_what_the_decoder_counts(compiled, tiny_directory):
+    decoder, step = load_model(str(tiny_directory("mixtral")[0]), device="cpu", backend="cpu").decoder, batch()
+    counts, cache = (
+        decoder.count_experts(),
+        KVCache(decoder.config, 30, BLOCK, dtype=decoder.dtype, device=decoder.device),
+    )
+    with torch.inference_mode():
+        OneCall.of(decoder)(step.token_ids, step.positions, cache.layers, step.paged)
+        together = counts.clone()
+        counts.zero_()
+        decoder(step.token_ids, step.positions, PagedAttention(decoder.ops, cache, step))
+    assert torch.equal(together, counts)
+    assert (counts.sum(1) == len(step.token_ids) * decoder.config.moe.experts_per_token).all()
+
+
+@pytest.mark.parametrize("family", ["olmoe", "qwen3_moe"])
+def test_norms_over_all_heads_and_experts_of_48_are_left_to_the_decoder(tiny_directory, family):
     assert OneCall.of(load_model(str(tiny_directory(family)[0]), device="cpu").decoder) is None
 
 

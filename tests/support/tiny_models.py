@@ -3,6 +3,7 @@
 transformers is the independent implementation that ours is compared with; nothing here is imported by miniserve.
 """
 
+import math
 from pathlib import Path
 
 import gguf
@@ -134,7 +135,7 @@ def export_gguf(model: hf.PreTrainedModel, family: str, path: Path, blocks: str 
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, head_dim))
     _add_tokenizer(writer, config.vocab_size)
     for name, tensor in _gguf_tensors(model, arch, config, experts):
-        if blocks and tensor.ndim == 2:
+        if blocks and tensor.ndim >= 2:
             kind = gguf.GGMLQuantizationType[blocks]
             writer.add_tensor(name, _random_blocks(tensor.shape, kind), raw_dtype=kind)
         else:
@@ -145,9 +146,9 @@ def export_gguf(model: hf.PreTrainedModel, family: str, path: Path, blocks: str 
     writer.close()
 
 
-def _random_blocks(shape: tuple[int, int], kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """[rows, bytes of a row]: any elements, scales (and minimums) of 0.01 to 0.02."""
-    rows, columns = shape
+def _random_blocks(shape: tuple[int, ...], kind: gguf.GGMLQuantizationType) -> np.ndarray:
+    """[..., rows, bytes of a row]: any elements, scales (and minimums) of 0.01 to 0.02."""
+    rows, columns = math.prod(shape[:-1]), shape[-1]
     per_block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
     rng = np.random.default_rng(rows + columns)
     blocks = rng.integers(0, 256, (rows, columns // per_block, block_bytes), np.uint8)
@@ -155,7 +156,7 @@ def _random_blocks(shape: tuple[int, int], kind: gguf.GGMLQuantizationType) -> n
     for at in (0, 2) if kind.name == "Q4_1" else (0,):
         halves = rng.uniform(0.01, 0.02, blocks.shape[:2]).astype(np.float16)
         blocks[..., at : at + 2] = halves[..., None].view(np.uint8)
-    return blocks.reshape(rows, -1)
+    return blocks.reshape(*shape[:-1], -1)
 
 
 def _add_tokenizer(writer: gguf.GGUFWriter, vocab_size: int) -> None:

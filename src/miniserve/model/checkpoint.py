@@ -164,13 +164,12 @@ class GGUFCheckpoint(Checkpoint):
         return tensor[_halves_from_pairs(len(tensor), heads)] if heads else tensor
 
     def bits(self, name: str) -> Bits | None:
-        """4 for Q4_0 and Q4_1, 8 for Q8_0; none for experts, which lie stacked."""
-        stored, expert = self._where[name]
-        return BLOCK_BITS.get(self._file.tensors[stored].type_id) if expert is None else None
+        """4 for Q4_0 and Q4_1, 8 for Q8_0."""
+        return BLOCK_BITS.get(self._file.tensors[self._where[name][0]].type_id)
 
     def groups(self, name: str) -> Groups:
         """One matrix in the file's own blocks."""
-        q, scale, minimum = self._file.blocks(self._where[name][0])
+        q, scale, minimum = self._file.blocks(*self._where[name])
         # Copies: the file is mapped read-only.
         groups = Groups(torch.tensor(q), torch.tensor(scale), None if minimum is None else torch.tensor(minimum))
         heads = self._paired_heads(name)

@@ -54,23 +54,21 @@ class Choices:
             return ops
         return cpu_ops if self.backend == "cpu" else reference
 
-    def for_file(self, stored: StoredFormat | None, *, has_experts: bool, asked: str) -> "Choices":
+    def for_file(self, stored: StoredFormat | None, *, asked: str) -> "Choices":
         """What becomes of a file's weights in 8 bits: they are kept if the device computes with them, else expanded.
 
         Args:
             stored: how the file has them; None: not in 8 bits with scales.
-            has_experts: whether there are mixtures of experts, whose weights are expanded in any case.
             asked: the quantization that the user gave. Only "auto", or "file" on a CPU, leaves it to the file.
         """
         if stored is None or asked not in ("auto", "file"):
             return self
         reason, wide = self._without_rows(stored), str(self.dtype).removeprefix("torch.")
-        if reason is None and not has_experts:
+        if reason is None:
             return replace(self, quantization="file")
-        which = "weights" if reason else "experts"
-        told = f"the file's {stored.name} {which} are expanded to {wide}: {reason or 'experts are not kept in 8 bits'}"
+        told = f"the file's {stored.name} weights are expanded to {wide}: {reason}"
         note = f"{self.note}; {told}" if self.note else told
-        return replace(self, quantization="none" if reason else "file", note=note)
+        return replace(self, quantization="none", note=note)
 
     def _without_rows(self, stored: StoredFormat) -> str | None:
         """Why the file's codes are not computed with, if so."""

@@ -23,12 +23,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniserve.kernels import reference
+from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
 from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig, MoE
 from miniserve.model.expert_parallel import ExpertExchange
 from miniserve.model.expert_plan import ExpertPlan
+
+STACKS = ("gate_up", "down")  # of a mixture
 
 
 class Attend(Protocol):
@@ -161,6 +164,31 @@ class SparseMLP(nn.Module):
         experts = len(self.exchange.held) if self.exchange else experts
         self.gate_up = place.parameter(experts, 2 * inner, hidden)
         self.down = place.parameter(experts, hidden, inner)
+        self._packed: dict[str, ExpertStack] = {}
+        #: [E + 1] int64: how many tokens each expert got, behind how many choices were padding; None: not counted.
+        self.counts: Tensor | None = None
+
+    @property
+    def experts(self) -> tuple[Tensor | ExpertStack, Tensor | ExpertStack]:
+        """gate_up and down: floats, or whatever they were packed to."""
+        first, second = (self._packed.get(name, getattr(self, name)) for name in STACKS)
+        return first, second
+
+    @property
+    def stacks(self) -> tuple[ExpertStack, ExpertStack]:
+        """gate_up and down as they lie in memory."""
+        first, second = map(ExpertStack.of, self.experts)
+        return first, second
+
+    @property
+    def packed(self) -> list[ExpertStack]:
+        """Those that are no parameters any more."""
+        return [*self._packed.values()]
+
+    def pack(self, name: str, stack: ExpertStack) -> None:
+        """Put "gate_up" or "down" in another form, or elsewhere in memory; the parameter's memory is given back."""
+        self._packed[name] = stack
+        setattr(self, name, nn.Parameter(getattr(self, name).new_empty(0), requires_grad=False))
 
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """x [T, H]; padding [T, 1] bool -> [T, H]. Padding goes to no expert, and what comes of it is 0."""
@@ -171,17 +199,20 @@ class SparseMLP(nn.Module):
     def mix(self, x: Tensor, scores: Tensor, padding: Tensor) -> Tensor:
         """The same with the router's scores [T, E], where each rank has a slice of every expert."""
         weights, expert_ids = self._choose(scores, padding)
-        return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, self.gate_up, self.down))
+        return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, *self.experts))
 
     def _choose(self, scores: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         """Each token's weights and expert ids [T, K]."""
         weights, expert_ids = self.ops.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
-        return weights, expert_ids.masked_fill(padding, -1)
+        expert_ids = expert_ids.masked_fill(padding, -1)
+        if self.counts is not None:  # the same few operations whatever was chosen, as a CUDA graph needs them
+            self.counts.index_add_(0, expert_ids.flatten() + 1, torch.ones_like(expert_ids.flatten()))
+        return weights, expert_ids
 
     def _answer(self, rows: Tensor, experts: Tensor) -> Tensor:
         """What one of the held experts makes of each row: [A, H], [A] -> [A, H]."""
         ones = torch.ones((len(rows), 1), dtype=torch.float32, device=rows.device)
-        return self.ops.moe(rows, ones, experts[:, None], self.gate_up, self.down)
+        return self.ops.moe(rows, ones, experts[:, None], *self.experts)
 
 
 class DecoderLayer(nn.Module):
@@ -257,12 +288,30 @@ class Decoder(nn.Module):
         return x.to(self.compute_dtype), angles.cos(), angles.sin()
 
     @property
+    def mixtures(self) -> list[SparseMLP]:
+        """The feed-forward parts that have experts, from the first layer on."""
+        return [module for module in self.modules() if isinstance(module, SparseMLP)]
+
+    def count_experts(self) -> Tensor:
+        """Have each step add, from now on, how many tokens each expert of each such layer got: see `SparseMLP.counts`.
+
+        Returns:
+            [layers with experts, E + 1] int64, on the decoder's device; it goes on counting.
+        """
+        mixtures, moe = self.mixtures, self.config.moe
+        counts = torch.zeros((len(mixtures), moe.num_experts + 1 if moe else 0), dtype=torch.int64, device=self.device)
+        for mixture, row in zip(mixtures, counts, strict=True):
+            mixture.counts = row
+        return counts
+
+    @property
     def weight_bytes(self) -> int:
         """Memory of all weights but an embedding of its own, of which a token needs one row."""
         linears = [module for module in self.modules() if isinstance(module, Linear)]
+        packed = sum(stack.nbytes for module in self.mixtures for stack in module.packed)
         counted = {id(parameter) for linear in linears for parameter in linear.parameters()}
         others = (p for p in self.parameters() if p is not self.embed and id(p) not in counted)
-        return sum(linear.matrix.nbytes for linear in linears) + sum(p.nbytes for p in others)
+        return sum(linear.matrix.nbytes for linear in linears) + sum(p.nbytes for p in others) + packed
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of every vocabulary entry: [R, H] -> [R, V] float32. Pass only the rows that need them."""

@@ -107,13 +107,13 @@ class GGUFFile:
             raise UnsupportedModelError(f"{self.path}: tensor {name} is stored as {kind.name}: {error}") from error
         return np.asarray(values, np.float32).reshape(shape)
 
-    def blocks(self, name: str) -> Blocks:
-        """The blocks of a matrix of a type in `BLOCK_BITS`, their bits as the file has them.
+    def blocks(self, name: str, row: int | None = None) -> Blocks:
+        """The blocks of a matrix of a type in `BLOCK_BITS`, their bits as the file has them; or of one of several.
 
         Raises:
             TensorError: there is no such tensor.
         """
-        raw = self._raw(name)
+        raw = self._raw(name) if row is None else self._raw(name)[row]
         rows, type_id = len(raw), self.tensors[name].type_id
         records = raw.view(_BLOCKS[type_id])
         scale = records["scale"]

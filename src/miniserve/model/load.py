@@ -66,8 +66,7 @@ def load_model(
     choices = choose(device, dtype, backend, quantization)
     files = resolve(name)
     checkpoint = open_checkpoint(files)
-    has_experts = checkpoint.config.moe is not None
-    choices = choices.for_file(checkpoint.stored, has_experts=has_experts, asked=quantization)
+    choices = choices.for_file(checkpoint.stored, asked=quantization)
     tokenizer = checkpoint.tokenizer()
     decoder = load_decoder(checkpoint, choices, communicator, experts, progress)
     return LoadedModel(files, checkpoint.config, decoder, tokenizer, choices)

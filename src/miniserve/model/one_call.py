@@ -1,4 +1,4 @@
-"""`OneCall`: a dense decoder on a CPU, all its layers in one call of the C++ kernels.
+"""`OneCall`: a decoder on a CPU, all its layers in one call of the C++ kernels.
 
 It computes what `Decoder.forward` computes with the CPU's operators and a paged cache, bit for bit, without the time
 that Python takes between them: at one token a quarter of the whole. It shares the decoder's weights.
@@ -11,8 +11,8 @@ from torch.nn import Module
 
 from miniserve.kernels.cpu import ops as cpu_ops
 from miniserve.kernels.cpu.binding import unavailable
-from miniserve.kernels.cpu.dense import DenseLayer, DenseLayers, Paged
-from miniserve.model.decoder import Decoder, DecoderLayer, DenseMLP
+from miniserve.kernels.cpu.dense import Gated, Layer, Layers, Mixture, Paged
+from miniserve.model.decoder import Decoder, DecoderLayer, DenseMLP, SparseMLP
 
 
 class OneCall:
@@ -23,23 +23,23 @@ class OneCall:
         layers: the same in the kernels' form.
     """
 
-    def __init__(self, decoder: Decoder, layers: DenseLayers) -> None:
+    def __init__(self, decoder: Decoder, layers: Layers) -> None:
         self._decoder, self._layers = decoder, layers
 
     @classmethod
     def of(cls, decoder: Decoder) -> "OneCall | None":
-        """None where the decoder is of another backend, or of a shape that the call does not take (mixtures, OLMoE).
+        """None where the decoder is of another backend, or of a shape that the call does not take (OLMoE).
 
         Nor for one rank's slice: what the ranks add up lies between the operators.
         """
         config = decoder.config
         if decoder.communicator.size > 1:
             return None
-        if decoder.ops is not cpu_ops or unavailable() or config.moe is not None or config.qk_norm == "row":
+        if decoder.ops is not cpu_ops or unavailable() or config.qk_norm == "row":
             return None
         sizes = {"num_heads": config.num_heads, "kv_heads": config.num_kv_heads, "head_dim": config.head_dim}
         try:
-            layers = DenseLayers([*map(_dense_layer, decoder.layers)], **sizes, eps=config.rms_norm_eps)
+            layers = Layers([*map(_layer, decoder.layers)], **sizes, eps=config.rms_norm_eps)
         except ValueError:  # sizes that are no multiple of what the vector unit takes
             return None
         return cls(decoder, layers)
@@ -63,18 +63,23 @@ class OneCall:
         return normed
 
 
-def _dense_layer(layer: Module) -> DenseLayer:
+def _layer(layer: Module) -> Layer:
     assert isinstance(layer, DecoderLayer)
-    attention, mlp = layer.attention, layer.mlp
-    assert isinstance(mlp, DenseMLP)
+    attention = layer.attention
     per_head = attention.qk_norm is not None
-    return DenseLayer(
+    return Layer(
         attention_norm=layer.attention_norm.weight,
         qkv=attention.qkv.matrix,
         out=attention.out.matrix,
         mlp_norm=layer.mlp_norm.weight,
-        gate_up=mlp.gate_up.matrix,
-        down=mlp.down.matrix,
+        feed_forward=_feed_forward(layer.mlp),
         q_norm=attention.q_norm.weight if per_head else None,
         k_norm=attention.k_norm.weight if per_head else None,
     )
+
+
+def _feed_forward(mlp: DenseMLP | SparseMLP) -> Gated | Mixture:
+    if isinstance(mlp, DenseMLP):
+        return Gated(mlp.gate_up.matrix, mlp.down.matrix)
+    moe, counts = mlp.moe, None if mlp.counts is None else mlp.counts[1:]
+    return Mixture(mlp.router.matrix, *mlp.stacks, moe.experts_per_token, moe.normalize_weights, counts)

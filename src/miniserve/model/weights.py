@@ -8,6 +8,7 @@ of few bits are packed one by one, as their last tensor comes in: at no time are
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 from miniserve.errors import InvalidRequestError, TensorError
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.huge_pages import Arena, rounded_up
+from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.formats import E4M3, INT8, Format
 from miniserve.kernels.groups import Bits, Groups
 from miniserve.kernels.linear_weight import LinearWeight
@@ -24,7 +26,7 @@ from miniserve.kernels.scaled_gemm import Rows, quantise_rows
 from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
-from miniserve.model.decoder import Decoder, Linear
+from miniserve.model.decoder import STACKS, Decoder, Linear, SparseMLP
 from miniserve.model.expert_plan import ExpertPlan
 
 Form = Bits | Format  # groups of so many bits, or rows of a format
@@ -128,8 +130,8 @@ def load_weights(
     Args:
         checkpoint: where the weights are.
         dtype, device, ops, compute_dtype: of the decoder.
-        quantization: of linear layers: "none", "int8", "int4", "fp8" or "file" (see `choices.choose`). Embedding,
-            norms, routers and experts stay in `dtype`.
+        quantization: of linear layers and experts: "none", "int8", "int4", "fp8" or "file" (see `choices.choose`).
+            Embedding, norms and routers stay in `dtype`.
         rows: whether "int8" means rows with a scale, as a GPU reads them, and not groups.
         communicator, experts: of the decoder, if the checkpoint is one rank's slice.
         progress: called with (tensors done, tensors in all) after each tensor.
@@ -172,7 +174,7 @@ def load_weights(
 def packed_forms(
     checkpoint: Checkpoint, decoder: Decoder, plan: list[Part], quantization: str, *, rows: bool = False
 ) -> dict[str, Form]:
-    """Which linear layers' weights are to be of few bits, and in what form.
+    """Which weights of linear layers and experts are to be of few bits, and in what form.
 
     The unembedding, which tokens are told apart by, has 8 bits even with "int4" and stays as it is in rows. With
     "file", only what stays exactly what it is in the file: a matrix that is fused from tensors of several types,
@@ -184,10 +186,8 @@ def packed_forms(
     for part in plan:
         sources.setdefault(part.parameter, []).append(part.name)
     found: dict[str, Form] = {}
-    for module_name, module in decoder.named_modules():
-        if not isinstance(module, Linear) or module_name.endswith(".router"):
-            continue
-        name = f"{module_name}.weight"
+    for name, shape in _matrices(decoder):
+        module_name = name.removesuffix(".weight")
         if quantization == "fp8" or (quantization == "int8" and rows):
             if module_name != "unembed":
                 found[name] = E4M3 if quantization == "fp8" else INT8
@@ -202,22 +202,42 @@ def packed_forms(
             continue
         stored = {checkpoint.bits(source) for source in sources[name]}
         bits = stored.pop()
-        if bits and not stored and LinearWeight.can_pack(module.weight.shape, bits):
+        if bits and not stored and LinearWeight.can_pack(shape, bits):
             found[name] = bits
     return found
 
 
+def _matrices(decoder: Decoder) -> Iterator[tuple[str, tuple[int, int]]]:
+    """The parameters that may have few bits, and the shape of one matrix [N, K] of each."""
+    for name, module in decoder.named_modules():
+        if isinstance(module, Linear) and not name.endswith(".router"):
+            yield f"{name}.weight", (module.weight.shape[0], module.weight.shape[1])
+        elif isinstance(module, SparseMLP):
+            for stack in STACKS:
+                _, rows, columns = getattr(module, stack).shape
+                yield f"{name}.{stack}", (rows, columns)
+
+
 def move_to_huge_pages(decoder: Decoder) -> None:
-    """Put all linear layers' weights into one region of huge pages, in the order in which a token reads them."""
-    linears = [module for module in decoder.modules() if isinstance(module, Linear)]
-    tensors = [
-        tensor for linear in linears for tensor in (linear.matrix.data, linear.matrix.scales) if tensor is not None
-    ]
-    arena = Arena(sum(map(rounded_up, tensors)))
-    for linear in linears:
-        matrix = linear.matrix
+    """Put all weights of linear layers and experts into one region of huge pages, in the order that a token reads."""
+    holders = [module for module in decoder.modules() if isinstance(module, Linear | SparseMLP)]
+    arena = Arena(sum(rounded_up(tensor) for holder in holders for tensor in _tensors(holder)))
+
+    def moved(matrix: LinearWeight) -> LinearWeight:
         scales = None if matrix.scales is None else arena.copy(matrix.scales)
-        linear.pack(LinearWeight(arena.copy(matrix.data), scales, matrix.bias))
+        return LinearWeight(arena.copy(matrix.data), scales, matrix.bias)
+
+    for holder in holders:
+        if isinstance(holder, Linear):
+            holder.pack(moved(holder.matrix))
+            continue
+        for name, stack in zip(STACKS, holder.stacks, strict=True):
+            holder.pack(name, ExpertStack(moved(stack.matrix), stack.num_experts))
+
+
+def _tensors(holder: Linear | SparseMLP) -> list[Tensor]:
+    matrices = [holder.matrix] if isinstance(holder, Linear) else [stack.matrix for stack in holder.stacks]
+    return [part for matrix in matrices for part in (matrix.data, matrix.scales) if part is not None]
 
 
 def _rounded(checkpoint: Checkpoint, name: str, form: Form, device: torch.device, *, keep: bool) -> Groups | Rows:
@@ -235,18 +255,21 @@ def _rounded(checkpoint: Checkpoint, name: str, form: Form, device: torch.device
 
 
 def _pack(decoder: Decoder, parameter: str, parts: list[Groups | Rows]) -> None:
-    """Put the rows of several tensors, all of one form, in the place of a linear layer's weight."""
+    """Put the rows of several tensors, all of one form, in the place of a linear layer's weight, or of a stack."""
     name = parameter.removesuffix(".weight")
-    linear = decoder.get_submodule(name)
-    assert isinstance(linear, Linear)
+    owner, _, last = name.rpartition(".")
+    holder = decoder.get_submodule(owner if last in STACKS and not parameter.endswith(".weight") else name)
     groups = [part for part in parts if isinstance(part, Groups)]
-    if not groups:
-        data, scales = (
-            torch.cat(each) for each in zip(*(part for part in parts if isinstance(part, Rows)), strict=True)
-        )
-        linear.pack(LinearWeight(data, scales, linear.bias))
-        return
     try:
-        linear.pack(LinearWeight.packed(Groups.stacked(groups), linear.bias))
+        if groups:
+            matrix = LinearWeight.packed(Groups.stacked(groups))
+        else:
+            rows = [part for part in parts if isinstance(part, Rows)]
+            matrix = LinearWeight(*(torch.cat(each) for each in zip(*rows, strict=True)))
+        if isinstance(holder, SparseMLP):
+            holder.pack(last, ExpertStack(matrix, len(holder.gate_up if last == "gate_up" else holder.down)))
+        else:
+            assert isinstance(holder, Linear)
+            holder.pack(replace(matrix, bias=holder.bias))
     except ValueError as error:
         raise InvalidRequestError(f"the weight of {name} cannot have {groups[0].bits} bits: {error}") from error

@@ -43,9 +43,15 @@ class TrainOperators:
     route = staticmethod(reference.route)
 
     @staticmethod
-    def moe(x: Tensor, weights: Tensor, expert_ids: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    def moe(
+        x: Tensor,
+        weights: Tensor,
+        expert_ids: Tensor,
+        gate_up: Tensor | ExpertStack,
+        down: Tensor | ExpertStack,
+    ) -> Tensor:
         """As `reference.moe`."""
-        return experts.moe(x, weights, expert_ids, gate_up, down)
+        return experts.moe(x, weights, expert_ids, _floats(gate_up), _floats(down))
 
 
 class Fp8Operators(TrainOperators):
@@ -66,7 +72,13 @@ class Fp8Operators(TrainOperators):
         down: Tensor | ExpertStack,
     ) -> Tensor:
         """As `reference.moe`, of such products."""
-        return experts.moe(x.bfloat16(), weights, expert_ids, gate_up, down, linear=Fp8Operators.linear)
+        return experts.moe(
+            x.bfloat16(), weights, expert_ids, _floats(gate_up), _floats(down), linear=Fp8Operators.linear
+        )
+
+
+def _floats(stack: Tensor | ExpertStack) -> Tensor:
+    return stack.dense() if isinstance(stack, ExpertStack) else stack
 
 
 def operators(mode: Mode) -> Operators:

@@ -7,7 +7,7 @@ import torch
 
 from miniserve.kernels import reference
 from miniserve.kernels.cpu import ops
-from miniserve.kernels.cpu.dense import DenseLayer, DenseLayers, Paged
+from miniserve.kernels.cpu.dense import Gated, Layer, Layers, Paged
 from miniserve.kernels.cpu.linear import linear
 from miniserve.kernels.linear_weight import LinearWeight
 
@@ -26,10 +26,9 @@ def make_layers(bits, normed):
 
     width = HEADS * DIM
     return [
-        DenseLayer(
+        Layer(
             1 + 0.1 * draw(HIDDEN, seed=s), product(width + 2 * KV_HEADS * DIM, HIDDEN, s + 1, draw(width + 2 * KV_HEADS * DIM)),
-            product(HIDDEN, width, s + 2), 1 + 0.1 * draw(HIDDEN, seed=s + 3), product(2 * INNER, HIDDEN, s + 4),
-            product(HIDDEN, INNER, s + 5),
+            product(HIDDEN, width, s + 2), 1 + 0.1 * draw(HIDDEN, seed=s + 3), Gated(product(2 * INNER, HIDDEN, s + 4), product(HIDDEN, INNER, s + 5)),
             q_norm=draw(DIM, seed=s + 6) if normed else None, k_norm=draw(DIM, seed=s + 7) if normed else None,
         )
         for s in range(0, 10 * LAYERS, 10)
@@ -59,7 +58,7 @@ def make_caches(dtype=torch.float32):
 
 
 def together(layers):
-    return DenseLayers(layers, num_heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM, eps=EPS)
+    return Layers(layers, num_heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM, eps=EPS)
 
 
 def one_by_one(layers, x, cos, sin, caches, paged):
@@ -75,7 +74,7 @@ def one_by_one(layers, x, cos, sin, caches, paged):
         q = ops.rope_store(qkv, cos, sin, *cache, paged.slots)
         seen = ops.paged_attention(q, *cache, paged.query_start, paged.context_lens, paged.block_table)
         normed = ops.add_rms_norm(x, linear(seen.flatten(1), layer.out), layer.mlp_norm, EPS)
-        delta = linear(ops.silu_mul(linear(normed, layer.gate_up)), layer.down)
+        delta = linear(ops.silu_mul(linear(normed, layer.feed_forward.gate_up)), layer.feed_forward.down)
     return x + delta
 
 
@@ -89,8 +88,8 @@ def in_torch(layers, x, cos, sin, caches, paged):
         reference.store_kv(reference.apply_rope(k, cos, sin), v, *cache, paged.slots)
         seen = reference.paged_attention(reference.apply_rope(q, cos, sin), *cache, *paged[1:])
         x = x + seen.flatten(1) @ layer.out.dense().T
-        inner = reference.silu_mul(reference.rms_norm(x, layer.mlp_norm, EPS) @ layer.gate_up.dense().T)
-        x = x + inner @ layer.down.dense().T
+        inner = reference.silu_mul(reference.rms_norm(x, layer.mlp_norm, EPS) @ layer.feed_forward.gate_up.dense().T)
+        x = x + inner @ layer.feed_forward.down.dense().T
     return x
 
 
@@ -142,4 +141,4 @@ def test_refusals():
     with pytest.raises(ValueError, match="do not fit together"):
         together(layers)(x, cos, sin, make_caches(), paged._replace(block_table=paged.block_table + 1000))
     with pytest.raises(ValueError, match="do not fit together"):
-        DenseLayers(layers, num_heads=HEADS, kv_heads=KV_HEADS, head_dim=2 * DIM, eps=EPS)
+        Layers(layers, num_heads=HEADS, kv_heads=KV_HEADS, head_dim=2 * DIM, eps=EPS)

@@ -1,9 +1,9 @@
-// A dense decoder's layers in one call, for few tokens: then the calls from Python would take as long as the work.
+// A decoder's layers in one call, for few tokens: then the calls from Python would take as long as the work.
 //
 // It does what the operators do one by one, in the order of the decoder's layers, and nothing of its own: each result has
 // the same bits. The residual stream is float32 whatever the weights are.
 //
-// Does not do: embedding, the last norm, logits; mixtures of experts.
+// Does not do: embedding, the last norm, logits.
 #include <algorithm>
 
 #include "kernels.h"
@@ -21,9 +21,13 @@ struct Linear {
   }
 };
 
+// A layer's feed-forward part is `gate_up` and `down`, or, where there are experts, `router` and these.
 struct Layer {
   const float *attention_norm, *mlp_norm, *q_norm, *k_norm;
-  Linear qkv, out, gate_up, down;
+  Linear qkv, out, gate_up, down, router;
+  Experts experts;
+  int64_t normalize;
+  int64_t* counts;  // as in ms_moe
 };
 
 struct Model {
@@ -42,12 +46,23 @@ struct Step {
   int64_t cache_is_bf16;
 };
 
+void mixture(const Layer& layer, const float* x, float* out, int64_t tokens, int threads) {
+  const auto& experts = layer.experts;
+  Buffer<float> scores(tokens * experts.E), weights(tokens * experts.K);
+  Buffer<int64_t> expert_ids(tokens * experts.K);
+  layer.router(x, scores.data, tokens, threads);
+  ms_route(scores.data, weights.data, expert_ids.data, tokens, experts.E, experts.K, int(layer.normalize), threads);
+  ms_moe(&experts, x, weights.data, expert_ids.data, out, layer.counts, tokens, threads);
+}
+
 }  // namespace
 
 // 1 if a slot, a length or the block table makes no sense.
 EXPORTED int ms_dense_layers(const Model* model, const Step* step, int threads) {
   const auto [layers, num_layers, H, N, G, D, eps] = *model;
-  const int64_t T = step->T, I = layers[0].down.columns;
+  const int64_t T = step->T;
+  int64_t I = 0;  // of dense layers, which may be all, some, or none
+  for (int64_t l = 0; l < num_layers; l++) I = std::max(I, layers[l].down.columns);
   const int types = step->cache_is_bf16 ? 2 : 0;
   Buffer<float> normed(T * H), wide(T * std::max((N + 2 * G) * D, 2 * I)), q(T * N * D), seen(T * N * D), inner(T * I),
       answer(T * H);
@@ -65,6 +80,10 @@ EXPORTED int ms_dense_layers(const Model* model, const Step* step, int threads) 
       return 1;
     layer.out(seen.data, answer.data, T, threads);
     ms_norm(0, step->x, answer.data, layer.mlp_norm, normed.data, T, H, eps, threads);
+    if (layer.experts.E > 0) {
+      mixture(layer, normed.data, answer.data, T, threads);
+      continue;
+    }
     layer.gate_up(normed.data, wide.data, T, threads);
     ms_silu_mul(0, wide.data, inner.data, T, I, threads);
     layer.down(inner.data, answer.data, T, threads);

@@ -1,10 +1,10 @@
-"""A dense decoder's layers in one call: what pays where a step has few tokens.
+"""A decoder's layers in one call: what pays where a step has few tokens.
 
 A layer is nine operators. Called from Python one by one they cost about a tenth of a millisecond besides their work: at
 one token a quarter of the whole. In one call they cost next to nothing. The results are those of the operators, bit for
 bit; the residual stream is float32 whatever the weights are.
 
-Does not do: mixtures of experts; a norm over all heads (OLMoE). There is no torch version: it needs the library.
+Does not do: a norm over all heads (OLMoE). There is no torch version: it needs the library.
 """
 
 import ctypes
@@ -17,23 +17,75 @@ from torch import Tensor
 
 from miniserve.kernels.cpu.binding import BF16_OTHER, functions, unavailable
 from miniserve.kernels.cpu.linear import KINDS, fits, torch_is_faster
+from miniserve.kernels.cpu.moe import Experts
+from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.linear_weight import LinearWeight
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
 
 @dataclass(frozen=True)
-class DenseLayer:
-    """One layer's weights: norms [H], norms of heads [D] if the model has them, and four products."""
+class Gated:
+    """A dense feed-forward part: [2·I, H] and [H, I]."""
+
+    gate_up: LinearWeight
+    down: LinearWeight
+
+    @property
+    def products(self) -> list[LinearWeight]:
+        """All of them."""
+        return [self.gate_up, self.down]
+
+    def fits(self, hidden: int) -> bool:
+        """Whether the shapes go together."""
+        return self.down.shape[0] == hidden and self.gate_up.shape == (2 * self.down.shape[1], hidden)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture of experts: its router [E, H], stacks [E, 2·I, H] and [E, H, I], and how a token chooses.
+
+    counts: [E] int64, contiguous, or none: there each step adds how many tokens each expert got.
+    """
+
+    router: LinearWeight
+    gate_up: ExpertStack
+    down: ExpertStack
+    experts_per_token: int
+    normalize: bool
+    counts: Tensor | None = None
+
+    @property
+    def products(self) -> list[LinearWeight]:
+        """All of them."""
+        return [self.router, self.gate_up.matrix, self.down.matrix]
+
+    def fits(self, hidden: int) -> bool:
+        """Whether the shapes go together."""
+        experts, _, inner = self.down.shape
+        return (self.router.shape, self.gate_up.shape, self.down.shape) == (
+            (experts, hidden),
+            (experts, 2 * inner, hidden),
+            (experts, hidden, inner),
+        )
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One layer's weights: norms [H], norms of heads [D] if the model has them, attention's products, and the rest."""
 
     attention_norm: Tensor
     qkv: LinearWeight
     out: LinearWeight
     mlp_norm: Tensor
-    gate_up: LinearWeight
-    down: LinearWeight
+    feed_forward: Gated | Mixture
     q_norm: Tensor | None = None
     k_norm: Tensor | None = None
+
+    @property
+    def products(self) -> list[LinearWeight]:
+        """All of them."""
+        return [self.qkv, self.out, *self.feed_forward.products]
 
 
 class Paged(NamedTuple):
@@ -48,17 +100,17 @@ class Paged(NamedTuple):
     block_table: Tensor
 
 
-def _products(layers: Sequence[DenseLayer]) -> list[LinearWeight]:
-    return [weight for layer in layers for weight in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-
-
 class _Linear(ctypes.Structure):
     _fields_ = [(n, _N) for n in ("kind", "rows", "columns")] + [(p, _P) for p in ("data", "scales", "bias")]
 
 
 class _Layer(ctypes.Structure):
-    _fields_ = [(p, _P) for p in ("attention_norm", "mlp_norm", "q_norm", "k_norm")] + [
-        (linear, _Linear) for linear in ("qkv", "out", "gate_up", "down")
+    _fields_ = [
+        *((p, _P) for p in ("attention_norm", "mlp_norm", "q_norm", "k_norm")),
+        *((linear, _Linear) for linear in ("qkv", "out", "gate_up", "down", "router")),
+        ("experts", Experts),
+        ("normalize", _N),
+        ("counts", _P),
     ]
 
 
@@ -74,8 +126,8 @@ class _Step(ctypes.Structure):
     ]
 
 
-class DenseLayers:
-    """The layers of a dense decoder.
+class Layers:
+    """The layers of a decoder.
 
     Args:
         layers: their weights; kept, not copied, but for norms that are not float32.
@@ -89,23 +141,18 @@ class DenseLayers:
         ValueError: sizes that the kernels do not take, or that do not fit together.
     """
 
-    def __init__(
-        self, layers: Sequence[DenseLayer], *, num_heads: int, kv_heads: int, head_dim: int, eps: float
-    ) -> None:
+    def __init__(self, layers: Sequence[Layer], *, num_heads: int, kv_heads: int, head_dim: int, eps: float) -> None:
         cpp = functions()
         if cpp is None:
             raise RuntimeError(unavailable())
-        hidden, inner, width = layers[0].out.shape[0], layers[0].down.shape[1], num_heads * head_dim
-        expected = [((num_heads + 2 * kv_heads) * head_dim, hidden), (hidden, width), (2 * inner, hidden)]
+        hidden, width = layers[0].out.shape[0], num_heads * head_dim
+        expected = ((num_heads + 2 * kv_heads) * head_dim, hidden), (hidden, width)
         for layer in layers:
-            if [layer.qkv.shape, layer.out.shape, layer.gate_up.shape, layer.down.shape] != [
-                *expected,
-                (hidden, inner),
-            ]:
+            if (layer.qkv.shape, layer.out.shape) != expected or not layer.feed_forward.fits(hidden):
                 raise ValueError("the layers' weights do not fit together, or to the number and size of heads")
-        if hidden % 16 or inner % 16 or head_dim % 16 or num_heads % kv_heads or num_heads > 32 * kv_heads:
-            raise ValueError(f"sizes {hidden}, {inner} and {head_dim}: multiples of 16 are needed; groups up to 32")
-        if not all(map(fits, _products(layers))):
+        if hidden % 16 or head_dim % 16 or num_heads % kv_heads or num_heads > 32 * kv_heads:
+            raise ValueError(f"sizes {hidden} and {head_dim}: multiples of 16 are needed; groups up to 32")
+        if not all(fits(weight) for layer in layers for weight in layer.products):
             raise ValueError("float32, bfloat16, int8 or 4-bit weights with rows of a multiple of 64 are needed")
         self._function = cpp.dense_layers
         self._qkv = layers[0].qkv
@@ -151,10 +198,18 @@ class DenseLayers:
             raise ValueError("slots, lengths and block table do not fit together, or name what the cache does not have")
         return x
 
-    def _layer(self, layer: DenseLayer) -> _Layer:
+    def _layer(self, layer: Layer) -> _Layer:
         norms = (self._floats(norm) for norm in (layer.attention_norm, layer.mlp_norm, layer.q_norm, layer.k_norm))
-        products = (self._linear(weight) for weight in (layer.qkv, layer.out, layer.gate_up, layer.down))
-        return _Layer(*norms, *products)
+        found, rest = _Layer(*norms, self._linear(layer.qkv), self._linear(layer.out)), layer.feed_forward
+        if isinstance(rest, Gated):
+            found.gate_up, found.down = self._linear(rest.gate_up), self._linear(rest.down)
+            return found
+        for stack in (rest.gate_up.matrix, rest.down.matrix):
+            self._linear(stack)  # kept: `Experts` has their addresses
+        found.router, found.normalize = self._linear(rest.router), rest.normalize
+        found.experts = Experts.of(rest.gate_up, rest.down, rest.experts_per_token)
+        found.counts = None if rest.counts is None else self._keep(rest.counts)
+        return found
 
     def _floats(self, norm: Tensor | None) -> int | None:
         return None if norm is None else self._keep(norm.float().contiguous())
