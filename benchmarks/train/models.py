@@ -98,14 +98,37 @@ def of_run(name: str) -> dict[str, Any]:
         "mfu": flops / typical / measured["product_flops_per_s"],
         "mfu_of_fast_steps": flops / step_s[len(step_s) // 10] / measured["product_flops_per_s"],
         "whole_held_out": whole_held_out(given, loaded.decoder, loaded.tokenizer),
+        "by_position": by_position(given, loaded.decoder, loaded.tokenizer),
     } | measured
+
+
+def corpus_of(given: TrainSettings, tokenizer: Tokenizer, length: int) -> Corpus:
+    """The text again, in windows of this length."""
+    ids = [token for text in read_text(PLAYS) for token in (*tokenizer.encode(text), END_ID)]
+    return Corpus(ids, length, given.held_out)
+
+
+@torch.inference_mode()
+def by_position(given: TrainSettings, decoder: Decoder, tokenizer: Tokenizer) -> list[list[float]]:
+    """Held-out loss in windows as long as the model serves: [first position, last, mean loss] for each training length.
+
+    Only the first of them was trained on; the others say what becomes of the model beyond.
+    """
+    length = given.model.positions
+    entropies = []
+    corpus = corpus_of(given, tokenizer, length)
+    for inputs, targets in corpus.held_out_batches(ROWS // 4, len(corpus.held_out)):
+        logits = forward(decoder, inputs).logits
+        entropies.append(F.cross_entropy(logits, targets.flatten(), reduction="none").view(targets.shape))
+    mean = torch.cat(entropies).mean(0)
+    starts = range(0, length, given.length)
+    return [[at, at + given.length - 1, float(mean[at : at + given.length].mean())] for at in starts]
 
 
 @torch.inference_mode()
 def whole_held_out(given: TrainSettings, decoder: Decoder, tokenizer: Tokenizer) -> dict[str, Any]:
     """Loss of all that is held out, in nats a token and bits a byte, and each sparse layer's shares of its choices."""
-    ids = [token for text in read_text(PLAYS) for token in (*tokenizer.encode(text), END_ID)]
-    corpus, moe = Corpus(ids, given.length, given.held_out), decoder.config.moe
+    corpus, moe = corpus_of(given, tokenizer, given.length), decoder.config.moe
     nats = tokens = 0.0
     counts = torch.zeros(decoder.config.num_layers, moe.num_experts) if moe else None
     length = 0

