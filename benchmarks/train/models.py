@@ -6,8 +6,9 @@
     python benchmarks/train/models.py record
 
 As many weights are at work for a token in one as in the other, and text, batches, schedule and seed are the same. Each
-run has one thread, so that two on two cores do not disturb each other. `record` reads both folders below
-artifacts/train, and looks at the whole held-out text with the weights as they were saved, in bfloat16.
+run has one thread, so that both fit on two cores, and is timed by the wall and by its core. `record` reads both folders
+below artifacts/train, looks at the whole held-out text with the weights as they were saved, in bfloat16, and compares
+the core's time with a large float32 product's.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from parts import PLAYS, write_part
+from parts import PLAYS, product_flops_per_cpu_s, write_part
 
 from miniserve.kernels import reference
 from miniserve.model.decoder import Decoder
@@ -29,7 +30,7 @@ from miniserve.model.load import load_model
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 from miniserve.tables import from_table, to_table
 from miniserve.train.corpus import Corpus
-from miniserve.train.flops import product_flops_per_s, token_flops
+from miniserve.train.flops import token_flops
 from miniserve.train.forward import forward
 from miniserve.train.session import Session
 from miniserve.train.settings import TrainSettings
@@ -51,7 +52,6 @@ def settings(name: str) -> TrainSettings:
 def train(name: str) -> None:
     """A whole run, and what it took."""
     torch.set_num_threads(1)
-    peak = product_flops_per_s(CPU, torch.float32, rounds=20)
     wall, cpu = time.perf_counter(), time.process_time()
     session = Session(settings(name), RUNS / name, CPU)
     if session.trainer.step:
@@ -59,12 +59,7 @@ def train(name: str) -> None:
     for report in session.run():
         if (held_out := session.history[-1].get("held_out")) is not None:
             print(f"{name}: step {report.step}, {time.process_time() - cpu:.0f} s, held out {held_out:.4f}", flush=True)
-    measured = {
-        "threads": 1,
-        "wall_s": time.perf_counter() - wall,
-        "cpu_s": time.process_time() - cpu,
-        "product_flops_per_s": peak,
-    }
+    measured = {"threads": 1, "wall_s": time.perf_counter() - wall, "cpu_s": time.process_time() - cpu}
     (session.directory / MEASURED).write_text(json.dumps(measured), encoding="utf-8")
 
 
@@ -79,27 +74,25 @@ def of_run(name: str) -> dict[str, Any]:
     history = json.loads((folder / "history.json").read_text(encoding="utf-8"))
     measured = json.loads((folder / MEASURED).read_text(encoding="utf-8"))
     loaded = load_model(str(folder), dtype="float32", device="cpu", backend="torch")
-    step_s = sorted(row["seconds"] for row in history)
-    typical = statistics.median(step_s)
-    flops = given.step_tokens * token_flops(loaded.config, given.length)
-    tokens = given.step_tokens * given.steps
+    tokens, flops = given.step_tokens * given.steps, token_flops(loaded.config, given.length)
+    peak = product_flops_per_cpu_s()
     return {
         "parameters": loaded.config.num_parameters(),
         "active_parameters": loaded.config.num_active_parameters(),
         "settings": {key: value for key, value in to_table(given).items() if key != "text"},
         "tokens": tokens,
-        "step_flops": flops,
+        "token_flops": flops,
         "train": points(history, "cross_entropy"),
         "held_out": [[row["step"], row["held_out"]] for row in history if "held_out" in row],
         "balance": points(history, "balance"),
-        "step_s": {"median": typical, "tenth": step_s[len(step_s) // 10], "nine_tenths": step_s[-len(step_s) // 10]},
-        "tokens_per_s": given.step_tokens / typical,
+        "tokens_per_s": tokens / measured["wall_s"],
         "tokens_per_cpu_s": tokens / measured["cpu_s"],
-        "mfu": flops / typical / measured["product_flops_per_s"],
-        "mfu_of_fast_steps": flops / step_s[len(step_s) // 10] / measured["product_flops_per_s"],
+        "product_flops_per_cpu_s": peak,
+        "mfu": tokens / measured["cpu_s"] * flops / peak,
         "whole_held_out": whole_held_out(given, loaded.decoder, loaded.tokenizer),
         "by_position": by_position(given, loaded.decoder, loaded.tokenizer),
-    } | measured
+        **{name: measured[name] for name in ("threads", "wall_s", "cpu_s")},
+    }
 
 
 def corpus_of(given: TrainSettings, tokenizer: Tokenizer, length: int) -> Corpus:

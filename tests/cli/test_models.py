@@ -56,8 +56,9 @@ def invoke(*arguments: str) -> str:
 
 def test_list_tells_what_is_cached(tmp_path):
     alias = load_aliases()["smollm2"]
-    header, row = (line.split("\t") for line in invoke("list").splitlines())
+    header, inside, row = (line.split("\t") for line in invoke("list").splitlines())
     assert header == ["name", "cached", "size", "licence", "title"]
+    assert inside[:2] == ["tiny-moe", "yes"]
     assert row[:4] == ["smollm2", "no", "98.4 MB", "Apache-2.0"]
     alias.path.parent.mkdir(parents=True)
     with alias.path.open("wb") as file:

@@ -14,13 +14,14 @@ import typer
 
 from miniserve.errors import ModelNotFoundError
 from miniserve.model.sources.aliases import Alias, load_aliases
+from miniserve.model.sources.embedded import Embedded, load_embedded
 
 if TYPE_CHECKING:
     from miniserve.model.sources.files import ModelFiles
 
 app = typer.Typer(help="List, fetch and inspect models.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Alias, directory, .gguf file, or org/name.", show_default=False)]
+Name = Annotated[str, typer.Argument(help="Short name, directory, .gguf file, or org/name.", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 
@@ -29,7 +30,8 @@ def list_models(as_json: AsJson = False) -> None:
     """Models with a short name, and Hub snapshots already on this disk."""
     from miniserve.model.sources.resolve import cached_hub_models
 
-    rows = [_alias_row(alias) for alias in load_aliases().values()]
+    rows = [_embedded_row(model) for model in load_embedded().values()]
+    rows += [_alias_row(alias) for alias in load_aliases().values()]
     rows += [_hub_row(files) for files in cached_hub_models()]
     if as_json:
         typer.echo(json.dumps(rows))
@@ -142,6 +144,19 @@ def _alias_row(alias: Alias) -> dict[str, Any]:
     }
 
 
+def _embedded_row(model: Embedded) -> dict[str, Any]:
+    return {
+        "name": model.name,
+        "cached": True,
+        "size_bytes": model.weights.stat().st_size,
+        "licence": model.licence,
+        "title": model.title,
+        "description": model.description,
+        "origin": "this package",
+        "path": str(model.path),
+    }
+
+
 def _hub_row(files: "ModelFiles") -> dict[str, Any]:
     return {
         "name": files.name,
@@ -171,8 +186,10 @@ def _weight_bytes(files: "ModelFiles") -> int:
 
 
 def _licence(files: "ModelFiles") -> str | None:
-    """Only what we know: an alias records it; for anything else it stands in the model's card, which is not fetched."""
-    return next((a.licence for a in load_aliases().values() if a.path == files.path), None)
+    """Only what our tables record; for anything else it stands in the model's card, which is not fetched."""
+    known = {alias.path: alias.licence for alias in load_aliases().values()}
+    known |= {model.path: model.licence for model in load_embedded().values()}
+    return known.get(files.path)
 
 
 def _size(size_bytes: int) -> str:

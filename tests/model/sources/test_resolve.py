@@ -115,7 +115,7 @@ def test_a_path_that_cannot_be_looked_at_is_named(name):
 @pytest.mark.parametrize("name", ["smolm2", "SmolLM2", "nothing-like-it", "", "a/b/c", "org/", "-x/y", "a b/c"])
 def test_an_unknown_name_lists_what_is_accepted(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelNotFoundError, match=r"alias \(smollm2\).*\.gguf.*org/name") as caught:
+    with pytest.raises(ModelNotFoundError, match=r"short name \(smollm2, tiny-moe\).*\.gguf.*org/name") as caught:
         resolve(name)
     assert ("Did you mean smollm2?" in str(caught.value)) == (name in {"smolm2", "SmolLM2"})
     assert cached(name) is None

@@ -1,4 +1,6 @@
-"""From a model's name to files on this disk: a path, an alias, or `org/name` on the Hugging Face Hub, in that order.
+"""From a model's name to files on this disk: a path, a model in this package, an alias, or `org/name` on the Hub.
+
+They are looked for in that order (the Hub is Hugging Face's).
 
 Invariants: a name that resolves has weights in safetensors or GGUF; pickles are refused, never downloaded and never
 opened; a failure says what was looked for, where, and what would be accepted. It reads no weights: whether a file is
@@ -13,7 +15,8 @@ from pathlib import Path
 from miniserve.errors import MiniserveError, ModelNotFoundError
 from miniserve.model.sources.aliases import Alias, load_aliases
 from miniserve.model.sources.download import fetch, is_offline
-from miniserve.model.sources.files import ModelFiles, find_local
+from miniserve.model.sources.embedded import Embedded, load_embedded
+from miniserve.model.sources.files import ModelFiles, find_local, model_directory
 from miniserve.model.sources.hub import from_hub, hub_cache_dir
 
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
@@ -25,7 +28,8 @@ def resolve(
     """Find the model called `name`, fetching it if need be.
 
     Args:
-        name: a directory, a .gguf file, an alias (`smollm2`), or `org/name` on the Hub. An existing path wins.
+        name: a directory, a .gguf file, a model in this package (`tiny-moe`), an alias (`smollm2`), or `org/name` on
+            the Hub. An existing path wins.
         progress: report on stderr.
         offline: never touch the network; None reads MINISERVE_OFFLINE and HF_HUB_OFFLINE.
         aliases: the alias table; None is the one that ships.
@@ -38,16 +42,20 @@ def resolve(
         ChecksumError: what was fetched for an alias is not the recorded file.
     """
     aliases = load_aliases() if aliases is None else aliases
+    embedded = load_embedded()
     if local := find_local(name):
         return local
+    if name in embedded:
+        return _embedded_files(embedded[name])
     if name in aliases:
         return _alias_files(aliases[name], fetch(aliases[name], progress=progress, offline=offline))
     if _HUB_NAME.fullmatch(name):
         return from_hub(name, progress, is_offline() if offline is None else offline)
-    close = difflib.get_close_matches(name.lower(), aliases, n=3)
+    names = sorted([*aliases, *embedded])
+    close = difflib.get_close_matches(name.lower(), names, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ModelNotFoundError(
-        f"no model called '{name}'.{hint} Accepted: an alias ({', '.join(sorted(aliases))}); the path of a directory "
+        f"no model called '{name}'.{hint} Accepted: a short name ({', '.join(names)}); the path of a directory "
         "with config.json and safetensors, or of a .gguf file; or org/name of a repository on the Hugging Face Hub"
     )
 
@@ -57,6 +65,8 @@ def cached(name: str, *, aliases: Mapping[str, Alias] | None = None) -> ModelFil
     aliases = load_aliases() if aliases is None else aliases
     if local := find_local(name):
         return local
+    if embedded := load_embedded().get(name):
+        return _embedded_files(embedded)
     if name in aliases:
         return _alias_files(aliases[name], aliases[name].path) if aliases[name].is_cached() else None
     if not _HUB_NAME.fullmatch(name):
@@ -76,3 +86,7 @@ def cached_hub_models() -> Iterator[ModelFiles]:
 
 def _alias_files(alias: Alias, path: Path) -> ModelFiles:
     return ModelFiles(alias.name, "gguf", path, f"{alias.requirement} from the Python package index ({alias.origin})")
+
+
+def _embedded_files(model: Embedded) -> ModelFiles:
+    return model_directory(model.name, model.path, f"inside miniserve ({model.title})")

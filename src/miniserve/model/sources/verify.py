@@ -11,6 +11,7 @@ from miniserve.errors import ChecksumError, CorruptFileError, TensorError
 from miniserve.model.gguf import GGUFFile
 from miniserve.model.shards import INDEX, read_header, read_index
 from miniserve.model.sources.aliases import Alias, load_aliases
+from miniserve.model.sources.embedded import load_embedded
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.progress import byte_bar
 
@@ -32,8 +33,9 @@ def verify(
 ) -> tuple[FileCheck, ...]:
     """Read every file of a model and check what can be checked without running it.
 
-    The SHA-256 of a file is compared where one is on record: an alias's in `aliases`, a Hub file's in the name of its
-    blob. Safetensors headers must parse and match the file's length, and hold every tensor that an index promises.
+    The SHA-256 of a file is compared where one is on record: an alias's in `aliases`, the weights' of a model in this
+    package in `embedded.toml`, a Hub file's in the name of its blob. Safetensors headers must parse and match the
+    file's length, and hold every tensor that an index promises.
 
     Raises:
         ChecksumError: a file is not the recorded one.
@@ -42,10 +44,11 @@ def verify(
     """
     paths = [files.path] if files.kind == "gguf" else sorted(p for p in files.path.iterdir() if p.is_file())
     alias = next((a for a in (aliases or load_aliases()).values() if a.path == files.path), None)
+    embedded = {each.weights: each.sha256 for each in load_embedded().values()}
     checks = []
     with byte_bar(progress) as bar:
         for path in paths:
-            expected = alias.sha256 if alias else recorded_sha256(path)
+            expected = alias.sha256 if alias else embedded.get(path) or recorded_sha256(path)
             try:
                 size = path.stat().st_size
                 task = bar.add_task(f"verify {path.name}", total=size)
