@@ -313,3 +313,16 @@ def test_two_engines_side_by_side(model):
         pairs = list(zip(first, second, strict=False))
         assert pairs
         assert first.output.token_ids[: len(pairs)] == second.output.token_ids[: len(pairs)]
+
+
+@pytest.mark.parametrize("backend", ["torch", "cpu"])
+def test_how_many_tokens_each_expert_got(tiny_directory, backend, compiled):
+    with LLM(str(tiny_directory("mixtral")[0]), device="cpu", backend=backend) as llm:
+        assert llm.expert_tokens == [[0] * 4] * 3
+        llm.generate([[5, 6, 7, 8], [9, 10]], SamplingParams(max_tokens=5, ignore_eos=True))
+        computed = 4 + 2 + 2 * 4  # the last token of each is chosen and not computed
+        assert [sum(layer) for layer in llm.expert_tokens] == [2 * computed] * 3
+    with LLM(str(tiny_directory("mixtral")[0]), device="cpu", count_experts=False) as llm:
+        assert llm.expert_tokens is None
+    with pytest.raises(InvalidRequestError, match="no mixture"):
+        LLM(str(tiny_directory("llama")[0]), device="cpu", count_experts=True)

@@ -13,6 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from torch import Tensor
+
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.connectors import Connectors
 from miniserve.core.engine import Engine
@@ -77,6 +79,7 @@ class Assembly(NamedTuple):
         beside: what runs beside the caller's thread, the processes of the other ranks and the threads that copy KV, if
             there are any; it ends when this is closed.
         moves: by which requests come and go, if they do.
+        routing: how many tokens each expert got, as `Decoder.count_experts` gives it, if that is counted.
     """
 
     model: LoadedModel
@@ -85,6 +88,7 @@ class Assembly(NamedTuple):
     tiers: TieredKV | None
     beside: ExitStack
     moves: Moves | None
+    routing: Tensor | None
 
 
 def assemble(
@@ -121,6 +125,7 @@ def assemble(
             draft = load_model(options.speculation.model, device=device, backend=backend, progress=progress)
         free = ranks.free_beside_steps if ranks else None
         settings = EngineSettings.decide(model, options, draft=draft, free=free)
+        routing = _routing(model, options)
         runner = _runner(model, settings, ranks)
         tiers = _tiers(model, settings, runner)
         if tiers:
@@ -144,7 +149,9 @@ def assemble(
         engine = Engine(scheduler, runner, on_step=on_step)
         engine.metrics.tiers = tiers.counts if tiers else {}
         text_engine = TextEngine(engine, model.tokenizer, identity)
-        return Assembly(model, settings, text_engine, tiers, stack.pop_all(), moves)
+        if routing is not None:
+            routing.zero_()  # of what was computed to warm up
+        return Assembly(model, settings, text_engine, tiers, stack.pop_all(), moves, routing)
 
 
 def _load(
@@ -158,6 +165,22 @@ def _load(
     ranks = stack.enter_context(Ranks(name, size, **how))
     how |= {"device": ranks.device}
     return load_model(name, **how, communicator=ranks.communicator, progress=progress), ranks
+
+
+def _routing(model: LoadedModel, options: EngineOptions) -> Tensor | None:
+    """The counters of a mixture's experts, if they are asked for: without a word, on a CPU, where they cost nothing.
+
+    Before anything is captured or called: the counters are part of it.
+
+    Raises:
+        InvalidRequestError: they are asked for, and there is no mixture.
+    """
+    if not model.decoder.mixtures:
+        if options.count_experts:
+            raise InvalidRequestError("count_experts: this model has no mixture of experts")
+        return None
+    wanted = model.decoder.device.type == "cpu" if options.count_experts is None else options.count_experts
+    return model.decoder.count_experts() if wanted else None
 
 
 def _runner(model: LoadedModel, settings: EngineSettings, ranks: Ranks | None) -> ModelRunner:

@@ -77,6 +77,8 @@ class LLM:
         kv_load: "faster": load KV if that is faster than to compute it again; "always".
         moves: "shared-memory" or "nixl": whoever drives several engines may have requests move between them, with their
             KV, by this way (see fleet/moves.py).
+        count_experts: of a mixture, count how many tokens each expert gets: see `expert_tokens`. None: on a CPU, where
+            that costs nothing to speak of; on a GPU it is two more short kernels a layer.
         progress: called with (tensors done, tensors in all) while the weights load.
         on_step: called with a record of each step.
 
@@ -113,6 +115,7 @@ class LLM:
         kv_compress: str = "none",
         kv_load: str = "faster",
         moves: str | None = None,
+        count_experts: bool | None = None,
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
@@ -138,9 +141,10 @@ class LLM:
                 kv_load=kv_load,
             ),
             moves=moves,
+            count_experts=count_experts,
         )
         assembly = assemble(model, placement, options, progress=progress, on_step=on_step)
-        self.model, self.settings, text_engine, self.tiers, self._beside, self.moves = assembly
+        self.model, self.settings, text_engine, self.tiers, self._beside, self.moves, self._routing = assembly
         self.tokenizer, self.engine = self.model.tokenizer, text_engine.engine
         self._driver = Driver(text_engine)
 
@@ -171,6 +175,16 @@ class LLM:
     def text_engine(self) -> TextEngine:
         """What is inside, for a server that drives it by itself. Not beside `generate`, `chat`, `stream` or `step`."""
         return self._driver.text_engine
+
+    @property
+    def expert_tokens(self) -> list[list[int]] | None:
+        """Of each layer with experts, how many tokens each of them has got; None where that is not counted.
+
+        All tokens that were computed since the engine was made, prompts and drafts included; where experts are shared
+        out over ranks, those of this rank's share. Reading waits for a GPU. `core.metrics.imbalance` says how uneven a
+        layer is, and `core.placement.place` takes one as loads.
+        """
+        return None if self._routing is None else self._routing[:, 1:].tolist()
 
     # Whole prompts in, whole outputs out.
 

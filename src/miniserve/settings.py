@@ -77,6 +77,7 @@ class EngineOptions:
     overlap: bool | None
     tiers: TierOptions | None = None
     moves: str | None = None
+    count_experts: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import pytest
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
-from miniserve.core.metrics import Histogram
+from miniserve.core.metrics import Histogram, imbalance
 from miniserve.core.request import FinishReason, Request
 from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
@@ -122,3 +122,9 @@ def test_recomputation_after_preemption_is_in_no_hit_rate():
 
 def test_hit_rate_before_the_first_prompt_is_unknown(engine):
     assert engine.metrics.hit_rate is None
+
+
+def test_imbalance():
+    assert imbalance([2, 2, 2, 2]) == 1.0
+    assert imbalance([0, 6, 0]) == 3.0
+    assert imbalance([0, 0]) is None

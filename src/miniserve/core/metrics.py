@@ -161,6 +161,12 @@ class MoveCounts:
         self.arrived_s += seconds
 
 
+def imbalance(tokens: Sequence[int]) -> float | None:
+    """How many times the mean the busiest expert of a layer got; None before the first token."""
+    total = sum(tokens)
+    return max(tokens) * len(tokens) / total if total else None
+
+
 @dataclass
 class Metrics:
     """Totals since the engine was made.

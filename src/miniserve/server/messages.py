@@ -152,13 +152,14 @@ class Stepped(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The engine's own counts."""
+    """The engine's own counts; `experts` as `LLM.expert_tokens`."""
 
     metrics: Metrics
     num_running: int
     num_waiting: int
     num_free_blocks: int
     moves: MoveCounts | None = None
+    experts: list[list[int]] | None = None
 
 
 class Follow(NamedTuple):

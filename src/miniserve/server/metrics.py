@@ -12,7 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from miniserve.core.metrics import Histogram, MoveCounts, TierCounts
+from miniserve.core.metrics import Histogram, MoveCounts, TierCounts, imbalance
 from miniserve.server.backend import EngineReport
 
 PREFIX = "miniserve:"
@@ -79,7 +79,7 @@ class _Families:
         yield self._counter("engine_restarts", "Engine processes that died.", engine.num_restarts)
         if engine.report is None:
             return
-        metrics, running, waiting, free, moves = engine.report
+        metrics, running, waiting, free, moves, experts = engine.report
         yield self._gauge("num_requests_running", "Outputs that are being computed.", running)
         yield self._gauge("num_requests_waiting", "Outputs that wait for a place.", waiting)
         yield self._gauge("kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", 1 - free / engine.num_blocks)
@@ -102,6 +102,26 @@ class _Families:
         yield self._histogram("iteration_batch_size", "Outputs in a step.", metrics.batch_size)
         if moves:
             yield from self._of_moves(moves)
+        if experts:
+            yield from self._of_experts(experts)
+
+    def _of_experts(self, layers: Sequence[Sequence[int]]) -> Iterator[Metric]:
+        """A series an expert and one a layer, not one for each expert of each layer: there may be ten thousand."""
+        tokens = CounterMetricFamily(
+            f"{PREFIX}expert_tokens", "That an expert got, all layers together.", labels=[*self._labels, "expert"]
+        )
+        for expert, number in enumerate(map(sum, zip(*layers, strict=True))):
+            tokens.add_metric([*self._labels.values(), str(expert)], number)
+        yield tokens
+        uneven = GaugeMetricFamily(
+            f"{PREFIX}expert_imbalance",
+            "Tokens of a layer's busiest expert over the mean; layers without experts are not counted.",
+            labels=[*self._labels, "layer"],
+        )
+        for layer, counts in enumerate(layers):
+            if (times := imbalance(counts)) is not None:
+                uneven.add_metric([*self._labels.values(), str(layer)], times)
+        yield uneven
 
     def _of_moves(self, moves: MoveCounts) -> Iterator[Metric]:
         yield self._counter("kv_moves_left", "Outputs that left their KV for another engine.", moves.num_left)

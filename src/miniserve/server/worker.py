@@ -248,9 +248,8 @@ class Worker:
         engine = self._llm.engine
         scheduler = engine.scheduler
         moves = self._llm.moves.counts if self._llm.moves else None
-        self._send(
-            Report(engine.metrics, len(scheduler.running), scheduler.num_waiting, scheduler.pool.num_free, moves)
-        )
+        counts = len(scheduler.running), scheduler.num_waiting, scheduler.pool.num_free
+        self._send(Report(engine.metrics, *counts, moves, self._llm.expert_tokens))
 
 
 def _request_id(of: Submit | Abort, index: int) -> str:
