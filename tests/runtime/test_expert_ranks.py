@@ -17,7 +17,8 @@ from miniserve.errors import InvalidRequestError, RankError
 from miniserve.llm import LLM
 from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
-from miniserve.runtime.ranks import PROGRAM
+from miniserve.runtime.crew import program
+from miniserve.runtime.ranks import MODULE
 
 PROMPTS = [[5], list(range(3, 24)), [9] * 4, list(range(40, 80))]
 NEW = 10
@@ -34,7 +35,7 @@ def open_llm(directory, size, **how):
 def others():
     """The ranks that this process has started, in their order."""
     children = psutil.Process().children()
-    return sorted(child.pid for child in children if PROGRAM in child.cmdline())
+    return sorted(child.pid for child in children if program(MODULE) in child.cmdline())
 
 
 @pytest.fixture(scope="module")

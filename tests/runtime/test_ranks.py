@@ -24,7 +24,8 @@ from miniserve.errors import InvalidRequestError, RankError
 from miniserve.llm import LLM
 from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
-from miniserve.runtime.ranks import PROGRAM
+from miniserve.runtime.crew import program
+from miniserve.runtime.ranks import MODULE
 
 PROMPTS = [[5], list(range(3, 24)), [*range(3, 19), 9], [9] * 4, list(range(40, 80))]
 NEW, BLOCK = 12, 4
@@ -71,7 +72,7 @@ def ranks(parent=None):
     found = set()
     for child in psutil.Process(parent).children():
         with suppress(psutil.NoSuchProcess):
-            if PROGRAM in child.cmdline():
+            if program(MODULE) in child.cmdline():
                 found.add(child.pid)
     return found
 

@@ -1,29 +1,24 @@
 """The process of a rank other than 0: it loads its slice of the model and computes what rank 0 computes, until told.
 
 It knows nothing of requests: each step comes as a `Batch` through a pipe, and ranks that run the same batches in the
-same order meet at the same sums. Its tokens are nobody's business, so it stops before the logits. The pipe is also its
-lifeline: when rank 0 is gone, however it went, reading from the pipe ends, and with it the process.
+same order meet at the same sums. Its tokens are nobody's business, so it stops before the logits.
 
-It is started by `ranks` and says over the pipe that it is up, how much memory is free if asked, that its KV cache is
-made, and, should it fail, its traceback.
+It is started by `ranks` and says over the pipe (`member`) that it is up, how much memory is free if asked, and that its
+KV cache is made.
 """
 
-import os
-import sys
-import traceback
-from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from miniserve.errors import RankError
 from miniserve.model.choices import choose_device
 from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import load_model
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.member import run
 from miniserve.runtime.paged_attention import PagedAttention
 from miniserve.runtime.process_group import connect
 from miniserve.runtime.trial import free_beside_steps
@@ -68,13 +63,6 @@ class CacheShape(NamedTuple):
     dtype: torch.dtype
 
 
-class Failed(NamedTuple):
-    """A rank's last words; whether all that happened to it is that another was gone."""
-
-    traceback: str
-    lost_another: bool
-
-
 @torch.inference_mode()
 def serve(pipe: Connection) -> None:
     """Do a job that comes through `pipe`, up to the None that ends it."""
@@ -107,14 +95,5 @@ def serve(pipe: Connection) -> None:
 
 
 def main() -> None:
-    """The program: its argument is the pipe's file descriptor."""
-    pipe = Connection(int(sys.argv[1]))
-    try:
-        serve(pipe)
-    except EOFError:
-        pass  # rank 0 is gone
-    except Exception as error:
-        with suppress(OSError):
-            pipe.send(Failed(traceback.format_exc(), isinstance(error, RankError)))
-        sys.stderr.flush()
-        os._exit(1)  # at once: a wait for other ranks, which may never end, must not hold it
+    """The program."""
+    run(serve)
