@@ -11,6 +11,7 @@ engine stands.
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from torch import Tensor
@@ -24,6 +25,9 @@ from miniserve.core.ngram import NGramProposer
 from miniserve.core.proposer import Proposer
 from miniserve.core.scheduler import Scheduler
 from miniserve.errors import InvalidRequestError
+from miniserve.fleet.afd.apart import Apart
+from miniserve.fleet.afd.ranks import ApartRanks
+from miniserve.fleet.afd.runner import ApartModelRunner
 from miniserve.fleet.moves import Moves
 from miniserve.kvstore.blocks import BlockCopier
 from miniserve.kvstore.connector import TieredKV
@@ -38,6 +42,7 @@ from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KV_DTYPES, KVCache
 from miniserve.runtime.model_runner import ModelRunner
 from miniserve.runtime.newest import Newest
+from miniserve.runtime.rank_process import CacheShape
 from miniserve.runtime.ranks import Ranks
 from miniserve.runtime.sharded_runner import ShardedModelRunner
 from miniserve.runtime.text_engine import TextEngine
@@ -48,10 +53,10 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Placement:
-    """How a model is loaded, as `load_model` takes it, and by how many processes.
+    """How a model is loaded, as `load_model` takes it, and by how many processes, which may be of two sides.
 
     Raises:
-        InvalidRequestError: experts are to be shared out, and there is one process.
+        InvalidRequestError: experts are to be shared out, and there is one process; or two things exclude each other.
     """
 
     dtype: str = "auto"
@@ -60,8 +65,17 @@ class Placement:
     quantization: str = "auto"
     tensor_parallel_size: int = 1
     experts: ExpertOptions | None = None
+    apart: Apart | None = None
+    trace: Path | None = None
 
     def __post_init__(self) -> None:
+        if self.apart and self.tensor_parallel_size > 1:
+            raise InvalidRequestError(
+                f"afd says how many processes there are: it does not go with tensor_parallel_size, which is "
+                f"{self.tensor_parallel_size}, or expert_parallel"
+            )
+        if self.trace and not self.apart:
+            raise InvalidRequestError("afd_trace records the turns of two sides: it goes with afd")
         if self.experts and self.tensor_parallel_size == 1:
             raise InvalidRequestError(
                 "expert_parallel shares experts out among ranks: tensor_parallel_size, which is 1, must be more"
@@ -116,14 +130,16 @@ def assemble(
             model, ranks = _load(model, placement, stack, progress)
         elif placement != Placement():
             raise InvalidRequestError(
-                "dtype, device, backend, quantization, tensor_parallel_size and expert_parallel decide how a model is "
-                "loaded: this model is loaded already"
+                "dtype, device, backend, quantization, tensor_parallel_size, expert_parallel and afd decide how a "
+                "model is loaded: this model is loaded already"
             )
         draft = None
         if options.speculation and options.speculation.model:
             device, backend = str(model.choices.device), model.choices.backend
             draft = load_model(options.speculation.model, device=device, backend=backend, progress=progress)
-        free = ranks.free_beside_steps if ranks else None
+        free = None
+        if ranks:
+            free = ranks.free if isinstance(ranks, ApartRanks) else ranks.free_beside_steps
         settings = EngineSettings.decide(model, options, draft=draft, free=free)
         routing = _routing(model, options)
         runner = _runner(model, settings, ranks)
@@ -156,10 +172,15 @@ def assemble(
 
 def _load(
     name: str, placement: Placement, stack: ExitStack, progress: Progress | None
-) -> tuple[LoadedModel, Ranks | None]:
-    """The model, or rank 0's slice of it, and the other ranks, which `stack` ends."""
+) -> tuple[LoadedModel, Ranks | ApartRanks | None]:
+    """The model, or rank 0's part of it, and the other ranks, which `stack` ends."""
     how = dict(vars(placement))
-    size = how.pop("tensor_parallel_size")
+    size, apart, trace = (how.pop(each) for each in ("tensor_parallel_size", "apart", "trace"))
+    if apart:
+        del how["experts"]
+        sides = stack.enter_context(ApartRanks(name, apart, **how, trace=trace))
+        how |= {"device": sides.device, "communicator": sides.communicator, "side": "attention"}
+        return load_model(name, **how, progress=progress), sides
     if size == 1:
         return load_model(name, **how, progress=progress), None
     ranks = stack.enter_context(Ranks(name, size, **how))
@@ -173,17 +194,21 @@ def _routing(model: LoadedModel, options: EngineOptions) -> Tensor | None:
     Before anything is captured or called: the counters are part of it.
 
     Raises:
-        InvalidRequestError: they are asked for, and there is no mixture.
+        InvalidRequestError: they are asked for, and there is no mixture; or this rank chooses for a share of the tokens.
     """
-    if not model.decoder.mixtures:
+    decoder = model.decoder
+    reason = "" if decoder.mixtures else "this model has no mixture of experts"
+    if decoder.experts or (decoder.communicator.size > 1 and not decoder.is_whole):
+        reason = "each rank chooses experts for its share of the tokens, and counts of one are not those of all"
+    if reason:
         if options.count_experts:
-            raise InvalidRequestError("count_experts: this model has no mixture of experts")
+            raise InvalidRequestError(f"count_experts: {reason}")
         return None
-    wanted = model.decoder.device.type == "cpu" if options.count_experts is None else options.count_experts
-    return model.decoder.count_experts() if wanted else None
+    wanted = decoder.device.type == "cpu" if options.count_experts is None else options.count_experts
+    return decoder.count_experts() if wanted else None
 
 
-def _runner(model: LoadedModel, settings: EngineSettings, ranks: Ranks | None) -> ModelRunner:
+def _runner(model: LoadedModel, settings: EngineSettings, ranks: Ranks | ApartRanks | None) -> ModelRunner:
     """What computes steps, with its KV cache, and graphs where the settings say so."""
     decoder, size = model.decoder, settings.block_size
     kv_dtype = KV_DTYPES.get(settings.kv_cache_dtype, model.choices.dtype)
@@ -199,9 +224,12 @@ def _runner(model: LoadedModel, settings: EngineSettings, ranks: Ranks | None) -
             block_size=size,
             newest=newest,
         )
-    if ranks:
+    runner: ModelRunner
+    if isinstance(ranks, ApartRanks):
+        runner = ApartModelRunner(decoder, cache, CacheShape(settings.num_blocks, size, kv_dtype), ranks)
+    elif ranks:
         ranks.make_caches(settings.num_blocks, size, kv_dtype)
-        runner: ModelRunner = ShardedModelRunner(decoder, cache, size, ranks)
+        runner = ShardedModelRunner(decoder, cache, size, ranks)
     else:
         runner = ModelRunner(decoder, cache, size, graphs, newest)
     if settings.backend == "triton":

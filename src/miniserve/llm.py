@@ -22,6 +22,7 @@ from miniserve.core.request import FinishReason
 from miniserve.core.sampling_params import GREEDY, SamplingParams
 from miniserve.driver import Driver, TextIterator
 from miniserve.errors import InvalidRequestError
+from miniserve.fleet.afd.apart import BATCHES, Apart
 from miniserve.kvstore.options import TierOptions
 from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import LoadedModel
@@ -69,6 +70,10 @@ class LLM:
         redundant_experts: slots of a layer for copies of the busiest experts, on all processes together.
         expert_loads: a JSON file of lists, each layer's, of each expert's load, a dense layer's empty: who is busy, and
             who shall be apart. None: all alike.
+        afd: "MxN": M processes have attention and the KV, each its heads, and N others the feed-forward parts; a step's
+            tokens go to and fro in batches that take turns. On a CPU they share its threads, of GPUs each takes one.
+        afd_batches: how many take turns.
+        afd_trace: a folder in which each process records what it did when (see fleet/afd/spans.py). None: none.
         kv_host_mib: host memory for KV that the device has no room for any more: blocks are copied there as they fill,
             and back when a prompt needs them. None: none.
         kv_disk_dir, kv_disk_mib: a directory for the same, which may be shared and outlives the process, and how much
@@ -109,6 +114,9 @@ class LLM:
         expert_parallel: bool = False,
         redundant_experts: int = 0,
         expert_loads: str | Path | None = None,
+        afd: str | None = None,
+        afd_batches: int = BATCHES,
+        afd_trace: str | Path | None = None,
         kv_host_mib: int | None = None,
         kv_disk_dir: str | Path | None = None,
         kv_disk_mib: int | None = None,
@@ -120,7 +128,9 @@ class LLM:
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
         experts = ExpertOptions.of(expert_parallel, redundant_experts, expert_loads)
-        placement = Placement(dtype, device, backend, quantization, tensor_parallel_size, experts)
+        apart = None if afd is None else Apart.parse(afd, afd_batches)
+        trace = None if afd_trace is None else Path(afd_trace)
+        placement = Placement(dtype, device, backend, quantization, tensor_parallel_size, experts, apart, trace)
         options = EngineOptions(
             max_model_len=max_model_len,
             max_num_batched_tokens=max_num_batched_tokens,

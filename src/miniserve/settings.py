@@ -98,6 +98,7 @@ class EngineSettings:
         speculation: who guesses tokens ahead, if anyone.
         tensor_parallel_size: how many processes hold the model, each a slice of it.
         expert_parallel: whether of a mixture they hold some of the experts whole instead.
+        apart: whether feed-forward parts have processes of their own.
         overlap: whether a step is launched before the last one's result is known. A CPU is the device itself.
         tiers: where KV may go beside the device, if anywhere.
         moves: the way by which requests move between engines with their KV: see `MOVES`; None: they stay.
@@ -121,6 +122,7 @@ class EngineSettings:
     speculation: Speculation | None
     tensor_parallel_size: int
     expert_parallel: bool
+    apart: bool
     overlap: bool
     tiers: TierOptions | None
     moves: str | None
@@ -187,6 +189,7 @@ class EngineSettings:
         if draft:
             _check_draft(model, draft, max_model_len)
         cuda_graphs = options.cuda_graphs and model.choices.backend == "triton" and ranks == 1
+        cuda_graphs = cuda_graphs and model.decoder.is_whole
         if options.overlap and not cuda_graphs:
             raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
         if options.overlap and speculation:
@@ -212,6 +215,7 @@ class EngineSettings:
             speculation=speculation,
             tensor_parallel_size=ranks,
             expert_parallel=model.decoder.experts is not None,
+            apart=not model.decoder.is_whole,
             overlap=cuda_graphs and not speculation if options.overlap is None else options.overlap,
             tiers=options.tiers,
             moves=options.moves,
@@ -226,6 +230,7 @@ class EngineSettings:
         )
         ranks = f", {self.tensor_parallel_size} ranks" if self.tensor_parallel_size > 1 else ""
         ranks += " with whole experts" if self.expert_parallel else ""
+        ranks += ", feed-forward parts apart" if self.apart else ""
         kv = f", {self.kv_cache_dtype} KV" if self.kv_cache_dtype in KV_DTYPES else ""
         tiers = f", KV also in {self.tiers}" if self.tiers else ""
         return f"{self.model} on {self.device} ({kernels}{ranks}), {self.dtype}{weights}{kv}{tiers}"

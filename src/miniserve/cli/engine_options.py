@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from miniserve.cli.loading import (
+    AfdOption,
+    AfdTraceOption,
     BackendOption,
     DeviceOption,
     DtypeOption,
@@ -64,6 +66,8 @@ class EngineOptions:
     expert_parallel: ExpertParallelOption = False
     redundant_experts: RedundantExpertsOption = 0
     expert_loads: ExpertLoadsOption = None
+    afd: AfdOption = None
+    afd_trace: AfdTraceOption = None
 
     def opener(self, model: str, *, moves: str | None) -> "Callable[[], LLM]":
         """What opens such an engine, in whichever process calls it. `moves`: as `LLM` takes it."""
@@ -87,6 +91,8 @@ class EngineOptions:
             expert_parallel=self.expert_parallel,
             redundant_experts=self.redundant_experts,
             expert_loads=self.expert_loads,
+            afd=self.afd,
+            afd_trace=self.afd_trace,
             moves=moves,
         )
 

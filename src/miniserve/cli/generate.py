@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from miniserve.cli.loading import (
+    AfdOption,
+    AfdTraceOption,
     BackendOption,
     DeviceOption,
     DtypeOption,
@@ -69,6 +71,8 @@ def generate(
     expert_parallel: ExpertParallelOption = False,
     redundant_experts: RedundantExpertsOption = 0,
     expert_loads: ExpertLoadsOption = None,
+    afd: AfdOption = None,
+    afd_trace: AfdTraceOption = None,
 ) -> None:
     """Continue a text."""
     if stream and (as_json or n > 1):
@@ -100,6 +104,8 @@ def generate(
         "expert_parallel": expert_parallel,
         "redundant_experts": redundant_experts,
         "expert_loads": expert_loads,
+        "afd": afd,
+        "afd_trace": afd_trace,
     }
     tiers = {"kv_host_mib": kv_host_mib, "kv_disk_dir": kv_disk, "kv_disk_mib": kv_disk_mib, "kv_compress": kv_compress}
     with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options, **tiers) as llm:

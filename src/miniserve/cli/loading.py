@@ -46,6 +46,13 @@ RedundantExpertsOption = Annotated[
 ExpertLoadsOption = Annotated[
     Path | None, typer.Option("--expert-loads", help="JSON: each layer's experts' loads, by which they are placed.")
 ]
+AfdOption = Annotated[
+    str | None,
+    typer.Option("--afd", help="MxN: attention and KV in M processes, the feed-forward parts in N others."),
+]
+AfdTraceOption = Annotated[
+    Path | None, typer.Option("--afd-trace", help="A folder where these record who computed what when.")
+]
 
 
 def open_model(model: str, how: dict[str, Any]) -> "LoadedModel":

@@ -56,7 +56,8 @@ class Communicator(Protocol):
 class _Alone:
     """The whole model is here."""
 
-    rank, size = 0, 1
+    rank: int = 0
+    size: int = 1
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of one."""
@@ -72,6 +73,17 @@ class _Alone:
 
 
 ALONE: Communicator = _Alone()
+
+
+class Slice(_Alone):
+    """Says which slice of a model one has, of how many; its part of a sum is added to the others' by who asked for it.
+
+    Args:
+        rank, size: see `Communicator`.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
 
 
 def as_bytes(x: Tensor) -> Tensor:

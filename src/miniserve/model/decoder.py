@@ -193,23 +193,26 @@ class SparseMLP(nn.Module):
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:
         """x [T, H]; padding [T, 1] bool -> [T, H]. Padding goes to no expert, and what comes of it is 0."""
         if self.exchange:
-            return self.exchange(x, padding, lambda x, padding: self._choose(self.router(x), padding), self._answer)
+            return self.exchange(x, padding, self.choose, self.answer)
         return self.mix(x, self.router(x), padding)
 
     def mix(self, x: Tensor, scores: Tensor, padding: Tensor) -> Tensor:
         """The same with the router's scores [T, E], where each rank has a slice of every expert."""
-        weights, expert_ids = self._choose(scores, padding)
+        weights, expert_ids = self._chosen(scores, padding)
         return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, *self.experts))
 
-    def _choose(self, scores: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Each token's weights and expert ids [T, K]."""
+    def choose(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
+        """Each token's weights and expert ids [T, K], -1 for padding; of x [T, H]."""
+        return self._chosen(self.router(x), padding)
+
+    def _chosen(self, scores: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
         weights, expert_ids = self.ops.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
         expert_ids = expert_ids.masked_fill(padding, -1)
         if self.counts is not None:  # the same few operations whatever was chosen, as a CUDA graph needs them
             self.counts.index_add_(0, expert_ids.flatten() + 1, torch.ones_like(expert_ids.flatten()))
         return weights, expert_ids
 
-    def _answer(self, rows: Tensor, experts: Tensor) -> Tensor:
+    def answer(self, rows: Tensor, experts: Tensor) -> Tensor:
         """What one of the held experts makes of each row: [A, H], [A] -> [A, H]."""
         ones = torch.ones((len(rows), 1), dtype=torch.float32, device=rows.device)
         return self.ops.moe(rows, ones, experts[:, None], *self.experts)
@@ -286,6 +289,11 @@ class Decoder(nn.Module):
         angles = positions[:, None].float() * self.inverse_frequencies
         x = self.unembed.matrix.rows(token_ids) if self.embed is None else F.embedding(token_ids, self.embed)
         return x.to(self.compute_dtype), angles.cos(), angles.sin()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all its parameters are here, none on torch's meta device; see `sides`."""
+        return not any(parameter.is_meta for parameter in self.parameters())
 
     @property
     def mixtures(self) -> list[SparseMLP]:

@@ -13,6 +13,7 @@ from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder
 from miniserve.model.expert_plan import ExpertOptions, plan_experts
 from miniserve.model.sharding import ShardedCheckpoint
+from miniserve.model.sides import Side
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.resolve import resolve
 from miniserve.model.tokenizer.tokenizer import Tokenizer
@@ -49,6 +50,7 @@ def load_model(
     quantization: str = "auto",
     communicator: Communicator = ALONE,
     experts: ExpertOptions | None = None,
+    side: Side | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> LoadedModel:
     """Load a model by alias, path or Hugging Face name (`org/name`), or one rank's slice of it.
@@ -58,6 +60,7 @@ def load_model(
         dtype, device, backend, quantization: see `choices.choose`.
         communicator: says which slice, and joins it to the others; without one, all of it is loaded.
         experts: how they are shared out whole among the ranks; None: each rank has a slice of every one.
+        side: whose weights are wanted, if feed-forward parts have ranks of their own; `communicator` joins this side's.
         progress: called with (tensors done, tensors in all).
 
     Raises:
@@ -68,7 +71,7 @@ def load_model(
     checkpoint = open_checkpoint(files)
     choices = choices.for_file(checkpoint.stored, asked=quantization)
     tokenizer = checkpoint.tokenizer()
-    decoder = load_decoder(checkpoint, choices, communicator, experts, progress)
+    decoder = load_decoder(checkpoint, choices, communicator, experts, side, progress)
     return LoadedModel(files, checkpoint.config, decoder, tokenizer, choices)
 
 
@@ -77,12 +80,15 @@ def load_decoder(
     choices: Choices,
     communicator: Communicator = ALONE,
     experts: ExpertOptions | None = None,
+    side: Side | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """A checkpoint's decoder, or one rank's slice of it, by choices made for that file. See `load_model`."""
+    if side == "feed-forward" and checkpoint.config.moe:
+        experts = experts or ExpertOptions()  # there they are shared out whole
     plan = plan_experts(checkpoint.config, communicator.size, experts) if experts else None
-    if communicator.size > 1:
-        checkpoint = ShardedCheckpoint(checkpoint, communicator.rank, communicator.size, plan)
+    if communicator.size > 1 or side:
+        checkpoint = ShardedCheckpoint(checkpoint, communicator.rank, communicator.size, plan, side)
     decoder = load_weights(
         checkpoint,
         dtype=choices.dtype,
@@ -93,6 +99,7 @@ def load_decoder(
         rows=choices.backend == "triton",
         communicator=communicator,
         experts=plan,
+        side=side,
         progress=progress,
     )
     if choices.backend == "cpu":

@@ -30,10 +30,10 @@ class OneCall:
     def of(cls, decoder: Decoder) -> "OneCall | None":
         """None where the decoder is of another backend, or of a shape that the call does not take (OLMoE).
 
-        Nor for one rank's slice: what the ranks add up lies between the operators.
+        Nor for one rank's slice, or one side: what the ranks exchange lies between the operators.
         """
         config = decoder.config
-        if decoder.communicator.size > 1:
+        if decoder.communicator.size > 1 or not decoder.is_whole:
             return None
         if decoder.ops is not cpu_ops or unavailable() or config.qk_norm == "row":
             return None

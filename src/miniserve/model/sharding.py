@@ -25,36 +25,41 @@ from miniserve.kernels.scaled_gemm import Rows
 from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.config import ModelConfig
 from miniserve.model.expert_plan import ExpertPlan
+from miniserve.model.sides import Side
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 from miniserve.model.weights import check_plan, weight_plan
 
 
-def sharded_config(config: ModelConfig, size: int, *, whole_experts: bool = False) -> ModelConfig:
+def sharded_config(
+    config: ModelConfig, size: int, *, whole_experts: bool = False, side: Side | None = None
+) -> ModelConfig:
     """The shape of what one of `size` ranks holds, a slice of every expert or `whole_experts`.
+
+    With a `side`, its ranks are as many, and nothing else is sliced.
 
     Raises:
         InvalidRequestError: the model cannot be shared out evenly among so many. Names what cannot, and the numbers.
     """
+    what = f"afd: {size} ranks of {side}" if side else f"tensor_parallel_size is {size}"
     if size < 1:
-        raise InvalidRequestError(f"tensor_parallel_size is {size}: it must be at least 1")
-    sizes = {"num_kv_heads": config.num_kv_heads, "num_heads": config.num_heads}
+        raise InvalidRequestError(f"{what}: it must be at least 1")
+    attention, feed_forward = (1 if side not in (None, each) else size for each in ("attention", "feed-forward"))
+    sizes = {"num_kv_heads": (config.num_kv_heads, attention), "num_heads": (config.num_heads, attention)}
     if any(not config.is_sparse(layer) for layer in range(config.num_layers)):
-        sizes["intermediate_size"] = config.intermediate_size
+        sizes["intermediate_size"] = config.intermediate_size, feed_forward
     if config.moe and not whole_experts:
-        sizes["an expert's intermediate_size"] = config.moe.intermediate_size
-    for name, value in sizes.items():
-        if value % size:
-            raise InvalidRequestError(
-                f"tensor_parallel_size is {size}: it must divide {name}, which is {value} in this model"
-            )
+        sizes["an expert's intermediate_size"] = config.moe.intermediate_size, feed_forward
+    for name, (value, among) in sizes.items():
+        if value % among:
+            raise InvalidRequestError(f"{what}: it must divide {name}, which is {value} in this model")
     moe = config.moe
     if moe and not whole_experts:
-        moe = replace(moe, intermediate_size=moe.intermediate_size // size)
+        moe = replace(moe, intermediate_size=moe.intermediate_size // feed_forward)
     return replace(
         config,
-        num_heads=config.num_heads // size,
-        num_kv_heads=config.num_kv_heads // size,
-        intermediate_size=max(1, config.intermediate_size // size),
+        num_heads=config.num_heads // attention,
+        num_kv_heads=config.num_kv_heads // attention,
+        intermediate_size=max(1, config.intermediate_size // feed_forward),
         moe=moe,
     )
 
@@ -74,15 +79,23 @@ class ShardedCheckpoint(Checkpoint):
         whole: where it is cut from.
         rank, size: which of how many.
         experts: which rank holds which, if they are shared out whole.
+        side: of which these are the ranks, if feed-forward parts have ranks of their own.
 
     Raises:
         InvalidRequestError: see `sharded_config`.
         TensorError: the whole is not what its config says; see `check_plan`.
     """
 
-    def __init__(self, whole: Checkpoint, rank: int, size: int, experts: ExpertPlan | None = None) -> None:
+    def __init__(
+        self,
+        whole: Checkpoint,
+        rank: int,
+        size: int,
+        experts: ExpertPlan | None = None,
+        side: Side | None = None,
+    ) -> None:
         self.path, self.stored, self._whole = whole.path, whole.stored, whole
-        self.config = sharded_config(whole.config, size, whole_experts=experts is not None)
+        self.config = sharded_config(whole.config, size, whole_experts=experts is not None, side=side)
         self.held = experts.held(rank) if experts else None
         check_plan(whole)
         self.shapes = {}

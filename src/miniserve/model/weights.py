@@ -28,6 +28,7 @@ from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import STACKS, Decoder, Linear, SparseMLP
 from miniserve.model.expert_plan import ExpertPlan
+from miniserve.model.sides import Side, give_memory, is_of
 
 Form = Bits | Format  # groups of so many bits, or rows of a format
 Held = Mapping[int, Sequence[int]]  # the experts that a rank holds of each sparse layer
@@ -123,6 +124,7 @@ def load_weights(
     rows: bool = False,
     communicator: Communicator = ALONE,
     experts: ExpertPlan | None = None,
+    side: Side | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Decoder:
     """A decoder with the checkpoint's weights, converted one tensor at a time.
@@ -134,22 +136,26 @@ def load_weights(
             Embedding, norms and routers stay in `dtype`.
         rows: whether "int8" means rows with a scale, as a GPU reads them, and not groups.
         communicator, experts: of the decoder, if the checkpoint is one rank's slice.
+        side: of which the weights are wanted alone; see `sides`.
         progress: called with (tensors done, tensors in all) after each tensor.
 
     Raises:
         TensorError: see `check_plan`.
         InvalidRequestError: a layer cannot be packed. Names it.
     """
-    plan = check_plan(checkpoint)
+    plan, wanted = check_plan(checkpoint), is_of(side) if side else None
     decoder = Decoder(
         checkpoint.config,
         dtype=dtype,
-        device=device,
+        device=torch.device("meta") if wanted else device,
         ops=ops,
         compute_dtype=compute_dtype,
         communicator=communicator,
         experts=experts,
     )
+    if wanted:
+        plan = [part for part in plan if wanted(part.parameter)]
+        give_memory(decoder, wanted, device)
     targets: dict[str, Tensor] = dict(decoder.named_parameters())
     packed = packed_forms(checkpoint, decoder, plan, quantization, rows=rows)
     awaited = Counter(part.parameter for part in plan)
@@ -188,6 +194,8 @@ def packed_forms(
     found: dict[str, Form] = {}
     for name, shape in _matrices(decoder):
         module_name = name.removesuffix(".weight")
+        if name not in sources:
+            continue
         if quantization == "fp8" or (quantization == "int8" and rows):
             if module_name != "unembed":
                 found[name] = E4M3 if quantization == "fp8" else INT8
@@ -221,6 +229,7 @@ def _matrices(decoder: Decoder) -> Iterator[tuple[str, tuple[int, int]]]:
 def move_to_huge_pages(decoder: Decoder) -> None:
     """Put all weights of linear layers and experts into one region of huge pages, in the order that a token reads."""
     holders = [module for module in decoder.modules() if isinstance(module, Linear | SparseMLP)]
+    holders = [holder for holder in holders if not any(tensor.is_meta for tensor in _tensors(holder))]
     arena = Arena(sum(rounded_up(tensor) for holder in holders for tensor in _tensors(holder)))
 
     def moved(matrix: LinearWeight) -> LinearWeight:

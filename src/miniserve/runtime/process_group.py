@@ -4,7 +4,7 @@ A group is an object, not torch's default one, so that two engines can live in o
 The ranks find each other through a file. All are on one machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import reduce
 from pathlib import Path
@@ -21,6 +21,8 @@ from miniserve.model.communicator import as_bytes
 # same time, so a wait is short unless the machine stalls or one compiles a kernel; a rank that has died is noticed at
 # once (`ranks.Ranks`), and this is left for one that hangs.
 TIMEOUT_S = 120.0
+
+Wait = Callable[[], object]  # until what was begun is done. Raises RankError: a rank is gone, or hangs
 
 
 class GlooGroup:
@@ -81,6 +83,23 @@ class GlooGroup:
         except RuntimeError as error:
             raise self._got_nothing(error) from error
 
+    def send(self, x: Tensor, rank: int) -> Wait:
+        """Begin to send x, contiguous and not empty, to one rank."""
+        return self._guarded(self._group.send([x], rank, 0))
+
+    def receive(self, x: Tensor, rank: int) -> Wait:
+        """Begin to fill x with what that rank sends, the first that is not received yet."""
+        return self._guarded(self._group.recv([x], rank, 0))
+
+    def _guarded(self, work: Any) -> Wait:
+        def wait() -> None:
+            try:
+                work.wait()
+            except RuntimeError as error:
+                raise self._got_nothing(error) from error
+
+        return wait
+
     def _got_nothing(self, error: RuntimeError) -> RankError:
         return RankError(f"rank {self.rank} got nothing from another rank: {error}")
 
@@ -116,6 +135,16 @@ class NcclGroup:
     def all_gather(self, x: Tensor) -> Tensor:
         """See `Communicator.all_gather`. Queued on the current stream."""
         return _all_gather(self._group, x, self.size)
+
+    def send(self, x: Tensor, rank: int) -> Wait:
+        """See `GlooGroup.send`. Queued; waiting for it queues a wait on the current stream."""
+        wait: Wait = self._group.send([x], rank, 0).wait
+        return wait
+
+    def receive(self, x: Tensor, rank: int) -> Wait:
+        """See `GlooGroup.receive`, and `send`."""
+        wait: Wait = self._group.recv([x], rank, 0).wait
+        return wait
 
     def abort(self) -> None:
         """End what waits on this rank's GPU for another, which nothing else would; its results mean nothing."""

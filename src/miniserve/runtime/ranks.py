@@ -64,7 +64,7 @@ class Ranks:
         if experts:
             plan_experts(config, size, experts)
         sharded_config(config, size, whole_experts=experts is not None)
-        devices = _devices(device, size)
+        devices = devices_from(device, size)
         self.device = devices[0]
         self._crew = Crew(size)
         file = self._crew.folder / "ranks"
@@ -142,14 +142,18 @@ def as_arrays(batch: Batch) -> tuple[Any, ...]:
     return tuple(tensor.cpu().numpy() for tensor in tensors)
 
 
-def _devices(first: str, size: int) -> list[str]:
-    """Each rank's device."""
+def devices_from(first: str, size: int) -> list[str]:
+    """A device for each of so many processes: the CPU, or GPUs from that one on.
+
+    Raises:
+        InvalidRequestError: there are not so many.
+    """
     device = choose_device(first)
     if device.type == "cpu":
         return ["cpu"] * size
     start, count = device.index or 0, torch.cuda.device_count()
     if start + size > count:
         raise InvalidRequestError(
-            f"tensor_parallel_size is {size}: this machine has {count} GPUs, {count - start} from cuda:{start} on"
+            f"a model in {size} processes: this machine has {count} GPUs, {count - start} from cuda:{start} on"
         )
     return [f"cuda:{index}" for index in range(start, start + size)]
