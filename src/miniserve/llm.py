@@ -71,7 +71,7 @@ class LLM:
         expert_loads: a JSON file of lists, each layer's, of each expert's load, a dense layer's empty: who is busy, and
             who shall be apart. None: all alike.
         afd: "MxN": M processes have attention and the KV, each its heads, and N others the feed-forward parts; a step's
-            tokens go to and fro in batches that take turns. On a CPU they share its threads, of GPUs each takes one.
+            tokens cross in batches that take turns. On a CPU they share its threads, of GPUs each takes one.
         afd_batches: how many take turns.
         afd_trace: a folder in which each process records what it did when (see fleet/afd/spans.py). None: none.
         kv_host_mib: host memory for KV that the device has no room for any more: blocks are copied there as they fill,

@@ -172,9 +172,7 @@ def test_what_is_refused_starts_no_process(directory):
     before = ranks()
     with pytest.raises(InvalidRequestError, match="tensor_parallel_size is 3: it must divide num_kv_heads, which is 2"):
         open_llm(directory, 3)
-    with pytest.raises(
-        InvalidRequestError, match="tensor_parallel_size and expert_parallel decide how a model is loaded"
-    ):
+    with pytest.raises(InvalidRequestError, match="expert_parallel and afd decide how a model is loaded"):
         LLM(load_model(str(directory), device="cpu"), tensor_parallel_size=2)
     options = ["--model", str(directory), "--device", "cpu", "--tensor-parallel-size", "0"]
     result = CliRunner().invoke(app, ["generate", "hello", *options])

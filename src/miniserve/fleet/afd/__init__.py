@@ -1,4 +1,4 @@
-"""Attention and feed-forward parts in processes of their own (AFD): one engine, whose steps go to and fro.
+"""Attention and feed-forward parts in processes of their own (AFD): one engine, whose steps are on both sides in turns.
 
 Attention's ranks have the KV cache, attention, routers and both ends of the model, each the heads of its own; the other
 ranks have the feed-forward parts: slices of dense ones, experts whole. A step's tokens are split into batches that take

@@ -1,4 +1,4 @@
-"""Attention's end of what goes to and fro in a layer: rows go to the other side, what comes back is added up.
+"""Attention's end of what crosses in a layer: rows go to the other side, what comes back is added up.
 
 Every rank of attention has all of a batch's rows; each sends its share of consecutive ones, and in the end they gather.
 To a dense part a row goes once for each rank, which has a slice of it, and their results are parts of a sum, taken in
