@@ -194,7 +194,7 @@ def _routing(model: LoadedModel, options: EngineOptions) -> Tensor | None:
     Before anything is captured or called: the counters are part of it.
 
     Raises:
-        InvalidRequestError: they are asked for, and there is no mixture; or this rank chooses for a share of the tokens.
+        InvalidRequestError: they are asked for, and there is no mixture, or this rank sees a share of the tokens alone.
     """
     decoder = model.decoder
     reason = "" if decoder.mixtures else "this model has no mixture of experts"
