@@ -7,16 +7,19 @@ Time: engines of 1, 2 and 4 ranks on this CPU in turn, one thread each, with pro
 also with a slice of every expert on each rank. The share is rank 0's in exchanges, waits for slower ranks included.
 
 Balance: the experts that the model's router chooses in a text. Placements are made by the loads of its first half and
-judged on its second: answers of the busiest rank as a multiple of the mean, by the rule that the engine goes by. Over
-the whole half, which a placement can do something about; and step by step, which is what is waited for.
+judged on its second, and on a text of another kind: answers of the busiest rank as a multiple of the mean, by the rule
+that the engine goes by. Over all of a text, which a placement can do something about; and step by step, which is what
+is waited for.
 
-    python benchmarks/expert_parallel.py --model DIRECTORY [--text FILE...] [--out results/expert_parallel.json]
+    python benchmarks/train/plays.py artifacts/plays
+    python benchmarks/expert_parallel.py [--model tiny-moe] [--text FILE] [--other FILE] [--out FILE]
 
-Some minutes on two cores.
+writes results/expert_parallel.json. Some minutes on two cores. The text is a play that tiny-moe was not trained on.
 """
 
 import argparse
 import math
+import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -41,7 +44,7 @@ from miniserve.model.expert_parallel import ID_BYTES, ExpertExchange
 from miniserve.model.expert_plan import ExpertPlan
 from miniserve.model.load import LoadedModel, load_model
 
-TEXT = ("book/05_kv_cache.md", "book/09_disaggregation.md")
+TEXT, OTHER = Path("artifacts/plays/winters_tale.txt"), Path("README.md")
 RANKS = (1, 2, 4)
 DEVICES = (2, 4, 8)
 STEP_TOKENS = 256  # of a step whose balance is looked at
@@ -218,14 +221,18 @@ def imbalances(answers: Tensor) -> dict[str, float]:
     return {"whole": float(total.max() / total.mean()), "steps": float(busiest.mean())}
 
 
-def balance(model: LoadedModel, tokens: list[int]) -> dict[str, Any]:
-    """Placements by the first half's loads, judged on both."""
+def balance(model: LoadedModel, tokens: list[int], other: list[int]) -> dict[str, Any]:
+    """Placements by the first half's loads, judged on both and on the other text."""
     moe, chosen = model.config.moe, routing(model, tokens)
     assert moe
     half = len(chosen[0]) // 2 // STEP_TOKENS * STEP_TOKENS
-    halves = {"seen": [ids[:half] for ids in chosen], "unseen": [ids[half : 2 * half] for ids in chosen]}
-    loads = [torch.bincount(ids.flatten(), minlength=moe.num_experts).tolist() for ids in halves["seen"]]
-    by_layer = iter(loads)
+    texts = {"seen": [ids[:half] for ids in chosen], "unseen": [ids[half : 2 * half] for ids in chosen]}
+    texts["other"] = routing(model, other)
+    loads = {
+        name: [torch.bincount(ids.flatten(), minlength=moe.num_experts).tolist() for ids in layers]
+        for name, layers in texts.items()
+    }
+    by_layer = iter(loads["seen"])
     placed_by = [next(by_layer) if model.config.is_sparse(layer) else [] for layer in range(model.config.num_layers)]
     rows = []
     for devices in (each for each in DEVICES if moe.num_experts % each == 0):
@@ -234,7 +241,7 @@ def balance(model: LoadedModel, tokens: list[int]) -> dict[str, Any]:
                 continue
             plan = ExpertPlan.of(model.config, devices, redundant, known)
             row: dict[str, Any] = {"devices": devices, "redundant": redundant, "by": "loads" if known else "turns"}
-            for name, ids in halves.items():
+            for name, ids in texts.items():
                 held = [ranks for ranks in plan.layers if ranks]
                 pairs = zip(ids, held, strict=True)
                 layers = [imbalances(answers_by_rank(each, ranks, moe.num_experts)) for each, ranks in pairs]
@@ -242,32 +249,33 @@ def balance(model: LoadedModel, tokens: list[int]) -> dict[str, Any]:
                 row[name]["worst_layer"] = max(each["whole"] for each in layers)
             rows.append(row)
     return {
-        "tokens_of_each_half": half, "step_tokens": STEP_TOKENS, "experts": moe.num_experts,
-        "experts_per_token": moe.experts_per_token, "loads_of_first_half": loads, "placements": rows,
+        "tokens": {name: len(layers[0]) for name, layers in texts.items()}, "step_tokens": STEP_TOKENS,
+        "experts": moe.num_experts, "experts_per_token": moe.experts_per_token, "loads": loads, "placements": rows,
     }  # fmt: skip
 
 
 def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--text", type=Path, nargs="+", default=[Path(each) for each in TEXT])
+    parser.add_argument("--model", default="tiny-moe")
+    parser.add_argument("--text", type=Path, default=TEXT)
+    parser.add_argument("--other", type=Path, default=OTHER)
     parser.add_argument("--out", type=Path, default=Path("results/expert_parallel.json"))
     args = parser.parse_args()
     torch.set_num_threads(1)
     console = Console(stderr=True)
     model = load_model(args.model, dtype="float32", device="cpu")
-    tokens = model.tokenizer.encode("\n".join(each.read_text(encoding="utf-8") for each in args.text))
+    tokens, other = (model.tokenizer.encode(each.read_text(encoding="utf-8")) for each in (args.text, args.other))
     config = model.config
     shape = {
         "hidden": config.hidden_size, "layers": config.num_layers, "kv_heads": config.num_kv_heads,
         "sparse_layers": sum(map(config.is_sparse, range(config.num_layers))),
     }  # fmt: skip
-    data = {"model": model.files.name, "shape": shape, "text": [str(each) for each in args.text]}
-    data |= {"balance": balance(model, tokens), "exchange": exchanges(args.model, tokens, console)}
+    data = {"model": model.files.name, "shape": shape, "text": args.text.name, "other": args.other.name}
+    data["balance"] = balance(model, tokens, other)
+    data["exchange"] = exchanges(args.model, tokens, console) | {"load_average_after": os.getloadavg()[0]}
     Console().print_json(data=data)
-    text = " ".join(map(str, args.text))
-    write_record(args.out, data, f"python benchmarks/expert_parallel.py --model {args.model} --text {text}", "cpu")
+    write_record(args.out, data, f"python benchmarks/expert_parallel.py --model {args.model}", "cpu")
 
 
 if __name__ == "__main__":
