@@ -14,6 +14,7 @@ from miniserve.model.expert_parallel import ExpertExchange
 from miniserve.model.expert_plan import ExpertOptions, ExpertPlan
 from miniserve.model.load import load_decoder
 from miniserve.model.sharding import ShardedCheckpoint
+from miniserve.model.sources.resolve import resolve
 from miniserve.model.weights import weight_plan
 from support.thread_ranks import ThreadRanks
 
@@ -175,10 +176,11 @@ def test_bfloat16_is_as_near_as_without_ranks(tiny_directory):
     assert apart < 1.5 * alone < 0.1
 
 
-def test_a_layer_gives_the_same_bits_wherever_experts_lie(compiled, tiny_directory):
+@pytest.mark.parametrize("quantization", ["none", "int8"])
+def test_a_layer_gives_the_same_bits_wherever_experts_lie(quantization, compiled):
     """With the C++ kernels, whose rows do not hang on their batch: some tokens, one, and padding."""
-    checkpoint = SafetensorsCheckpoint(tiny_directory("olmoe")[0])
-    choices = choose("cpu", dtype="float32", backend="cpu")
+    checkpoint = SafetensorsCheckpoint(resolve("tiny-moe").path)
+    choices = choose("cpu", dtype="float32", backend="cpu", quantization=quantization)
     x = torch.randn(13, checkpoint.config.hidden_size, generator=torch.Generator().manual_seed(1))
     padding = torch.arange(13)[:, None] == 5
 
@@ -189,8 +191,8 @@ def test_a_layer_gives_the_same_bits_wherever_experts_lie(compiled, tiny_directo
 
     (alone,) = ThreadRanks(1).run(compute)
     found = []
-    for redundant in (0, 2, 6):
-        found += ThreadRanks(2).run(partial(compute, experts=ExpertOptions(redundant)))
+    for size, redundant in ((2, 0), (2, 4), (4, 0), (4, 4)):
+        found += ThreadRanks(size).run(partial(compute, experts=ExpertOptions(redundant)))
     assert all(torch.equal(each, found[0]) for each in found)
     assert torch.equal(found[0][0], found[0][13])
     assert (found[0] - alone).abs().max() < 1e-6
