@@ -232,11 +232,9 @@ def balance(model: LoadedModel, tokens: list[int], other: list[int]) -> dict[str
         name: [torch.bincount(ids.flatten(), minlength=moe.num_experts).tolist() for ids in layers]
         for name, layers in texts.items()
     }
-    by_layer = iter(loads["seen"])
-    placed_by = [next(by_layer) if model.config.is_sparse(layer) else [] for layer in range(model.config.num_layers)]
     rows = []
     for devices in (each for each in DEVICES if moe.num_experts % each == 0):
-        for redundant, known in ((0, None), (0, placed_by), (devices, placed_by), (2 * devices, placed_by)):
+        for redundant, known in ((0, None), (0, loads["seen"]), (devices, loads["seen"]), (2 * devices, loads["seen"])):
             if redundant > moe.num_experts * (devices - 1):
                 continue
             plan = ExpertPlan.of(model.config, devices, redundant, known)

@@ -68,8 +68,7 @@ class LLM:
             GPUs each takes one. KV memory is then meant for each. Not with a loaded model.
         expert_parallel: these processes hold a mixture's experts whole, each some of them, and tokens travel to them.
         redundant_experts: slots of a layer for copies of the busiest experts, on all processes together.
-        expert_loads: a JSON file of lists, each layer's, of each expert's load, a dense layer's empty: who is busy, and
-            who shall be apart. None: all alike.
+        expert_loads: a JSON file of what `expert_tokens` gave: who is busy, and who shall be apart. None: all alike.
         afd: "MxN": M processes have attention and the KV, each its heads, and N others the feed-forward parts; a step's
             tokens cross in batches that take turns. On a CPU they share its threads, of GPUs each takes one.
         afd_batches: how many take turns.

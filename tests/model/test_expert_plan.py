@@ -19,7 +19,7 @@ MIXED = ModelConfig(
 @given(st.sampled_from([1, 2, 4, 8]), st.integers(0, 7), st.lists(st.integers(0, 100), min_size=8, max_size=8))
 def test_every_expert_has_a_rank_and_ranks_hold_no_more_than_their_slots(ranks, more, loads):
     redundant = min(ranks * more, 8 * (ranks - 1))
-    plan = ExpertPlan.of(MIXED, ranks, redundant, [loads, [], loads])
+    plan = ExpertPlan.of(MIXED, ranks, redundant, [loads, loads])
     assert plan.layers[1] == ()
     for layer in (0, 2):
         held = plan.layers[layer]
@@ -33,7 +33,7 @@ def test_every_expert_has_a_rank_and_ranks_hold_no_more_than_their_slots(ranks, 
 
 def test_the_busy_expert_is_copied_and_busy_ones_are_apart():
     loads = [80, 10, 10, 10, 10, 10, 10, 10]
-    plan = ExpertPlan.of(MIXED, 4, 4, [loads, [], loads])
+    plan = ExpertPlan.of(MIXED, 4, 4, [loads, loads])
     assert sum(0 in experts for experts in plan.layers[0]) == 4
     assert imbalance(loads, place(loads, 12, 4), 4) < imbalance(loads, place(loads, 8, 4), 4)
 
@@ -63,11 +63,10 @@ def test_what_cannot_be_shared_out_is_refused(changes, ranks, redundant, message
         ('{"loads": []}', "must be a JSON list of lists of numbers"),
         ('[["1"]]', "must be a JSON list of lists of numbers"),
         ("[[true]]", "must be a JSON list of lists of numbers"),
-        ("[[1, 1, 1, 1, 1, 1, 1, 1], []]", "it has 2 layers, the model has 3"),
-        ("[[1, 1, 1, 1, 1, 1, 1, 1], [], [1, 2]]", "layer 2 has 2 experts in it, and 8 in the model"),
-        ("[[1, 1, 1, 1, 1, 1, 1, 1], [1], [1, 1, 1, 1, 1, 1, 1, 1]]", "layer 1 has 1 experts in it, and 0 in"),
-        ("[[1, 1, 1, 1, 1, 1, 1, -1], [], [1, 1, 1, 1, 1, 1, 1, 1]]", "layer 0 has a load that is not a number from 0"),
-        ("[[1, 1, 1, 1, 1, 1, 1, NaN], [], [1, 1, 1, 1, 1, 1, 1, 1]]", "layer 0 has a load that is not a number"),
+        ("[[1, 1, 1, 1, 1, 1, 1, 1]]", "it has 1 layers, the model has 2 with experts"),
+        ("[[1, 1, 1, 1, 1, 1, 1, 1], [1, 2]]", "layer 2 has 2 experts in it, and 8 in the model"),
+        ("[[1, 1, 1, 1, 1, 1, 1, -1], [1, 1, 1, 1, 1, 1, 1, 1]]", "layer 0 has a load that is not a number from 0"),
+        ("[[1, 1, 1, 1, 1, 1, 1, NaN], [1, 1, 1, 1, 1, 1, 1, 1]]", "layer 0 has a load that is not a number"),
     ],
 )
 def test_a_wrong_file_of_loads_is_refused_by_name(text, message, tmp_path):
@@ -79,7 +78,7 @@ def test_a_wrong_file_of_loads_is_refused_by_name(text, message, tmp_path):
 
 
 def test_loads_come_from_a_file(tmp_path):
-    loads = [[9, 1, 9, 1, 1, 1, 1, 1], [], [1] * 8]
+    loads = [[9, 1, 9, 1, 1, 1, 1, 1], [1] * 8]
     (tmp_path / "loads.json").write_text(str(loads))
     assert read_loads(tmp_path / "loads.json", MIXED) == loads
     plan = plan_experts(MIXED, 2, ExpertOptions(2, tmp_path / "loads.json"))

@@ -4,8 +4,8 @@ Every rank makes the same plan from the same numbers, so none is told another's.
 and `redundant` more for copies of the busy ones; `core.placement` says which expert is in which slot, by the loads, and
 the ranks have as many slots each. Where two copies come to lie on one rank, one is held. Torch-free.
 
-Loads are counts, layer by layer and expert by expert (`list[list[int]]`, a dense layer's row empty): how many tokens
-chose it. In a file they are that list in JSON.
+Loads are how many tokens chose each expert, of each layer that has experts (`list[list[int]]`, as `LLM.expert_tokens`
+gives it). In a file they are that list in JSON.
 """
 
 import json
@@ -58,12 +58,13 @@ class ExpertPlan(NamedTuple):
             InvalidRequestError: it has no experts, too few, or not as many slots for each rank.
         """
         moe = _experts_of(config, ranks, redundant)
+        of_layers = iter(loads or ())
         layers: list[tuple[tuple[int, ...], ...]] = []
         for layer in range(config.num_layers):
             if not config.is_sparse(layer):
                 layers.append(())
                 continue
-            slots = place(loads[layer] if loads else [1] * moe.num_experts, moe.num_experts + redundant, ranks)
+            slots = place(next(of_layers, [1] * moe.num_experts), moe.num_experts + redundant, ranks)
             each = len(slots) // ranks
             layers.append(tuple(tuple(sorted(set(slots[at : at + each]))) for at in range(0, len(slots), each)))
         return cls(tuple(layers))
@@ -93,7 +94,7 @@ def read_loads(file: Path, config: ModelConfig) -> list[list[float]]:
     try:
         read = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(read, list) or not all(isinstance(row, list) and all(map(_is_number, row)) for row in read):
-            raise ValueError("it must be a JSON list of lists of numbers: each layer's, of each of its experts")
+            raise ValueError("it must be a JSON list of lists of numbers: of each layer with experts, each one's load")
         _check_loads(config, read)
     except (OSError, ValueError) as error:
         raise InvalidRequestError(f"expert_loads {file}: {error}") from error
@@ -126,10 +127,11 @@ def _experts_of(config: ModelConfig, ranks: int, redundant: int) -> MoE:
 
 
 def _check_loads(config: ModelConfig, loads: Loads) -> None:
-    if len(loads) != config.num_layers:
-        raise ValueError(f"it has {len(loads)} layers, the model has {config.num_layers}")
-    for layer, row in enumerate(loads):
-        experts = config.moe.num_experts if config.moe and config.is_sparse(layer) else 0
+    sparse = [layer for layer in range(config.num_layers) if config.is_sparse(layer)]
+    experts = config.moe.num_experts if config.moe else 0
+    if len(loads) != len(sparse):
+        raise ValueError(f"it has {len(loads)} layers, the model has {len(sparse)} with experts")
+    for layer, row in zip(sparse, loads, strict=True):
         if len(row) != experts:
             raise ValueError(f"layer {layer} has {len(row)} experts in it, and {experts} in the model")
         if not all(0 <= load < float("inf") for load in row):
