@@ -12,7 +12,7 @@ from miniserve.bench.record import record, write_record
 
 RESULTS = Path("results/training.json")
 PLAYS = Path("artifacts/plays")
-COMMAND = "python benchmarks/train/precision.py; python benchmarks/train/models.py"
+COMMAND = "python benchmarks/train/plays.py artifacts/plays, then each part's own command"
 
 
 def product_flops_per_cpu_s(size: int = 1024, rounds: int = 20) -> float:
