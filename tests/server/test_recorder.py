@@ -30,8 +30,15 @@ class Watched:
         self.updates = []
         scheduler = Scheduler(BlockPool(num_blocks, 4), max_num_seqs=8, max_num_batched_tokens=16, max_model_len=200)
         self.engine = Engine(scheduler, FakeDevice(num_blocks, 4), lambda: self.now)
-        self.moves = SimpleNamespace(counts=MoveCounts())
-        self.recorder = Recorder(self.engine, self.take, self.moves, lambda: self.now, lambda: self.effort)
+        self.moves, self.experts = SimpleNamespace(counts=MoveCounts()), None
+        self.recorder = Recorder(
+            self.engine,
+            self.take,
+            self.moves,
+            lambda: self.experts,
+            clock=lambda: self.now,
+            effort=lambda: self.effort,
+        )
 
     def take(self, update):
         self.effort += self.update_s
@@ -202,3 +209,14 @@ def test_an_update_says_what_is_so(asked, num_blocks):
     assert preempted == metrics.num_preemptions
     assert update.totals.output == sum(more for _, _, more in asked)
     assert msgspec.json.decode(msgspec.json.encode(update))["totals"]["finished"] == len(asked)
+
+
+def test_experts_are_told_where_they_are_counted():
+    watched = Watched()
+    watched.recorder.switch(True)
+    watched.recorder.send()
+    watched.experts = [[3, 1], [0, 4]]
+    watched.now += 1
+    watched.recorder.changed()
+    watched.recorder.send()
+    assert [update.experts for _, update in watched.updates] == [[], [[3, 1], [0, 4]]]

@@ -83,7 +83,7 @@ class Worker:
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._compiling: set[int] = set()
         self._live: dict[int, list[Generation]] = {}
-        self._recorder = Recorder(llm.engine, self._send, llm.moves)
+        self._recorder = Recorder(llm.engine, self._send, llm.moves, lambda: llm.expert_tokens)
         self._owner: dict[str, tuple[int, int]] = {}  # a generation's id: its key, and the index of its first choice
         self._departures = Departures(self._text, llm.moves)
         self._cached: list[BlockEvent] = []  # since the last message

@@ -37,6 +37,7 @@ class Recorder:
         engine: its `on_step` is this recorder's while it is on.
         send: takes the updates.
         moves: by which requests come and go, if they do.
+        experts: asks how many tokens each expert got, as `LLM.expert_tokens` says it.
         clock: the engine's, in seconds.
         effort: the CPU time of this thread, in seconds.
     """
@@ -46,10 +47,13 @@ class Recorder:
         engine: Engine,
         send: Callable[[Update], None],
         moves: "Moves | None" = None,
+        experts: Callable[[], list[list[int]] | None] = lambda: None,
+        *,
         clock: Callable[[], float] = time.monotonic,
         effort: Callable[[], float] = time.thread_time,
     ) -> None:
         self._engine, self._send, self._moves, self._clock, self._effort = engine, send, moves, clock, effort
+        self._experts = experts
         self._on = self._is_due = False
         self._reset()
 
@@ -151,6 +155,7 @@ class Recorder:
                 for name, tier in metrics.tiers.items()
             ],
             moves=self._moves.counts if self._moves else None,
+            experts=self._experts() or [],
         )
 
 

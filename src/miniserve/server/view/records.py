@@ -135,6 +135,7 @@ class Update(Struct):
         tiers: of KV beside the device, the fastest first.
         moves: requests that left for other engines and came from them; None: none do.
         engine: its name among several; whoever has several says it.
+        experts: how many tokens each expert of each layer that has any has got; none where that is not counted.
     """
 
     at_s: float
@@ -150,3 +151,4 @@ class Update(Struct):
     tiers: list[TierState] = []
     moves: MoveCounts | None = None
     engine: str = ""
+    experts: list[list[int]] = []

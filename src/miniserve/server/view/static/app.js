@@ -5,6 +5,7 @@ import { Charts } from "./charts.js";
 import { Chat } from "./chat.js";
 import { Company } from "./company.js";
 import { Engines, tiersOf } from "./engines.js";
+import { Experts } from "./experts.js";
 import { restyle, whole } from "./figure.js";
 import { State } from "./state.js";
 import { Steps } from "./steps.js";
@@ -13,7 +14,7 @@ import { follow, savedKey, saveKey } from "./stream.js";
 const $ = selector => document.querySelector(selector);
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const state = new State();
-const figures = [new Blocks(state), new Steps(state)], charts = new Charts(state);
+const figures = [new Blocks(state), new Steps(state), new Experts(state)], charts = new Charts(state);
 const engines = new Engines(state, () => { for (const figure of [...figures, charts]) figure.update(); });
 let paused = false, drawn = 0;
 
