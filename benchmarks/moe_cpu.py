@@ -26,7 +26,7 @@ from typing import Any
 
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from miniserve import LLM, SamplingParams
 from miniserve.bench.ceilings import read_bytes_per_s
@@ -60,6 +60,7 @@ def make_checkpoint(shape: dict[str, int], directory: Path) -> None:
     words = alphabet + [f"unused{number}" for number in range(shape["vocab_size"] - len(alphabet))]
     tokenizer = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "tokenizer_config.json").write_text("{}")
 
