@@ -15,7 +15,7 @@ def test_by_hand():
     """Every expert a rank of its own: the busiest expert over the mean, wherever they land."""
     loads = [_quantile(1.2, (at + 0.5) / 4) for at in range(4)]
     assert power_law_imbalance(1.2, Experts(4, 1, 8), Parallel(expert=4)) == pytest.approx(max(loads) * 4 / sum(loads))
-    assert power_law_imbalance(1.2, Experts(4, 1, 8), Parallel()) == pytest.approx(1)
+    assert power_law_imbalance(1.2, DEEPSEEK, Parallel()) == 1.0
     assert _quantile(0, 0.5) == (SPAN + 1) / 2
     assert _quantile(1, 0.5) == pytest.approx(SPAN**0.5)
     assert _quantile(2, 0.5) == pytest.approx(2 / (1 + 1 / SPAN))

@@ -29,6 +29,8 @@ def power_law_imbalance(exponent: float, experts: Experts, parallel: Parallel) -
     slots = experts.count + parallel.redundant
     if slots % parallel.expert:
         raise InvalidRequestError(f"{slots} experts cannot be shared out among {parallel.expert} ranks")
+    if parallel.expert == 1:
+        return 1.0
     return _mean_of_placements(exponent, experts.count, parallel.redundant, parallel.expert)
 
 
