@@ -142,3 +142,18 @@ def test_refusals():
         together(layers)(x, cos, sin, make_caches(), paged._replace(block_table=paged.block_table + 1000))
     with pytest.raises(ValueError, match="do not fit together"):
         Layers(layers, num_heads=HEADS, kv_heads=KV_HEADS, head_dim=2 * DIM, eps=EPS)
+
+
+def test_small_layers_stay_in_one_call(monkeypatch):
+    """Also with many tokens on a processor with bfloat16 products: Python between operators costs more than they save."""
+    monkeypatch.setattr("miniserve.kernels.cpu.linear.has_bf16_products", lambda: True)
+    layers = [
+        Layer(
+            *(layer.attention_norm, LinearWeight(layer.qkv.data.bfloat16()), LinearWeight(layer.out.data.bfloat16())),
+            *(layer.mlp_norm, layer.feed_forward),
+        )
+        for layer in make_layers(None, normed=False)
+    ]
+    made = Layers(layers, num_heads=HEADS, kv_heads=KV_HEADS, head_dim=DIM, eps=EPS)
+    weights = sum(weight.data.numel() for weight in layers[0].products[:2])
+    assert [made.are_faster(tokens) for tokens in (1, 100, round(30e6 / weights))] == [True, True, False]
