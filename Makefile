@@ -58,7 +58,7 @@ test: lint  ## everything CI runs
 test-fleet: $(FLEET)/run.stamp  ## workers killed and silenced under Dynamo: minutes, not part of `test`
 	$(FLEET)/bin/miniserve models pull $(MODEL)
 	$(FLEET)/bin/python -m pytest --record results/dynamo.json \
-		tests/dynamo/test_deployment.py tests/dynamo/test_faults.py tests/dynamo/test_routing.py tests/dynamo/test_planned.py
+		tests/dynamo/test_planned.py tests/dynamo/test_deployment.py tests/dynamo/test_faults.py tests/dynamo/test_routing.py
 
 book-html: $(VENV)/dev.stamp  ## build the web book, warnings as errors
 	$(BIN)/miniserve models pull $(MODEL)

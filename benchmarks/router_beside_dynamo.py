@@ -3,6 +3,7 @@
 Both replay the beginning of the Mooncake conversation trace on eight simulated engines with as many KV blocks: ours in
 `simulate`, Dynamo's in its own offline replay (`dynamo.replay`), with its router and its mock engines. The engines'
 times are not the same, Dynamo's are its mock engine's own, so latencies compare with the same side's round-robin alone.
+Then ours alone, with other weights of the overlap, and on faster engines: of what the difference between them is made.
 
     python benchmarks/router_beside_dynamo.py TRACE --dynamo-python /path/to/python [--requests 2000]
 
@@ -17,8 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from rich.progress import track
+
 from miniserve.bench.record import write_record
-from miniserve.core.routing import ROUTERS
+from miniserve.core.routing import ROUTERS, KVAware, Router
 from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.shape import Precision
 from miniserve.simulate.cluster import Cluster
@@ -29,6 +32,8 @@ from miniserve.workloads.traces import origin, read_trace
 
 ENGINES, BLOCK_SIZE, BUDGET = 8, 64, 2048
 BLOCKS = (4000, 10_000, 40_000)  # of each engine
+WEIGHTS = (0.5, 1.0, 2.0, 4.0, 8.0)
+DEVICES = ("h100", "b200")  # the first one is that of all other points
 #: Ours by name, and Dynamo's by its.
 ROUTERS_OF = {"ours": ("round-robin", "kv-aware"), "dynamo": ("round_robin", "kv_router")}
 THEIRS = """
@@ -46,15 +51,15 @@ print(json.dumps(found))
 """
 
 
-def ours(trace: Path, requests: int, blocks: int, router: str) -> dict[str, float]:
+def ours(trace: Path, requests: int, blocks: int, router: Router, on: str = DEVICES[0]) -> dict[str, float]:
     """Simulated here."""
-    device = load_catalog().accelerator("h100")
+    device = load_catalog().accelerator(on)
     engine = Deployment(
         device, shape_by_name("llama-3.1-8b"), Precision.of("bf16", "bf16"), efficiency=efficiency_for(device),
         block_size=BLOCK_SIZE, max_num_batched_tokens=BUDGET,
     )  # fmt: skip
     engine.__dict__["num_blocks"] = blocks  # a cached property: the device would hold another number
-    cluster = Cluster([engine] * ENGINES, router=ROUTERS[router]())
+    cluster = Cluster([engine] * ENGINES, router=router)
     found = cluster.run(islice(read_trace(trace), requests)).summary(cluster.seconds)
     return {
         "found_share": found["cached_share"],
@@ -93,13 +98,18 @@ def main() -> None:
             for whose, (_, aware) in ROUTERS_OF.items():
                 for router in ROUTERS_OF[whose]:
                     measured = (
-                        ours(begin, args.requests, blocks, router)
+                        ours(begin, args.requests, blocks, ROUTERS[router]())
                         if whose == "ours"
                         else dynamos(args.dynamo_python, begin, blocks, router)
                     )
                     version = measured.pop("version", None)
                     points.append({"blocks": blocks, "whose": whose, "kv_aware": router == aware} | measured)
                     print(blocks, whose, router, f"{measured['found_share']:.1%} found", flush=True)
+        weights = [
+            {"device": on, "overlap_weight": weight} | ours(begin, args.requests, BLOCKS[-1], KVAware(weight), on)
+            for on in DEVICES
+            for weight in track(WEIGHTS, f"weights on {on}")
+        ]
     data = {
         "engines": ENGINES,
         "block_size": BLOCK_SIZE,
@@ -108,6 +118,7 @@ def main() -> None:
         "endless_share": found / total,
         "dynamo": version,
         "points": points,
+        "weights": weights,
     }
     command = (
         f"python benchmarks/router_beside_dynamo.py {args.trace.name} --dynamo-python python --requests {args.requests}"

@@ -37,6 +37,7 @@ def program(arguments, log, environment):
             process.wait(60)
 
 
+@pytest.mark.timeout(600)  # most of it is waiting: for models to load, and for ten quiet looks
 def test_workers_come_with_a_load_and_go_after_it_once(tmp_path, expected, record_property):
     port, logs = free_port(), {name: tmp_path / f"{name}.log" for name in ("local", "planner")}
     address = f"http://127.0.0.1:{port}"
