@@ -37,7 +37,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def measure(model: str) -> dict[str, Any]:
+def measure(model: str, device: str) -> dict[str, Any]:
     """A model by all ways."""
     with ExitStack() as stack:
         folders, engines = {}, {}
@@ -47,7 +47,7 @@ def measure(model: str) -> dict[str, Any]:
                 folders[name] = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 how["afd_trace"] = folders[name]
             llm = LLM(
-                model, device="cpu", max_model_len=256, kv_cache_memory=2**27, max_num_seqs=STREAMS,
+                model, dtype="float32", device=device, max_model_len=256, kv_cache_memory=2**27, max_num_seqs=STREAMS,
                 enable_prefix_caching=False, **how,
             )  # fmt: skip
             engines[name] = stack.enter_context(llm)
@@ -141,10 +141,11 @@ def main() -> None:
     """Measure, and write the record."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--models", nargs="+", default=["smollm2", "tiny-moe"])
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results" / "afd.json")
     args = parser.parse_args()
     began = time.time()
-    models = [measure(model) for model in args.models]
+    models = [measure(model, args.device) for model in args.models]
     for each in models:
         print(each["model"], "same tokens" if each["same_tokens"] else "OTHER TOKENS")
         for row in each["ways"]:
@@ -155,7 +156,7 @@ def main() -> None:
             print(f", bubble {row['bubble']:.0%}, hidden {row['hidden']:.0%}" if "bubble" in row else "")
     data = {"streams": STREAMS, "prompt": PROMPT, "new": NEW, "rounds": ROUNDS, "seconds": time.time() - began}
     command = f"python benchmarks/afd.py --models {' '.join(args.models)}"
-    write_record(args.out, data | {"models": models}, command, "cpu")
+    write_record(args.out, data | {"models": models}, command, args.device)
 
 
 if __name__ == "__main__":

@@ -189,9 +189,9 @@ class LLM:
     def expert_tokens(self) -> list[list[int]] | None:
         """Of each layer with experts, how many tokens each of them has got; None where that is not counted.
 
-        All tokens that were computed since the engine was made, prompts and drafts included; where experts are shared
-        out over ranks, those of this rank's share. Reading waits for a GPU. `core.metrics.imbalance` says how uneven a
-        layer is, and `core.placement.place` takes one as loads.
+        All tokens that were computed since the engine was made, prompts and drafts included. Not counted where each rank
+        sees a share of them (`expert_parallel`, or `afd` with several of attention). Reading waits for a GPU.
+        `core.metrics.imbalance` says how uneven a layer is, and `core.placement.place` takes one as loads.
         """
         return None if self._routing is None else self._routing[:, 1:].tolist()
 
