@@ -189,7 +189,7 @@ class LLM:
     def expert_tokens(self) -> list[list[int]] | None:
         """Of each layer with experts, how many tokens each of them has got; None where that is not counted.
 
-        All tokens that were computed since the engine was made, prompts and drafts included. Not counted where each rank
+        All tokens computed since the engine was made, prompts and drafts included. Not counted where each rank
         sees a share of them (`expert_parallel`, or `afd` with several of attention). Reading waits for a GPU.
         `core.metrics.imbalance` says how uneven a layer is, and `core.placement.place` takes one as loads.
         """
