@@ -28,7 +28,7 @@ from miniserve.core.sampling_params import SamplingParams
 from miniserve.fleet.afd.spans import Span, read_spans
 from miniserve.llm import LLM
 
-STREAMS, PROMPT, NEW, ROUNDS = 16, 64, 24, 7
+STREAMS, PROMPT, NEW, ROUNDS = 16, 64, 12, 5
 WAYS: dict[str, dict[str, Any]] = {
     "one process": {},
     "apart, 1 batch": {"afd": "1x1", "afd_batches": 1},
