@@ -1,6 +1,7 @@
 """`miniserve train`: a model that can be served, a run that goes on after Ctrl-C, and settings that are not mixed."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -56,6 +57,7 @@ def test_the_model_that_it_leaves_can_be_served(config, tmp_path):
     out = tmp_path / "run"
     found = run(config, "--out", out)
     assert "the model is there" in found.stdout
+    assert re.search(r"median step: MFU \d+%, of a large product here; [\d,]+ MiB at most", found.stderr)
     history = json.loads((out / "history.json").read_text(encoding="utf-8"))
     assert [entry["step"] for entry in history] == [1, 2, 3, 4, 5, 6]
     assert [bool(entry.get("held_out")) for entry in history] == [False, False, True, False, False, True]

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,6 +70,7 @@ def _run(session: "Session") -> None:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from miniserve.train.flops import product_flops_per_s, token_flops
+    from miniserve.train.memory import memory_bytes
 
     trainer, settings, console = session.trainer, session.settings, Console(stderr=True)
     config = trainer.decoder.config
@@ -76,18 +78,24 @@ def _run(session: "Session") -> None:
     peak = product_flops_per_s(trainer.decoder.device, trainer.precision.dtype)
     console.print(f"{counts}; {len(trainer.corpus.train):,} tokens to learn from; begins with step {trainer.step + 1}")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    shares, most = list[float](), 0
     with _until_interrupted() as stop, Progress(*columns, console=console) as shown:
         task = shown.add_task("", total=settings.steps, completed=trainer.step)
         for report in session.run(stop):
             rate = settings.step_tokens / report.seconds
             used = rate * token_flops(config, settings.length) / peak / trainer.share.size
+            shares.append(used)
+            most = max(most, memory_bytes(trainer.decoder.device))
             shown.update(
                 task, completed=report.step,
-                description=f"loss {report.cross_entropy:.3f}, {rate:,.0f} tokens/s, {used:.0%} of a large product",
+                description=f"loss {report.cross_entropy:.3f}, {rate:,.0f} tokens/s, MFU {used:.0%}",
             )  # fmt: skip
             if (held_out := session.history[-1].get("held_out")) is not None and trainer.share.rank == 0:
                 shown.console.print(f"step {report.step}: held-out loss {held_out:.4f}")
     if trainer.share.rank == 0:
+        if shares:  # of a run that was done before there are none
+            used = statistics.median(shares)
+            console.print(f"median step: MFU {used:.0%}, of a large product here; {most / 2**20:,.0f} MiB at most")
         done = trainer.step == settings.steps
         typer.echo(f"{session.directory}: {'the model is there' if done else f'stopped behind step {trainer.step}'}")
 
