@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
-from typing import Any, NamedTuple
+from types import TracebackType
+from typing import Any, NamedTuple, Self
 
 import torch
 
@@ -155,6 +156,32 @@ class Crew:
 
     def _error(self) -> RankError:
         return RankError(f"{self._lost[0]}\nNothing more can be computed with these ranks: load the model again")
+
+
+class CrewOwner:
+    """Who computes with a crew. Use it as a context manager: leaving the block ends the crew."""
+
+    _crew: Crew
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def check(self) -> None:
+        """See that nobody is gone.
+
+        Raises:
+            RankError: one is, or a step has failed before.
+        """
+        self._crew.check()
+
+    def close(self) -> None:
+        """End the others."""
+        self._crew.close()
 
 
 def program(module: str) -> str:

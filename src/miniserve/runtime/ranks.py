@@ -7,8 +7,7 @@ that only run the decoder (`rank_process`), each with its slice of it.
 import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import torch
 
@@ -20,7 +19,7 @@ from miniserve.model.load import open_checkpoint
 from miniserve.model.sharding import sharded_config
 from miniserve.model.sources.resolve import resolve
 from miniserve.runtime.batch import Batch
-from miniserve.runtime.crew import START_S, Crew
+from miniserve.runtime.crew import START_S, Crew, CrewOwner
 from miniserve.runtime.process_group import Group, connect
 from miniserve.runtime.rank_process import CacheShape, Job, StepLimits
 from miniserve.runtime.trial import free_beside_steps
@@ -29,7 +28,7 @@ LOAD_S = 1800.0  # to have its slice loaded: rank 0 loads one as large meanwhile
 MODULE = "miniserve.runtime.rank_process"
 
 
-class Ranks:
+class Ranks(CrewOwner):
     """The ranks 1 to size - 1, connected. Their slices load while the caller loads that of rank 0.
 
     Until it is closed, torch's CPU threads in this process are shared out among all ranks, this one too.
@@ -82,14 +81,6 @@ class Ranks:
             self._crew.kill()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def free_beside_steps(
         self, decoder: Decoder, block_size: int, max_num_batched_tokens: int, max_num_seqs: int
     ) -> int:
@@ -122,18 +113,6 @@ class Ranks:
         """
         with self._crew.computing(as_arrays(batch)):
             yield
-
-    def check(self) -> None:
-        """See that nobody is gone.
-
-        Raises:
-            RankError: one is, or a step has failed before.
-        """
-        self._crew.check()
-
-    def close(self) -> None:
-        """End the others."""
-        self._crew.close()
 
 
 def as_arrays(batch: Batch) -> tuple[Any, ...]:

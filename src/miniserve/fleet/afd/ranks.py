@@ -6,8 +6,6 @@ It is to an engine in two parts what `runtime.ranks` is to one that is sliced.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from miniserve.errors import RankError
 from miniserve.fleet.afd.apart import Apart
@@ -19,7 +17,7 @@ from miniserve.model.decoder import Decoder
 from miniserve.model.load import open_checkpoint
 from miniserve.model.sources.resolve import resolve
 from miniserve.runtime.batch import Batch
-from miniserve.runtime.crew import START_S, Crew
+from miniserve.runtime.crew import START_S, Crew, CrewOwner
 from miniserve.runtime.kv_cache import KVCache, free_memory
 from miniserve.runtime.rank_process import CacheShape
 from miniserve.runtime.ranks import LOAD_S, as_arrays, devices_from
@@ -27,7 +25,7 @@ from miniserve.runtime.ranks import LOAD_S, as_arrays, devices_from
 MODULE = "miniserve.fleet.afd.member"
 
 
-class ApartRanks:
+class ApartRanks(CrewOwner):
     """All ranks but the first, connected. Their parts load while the caller loads that of rank 0.
 
     Until it is closed, torch's CPU threads in this process are shared out among all ranks, this one too.
@@ -82,14 +80,6 @@ class ApartRanks:
             crew.kill()
             raise
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def free(self, decoder: Decoder, *_: int) -> int:
         """Bytes that each rank of attention could allocate, `decoder` being rank 0's; they are alike.
 
@@ -126,15 +116,3 @@ class ApartRanks:
         with self._crew.computing(Told(rows, as_arrays(batch) if self.apart.attention > 1 else ())):
             yield
         self._spans.flush()
-
-    def check(self) -> None:
-        """See that nobody is gone.
-
-        Raises:
-            RankError: one is, or a step has failed before.
-        """
-        self._crew.check()
-
-    def close(self) -> None:
-        """End the others."""
-        self._crew.close()
