@@ -3,12 +3,14 @@
 import os
 import signal
 import threading
+import time
 
 import httpx
 import openai
 import psutil
 import pytest
 
+from miniserve.runtime.crew import program
 from miniserve.server.access import hash_key, new_key
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 8000, "ignore_eos": True}
@@ -75,6 +77,38 @@ def test_a_killed_engine_is_replaced(server):
     assert server.openai().completions.create(model="tiny", prompt="hello").choices[0].text
     assert server.metric("engine_restarts_total") == 1
     assert server.metric("kv_cache_usage_perc") == 0
+
+
+def test_a_killed_rank_of_experts_ends_its_engine_which_is_replaced(start, tiny_directory):
+    """Attention and feed-forward parts apart: whoever waits is told, the log says which rank, and all ranks are new."""
+
+    def ranks():
+        children = psutil.Process(server.process.pid).children(recursive=True)
+        return {child.pid for child in children if program("miniserve.fleet.afd.member") in child.cmdline()}
+
+    def answer():
+        return server.openai().completions.create(model="tiny", prompt=[5, 6, 7], max_tokens=8, temperature=0)
+
+    with start("--afd", "1x2", "--max-model-len", "64", model=str(tiny_directory("qwen3_moe")[0])) as server:
+        before, first = ranks(), answer().choices[0].text
+        assert len(before) == 2
+        with streaming(server, prompt=[5, 6, 7], max_tokens=60) as reply:
+            lines = reply.iter_lines()
+            next(lines)
+            killed = max(before)
+            os.kill(killed, signal.SIGKILL)
+            killed_s = time.monotonic()
+            assert any('"error"' in line and "the engine died" in line for line in lines)
+            assert time.monotonic() - killed_s < 10
+        server.until(lambda: server.http.get("/ready").status_code == 200, timeout_s=60)
+        assert answer().choices[0].text == first
+        assert len(ranks()) == 2
+        assert not ranks() & before
+        code, log = server.end()
+    assert code == 0
+    (failure,) = [entry for entry in log if entry["message"] == "the engine failed"]
+    assert f"(process {killed}) was ended by SIGKILL" in failure["reason"]
+    assert not [entry for entry in log if "traceback" in entry]
 
 
 def test_sigterm_lets_requests_finish_and_takes_no_more(start, tmp_path):

@@ -229,6 +229,8 @@ class EngineClient:
             case Ready(facts, tokenizer):
                 self.facts, self.tokenizer = facts, tokenizer
                 self._started.set_result(None)
+            case Failed(reason) if self._started.done():  # its process ends, which `_lost` is told
+                logger.error("the engine failed", extra={"engine_pid": self.pid, "reason": reason})
             case Failed(reason):
                 self._started.set_exception(MiniserveError(reason))
             case Update():
