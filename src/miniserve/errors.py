@@ -21,7 +21,7 @@ class DownloadError(ModelNotFoundError):
 
 
 class UnsafeWeightsError(MiniserveError):
-    """The only weights found are pickles, which run code when they are loaded."""
+    """A model's weights are pickles, which run code when they are loaded, or a program lies among its files."""
 
 
 class CorruptFileError(MiniserveError):
@@ -30,6 +30,52 @@ class CorruptFileError(MiniserveError):
 
 class ChecksumError(CorruptFileError):
     """A file's SHA-256 differs from the recorded one."""
+
+
+class AuditError(CorruptFileError):
+    """An audit log is not the one that was written. `line` is the first that is wrong, counted from 1."""
+
+    def __init__(self, message: str, line: int = 0) -> None:
+        super().__init__(message)
+        self.line = line
+
+
+class RefusedModelError(MiniserveError):
+    """A model is not the one that was registered, or not one that a trusted key has signed."""
+
+    exit_code = 3
+
+
+class ManifestError(RefusedModelError):
+    """A manifest is absent, altered, or not that of the model that was signed."""
+
+
+class AlteredFileError(RefusedModelError):
+    """A file of a model is not the one in its manifest."""
+
+
+class AlteredWeightsError(AlteredFileError):
+    """That file holds weights."""
+
+
+class AlteredTokenizerError(AlteredFileError):
+    """That file is part of a tokenizer, or a chat template."""
+
+
+class MissingFileError(RefusedModelError):
+    """A file of a manifest is not there."""
+
+
+class ExtraFileError(RefusedModelError):
+    """A file lies among a model's that is not in its manifest."""
+
+
+class SignatureError(RefusedModelError):
+    """A signature was altered, or is another key's."""
+
+
+class UnsignedModelError(SignatureError):
+    """There is no signature, and one is needed."""
 
 
 class TensorError(CorruptFileError):

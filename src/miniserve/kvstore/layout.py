@@ -21,7 +21,8 @@ from miniserve.errors import InvalidRequestError
 from miniserve.model.choices import DTYPES
 from miniserve.model.load import LoadedModel
 from miniserve.model.sources.files import ModelFiles
-from miniserve.model.sources.verify import recorded_sha256, sha256_of
+from miniserve.model.sources.verify import recorded_sha256
+from miniserve.registry.files import sha256_of
 from miniserve.runtime.kv_cache import KV_DTYPES, SCALE_BYTES
 
 FORMAT = 1  # of the bytes of a block: raise it when their order or meaning changes

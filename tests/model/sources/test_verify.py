@@ -11,7 +11,8 @@ from safetensors.numpy import save_file
 
 from miniserve.errors import ChecksumError, CorruptFileError, TensorError
 from miniserve.model.sources.files import ModelFiles
-from miniserve.model.sources.verify import sha256_of, verify
+from miniserve.model.sources.verify import verify
+from miniserve.registry.files import sha256_of
 
 EMPTY_GGUF = b"GGUF" + struct.pack("<IQQ", 3, 0, 0)  # version 3, no tensors, no metadata
 

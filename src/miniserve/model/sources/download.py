@@ -24,7 +24,7 @@ from filelock import FileLock, Timeout
 from miniserve.errors import ChecksumError, DownloadError, ModelNotFoundError
 from miniserve.model.sources.aliases import Alias
 from miniserve.model.sources.progress import byte_bar, say
-from miniserve.model.sources.verify import sha256_of
+from miniserve.registry.files import sha256_of
 
 _CHUNK_BYTES = 1 << 20
 _POLL_S = 0.1

@@ -1,8 +1,7 @@
 """Is a model on this disk the one it should be? Reads every byte of it; changes nothing. Torch-free."""
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,8 +13,7 @@ from miniserve.model.sources.aliases import Alias, load_aliases
 from miniserve.model.sources.embedded import load_embedded
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.progress import byte_bar
-
-_CHUNK_BYTES = 1 << 20
+from miniserve.registry.files import sha256_of
 
 
 @dataclass(frozen=True)
@@ -60,17 +58,6 @@ def verify(
             _check_structure(path)
             checks.append(FileCheck(path, size, digest, expected))
     return tuple(checks)
-
-
-def sha256_of(path: Path, on_bytes: Callable[[int], None] | None = None) -> str:
-    """SHA-256 of a file, in hexadecimal; `on_bytes` hears of every chunk read."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            if on_bytes:
-                on_bytes(len(chunk))
-    return digest.hexdigest()
 
 
 def _check_structure(path: Path) -> None:
