@@ -10,12 +10,7 @@ from typing import Literal
 
 from miniserve.errors import ModelNotFoundError, UnsafeWeightsError
 from miniserve.model.shards import weight_files
-
-PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-WHY_NO_PICKLES = (
-    "pickles run code of their author's choice when they are loaded. Ask the author for safetensors, look for a "
-    "revision or a copy that has them, or convert in a sandbox: load there, then safetensors.torch.save_file"
-)
+from miniserve.registry.accepted import PICKLES, WHY_NO_PICKLES
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from miniserve.errors import DownloadError, MiniserveError, ModelNotFoundError, UnsafeWeightsError
-from miniserve.model.sources.files import PICKLES, WHY_NO_PICKLES, ModelFiles, model_directory
+from miniserve.model.sources.files import ModelFiles, model_directory
+from miniserve.registry.accepted import PICKLES, WHY_NO_PICKLES
 
 PATTERNS = ["*.json", "*.safetensors", "*.jinja", "tokenizer.model", "*.tiktoken", "vocab.txt", "merges.txt"]
 
