@@ -1,10 +1,13 @@
 """The catalogue as the book shows it: nothing lost, nothing unmarked, nothing that breaks the page."""
 
 import re
+from pathlib import Path
 
 import pytest
 
+from miniserve.hardware import catalog_file
 from miniserve.hardware.catalog import load_catalog
+from miniserve.hardware.catalog_file import read_catalog
 from miniserve.hardware.figures import MARKS, Figure, Source
 from miniserve.notebook.hardware import (
     Table,
@@ -21,6 +24,7 @@ from miniserve.notebook.hardware import (
     system_sums,
 )
 
+CATALOG_FILE = Path(catalog_file.__file__).with_name("catalog.toml")
 SOURCE = Source("s", "A <title>", "Maker", "https://example.org/?a=1&b=2", "2026")
 
 
@@ -100,6 +104,36 @@ def test_the_pages_parts_hold_every_entry_and_link_every_source():
     for page in (overview, systems, tiers, cards, sources):
         assert page.count("<table") == page.count("</table>")
         assert len(re.findall(r"<tr[ >]", page)) == page.count("</tr>")
+
+
+def test_what_changes_in_the_file_changes_on_the_page(tmp_path):
+    text = CATALOG_FILE.read_text(encoding="utf-8")
+    old = 'hyperscaler_tco = { value = 2.652, note = "a placeholder: 1.2 × GB200" }'
+    assert text.count(old) == 1
+    (tmp_path / "catalog.toml").write_text(text.replace(old, "hyperscaler_tco = 9.87"), encoding="utf-8")
+    before, after = (show_cards(read_catalog(file))._repr_html_() for file in (CATALOG_FILE, tmp_path / "catalog.toml"))
+    assert ("$9.87/h" in before, "$9.87/h" in after) == (False, True)
+
+
+@pytest.mark.parametrize(
+    ("key", "quantity", "value", "mark"),
+    [
+        ("rubin", "memory bandwidth", "22 TB/s", "preliminary"),
+        ("rubin", "or", "19.4 TB/s", "preliminary"),
+        ("rubin", "fp4, dense", "35 PFLOP/s", "preliminary"),
+        ("rubin", "fp4, sparse", "50 PFLOP/s", "preliminary"),
+        ("rubin-ultra", "memory", "1 TB", "preliminary"),
+        ("bluefield-4", "memory", "128 GB", "preliminary"),
+        ("groq-lp30", "memory", "500 MB", "preliminary"),
+        ("tpu7x", "memory", "206 GB", "vendor"),
+        ("trainium3", "memory", "155 GB", "vendor"),
+        ("mi355x", "memory", "288 GB", "vendor"),
+        ("gb300", "hyperscaler tco, price", "$2.65/h", "analyst"),
+    ],
+)
+def test_the_cards_say_who_vouches_for_a_number(key, quantity, value, mark):
+    rows = [(words, text, figure.mark) for words, text, figure in card_rows(load_catalog().accelerator(key))]
+    assert (quantity, value, mark) in rows
 
 
 def test_the_legend_counts_every_number():

@@ -74,7 +74,8 @@ class Measurement:
         return cls(name, "measured", device or this_device(), today, data, "this page", "", these_versions(), note)
 
 
-def _results_folder(root: Path | None) -> Path:
+def results_folder(root: Path | None = None) -> Path:
+    """`root`, or the repository's `results/` above this directory. Raises InvalidRequestError where there is none."""
     if root is not None:
         return root
     for start in (Path.cwd(), Path(__file__).resolve().parent):
@@ -92,7 +93,7 @@ def load_results(name: str, root: Path | None = None) -> Measurement:
     Raises `InvalidRequestError` for a name that is not there (it lists those that are), and `CorruptFileError` for a
     file that is not JSON or lacks a field.
     """
-    folder = _results_folder(root)
+    folder = results_folder(root)
     path = folder / f"{name}.json"
     if not path.is_file():
         there = (

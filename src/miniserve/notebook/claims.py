@@ -1,0 +1,239 @@
+"""The claims ledger: what the industry says, what became of it in this book, and by which evidence.
+
+The ledger is a file, `book/_data/claims.toml`. Reading it is strict: an unknown key, a source or a section of the book
+that is not there, a number that its file does not hold, or a verdict without the kind of evidence that it needs is
+refused, by the name of its place. So a verdict cannot outlive its evidence. How the page looks is `claims_page`'s.
+"""
+
+import datetime
+import re
+import tomllib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from miniserve.errors import CorruptFileError, InvalidRequestError
+from miniserve.notebook.evidence import PICKS, Number, Shelf
+from miniserve.notebook.results import Label, results_folder
+from miniserve.notebook.sections import Section, sections_of
+
+#: What each verdict says, and the kinds of evidence of which it needs one.
+VERDICTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
+    "measured here": (
+        "It holds under the conditions named, on a page of this book or in a recorded run.",
+        ("measured", "recorded"),
+    ),
+    "reproduced in simulation": (
+        "It holds on simulated hardware, as far as the simulator has been shown to be right.",
+        ("simulated",),
+    ),
+    "confirmed by source": (
+        "A primary source says so. A forecast stays a forecast, and a specification a specification.",
+        ("primary",),
+    ),
+    "not found": ("Looked for; no primary source with this number was found.", ("secondary", "primary")),
+    "not shown": (
+        "Neither measured nor reproduced here, nor by anybody independent that we found.",
+        ("measured", "recorded", "simulated", "primary"),
+    ),
+    "misleading": (
+        "There is something to it, but as worded it leads to a wrong conclusion: a condition is missing, or a name.",
+        ("measured", "recorded", "simulated", "claimed", "primary"),
+    ),
+    "does not hold": ("Tried here, and it came out otherwise.", ("measured", "recorded", "simulated")),
+}
+RANKS = {
+    "primary": "the words of who made the number: maker, analyst or author",
+    "secondary": "a third party that repeats it",
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where something was read. `via`: the copy that was read where the original was not; `trust`: how far it goes."""
+
+    key: str
+    title: str
+    publisher: str
+    url: str
+    date: str
+    rank: str
+    trust: str
+    via: str = ""
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One line of evidence, with its kind: numbers from files, a section that measures, or what a source says."""
+
+    text: str
+    kind: Label
+    origins: tuple[str, ...] = ()
+    section: Section | None = None
+    source: Source | None = None
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What it counts as when a verdict asks for evidence."""
+        return (self.kind, self.source.rank) if self.source else (self.kind,)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim, its verdict with the reason, the evidence, and the sections of the book that examine it."""
+
+    key: str
+    title: str
+    claim: str
+    verdict: str
+    why: str
+    evidence: tuple[Evidence, ...]
+    sections: tuple[Section, ...]
+
+
+@dataclass(frozen=True)
+class Claims:
+    """The ledger, in the order of its file. `checked`: the day on which the sources were last looked for."""
+
+    checked: str
+    claims: tuple[Claim, ...]
+    sources: tuple[Source, ...]
+
+    def __iter__(self) -> Iterator[Claim]:
+        return iter(self.claims)
+
+    def __getitem__(self, key: str) -> Claim:
+        for claim in self.claims:
+            if claim.key == key:
+                return claim
+        raise InvalidRequestError(f"no claim {key!r}; there is {', '.join(each.key for each in self.claims)}")
+
+    def count(self) -> dict[str, int]:
+        """How many claims have each verdict, in the order of `VERDICTS`."""
+        counts = Counter(claim.verdict for claim in self.claims)
+        return {verdict: counts[verdict] for verdict in VERDICTS}
+
+
+def load_claims(root: Path | None = None) -> Claims:
+    """The ledger of the repository at `root`, or of the one above this directory.
+
+    Raises CorruptFileError for whatever is not sound, with its place.
+    """
+    folder = root or results_folder().parent
+    path = folder / "book" / "_data" / "claims.toml"
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CorruptFileError(f"{path}: {error}") from None
+    return _Reader(path.name, folder).claims(raw)
+
+
+class _Reader:
+    """One pass over the parsed file; holds what entries refer to."""
+
+    def __init__(self, file: str, root: Path) -> None:
+        self.file, self.book = file, root / "book"
+        self.shelf = Shelf(root / "results")
+        self.sources: dict[str, Source] = {}
+        self.pages: dict[str, dict[str, Section]] = {}
+        self.cited: set[str] = set()
+
+    def claims(self, raw: dict[str, Any]) -> Claims:
+        self.fields("the file", raw, {"checked": datetime.date, "sources": dict, "claims": dict})
+        self.sources = {key: self.source(f"sources.{key}", key, each) for key, each in raw["sources"].items()}
+        claims = tuple(self.claim(f"claims.{key}", key, each) for key, each in raw["claims"].items())
+        if idle := sorted(set(self.sources) - self.cited):
+            self.fail(f"sources.{idle[0]}", "no claim cites it")
+        titles = Counter(claim.title for claim in claims)
+        if double := [title for title, times in titles.items() if times > 1]:
+            self.fail("claims", f"two have the title {double[0]!r}")
+        return Claims(raw["checked"].isoformat(), claims, tuple(self.sources.values()))
+
+    def source(self, at: str, key: str, raw: Any) -> Source:
+        needed = dict.fromkeys(("title", "publisher", "url", "date", "rank", "trust"), str)
+        self.fields(at, raw, needed, {"via": str})
+        for name in ("url", "via"):
+            if not raw.get(name, "https://").startswith("https://"):
+                self.fail(at, f"{name} {raw[name]!r} is no public address")
+        if not re.fullmatch(r"\d{4}(-\d\d){0,2}", raw["date"]):
+            self.fail(at, f"date {raw['date']!r} is not YYYY, YYYY-MM or YYYY-MM-DD")
+        if raw["rank"] not in RANKS:
+            self.fail(at, f"rank {raw['rank']!r} is none of {', '.join(RANKS)}")
+        return Source(key, **raw)
+
+    def claim(self, at: str, key: str, raw: Any) -> Claim:
+        texts = dict.fromkeys(("title", "claim", "verdict", "why"), str)
+        self.fields(at, raw, texts | {"sections": list, "evidence": list})
+        if raw["verdict"] not in VERDICTS:
+            self.fail(at, f"verdict {raw['verdict']!r} is none of {', '.join(VERDICTS)}")
+        sections = tuple(self.section(at, each) for each in raw["sections"])
+        evidence = tuple(self.evidence(f"{at}.evidence[{i}]", each) for i, each in enumerate(raw["evidence"]))
+        needed = VERDICTS[raw["verdict"]][1]
+        if not any(kind in needed for each in evidence for kind in each.kinds):
+            self.fail(at, f"verdict '{raw['verdict']}' needs evidence that is {' or '.join(needed)}")
+        return Claim(key, raw["title"], raw["claim"], raw["verdict"], raw["why"], evidence, sections)
+
+    def evidence(self, at: str, raw: Any) -> Evidence:
+        self.fields(at, raw, {"text": str}, {"numbers": dict, "section": str, "kind": str, "by": str})
+        if sum(name in raw for name in ("numbers", "section", "by")) != 1:
+            self.fail(at, "needs one of numbers, section and by: where it comes from")
+        if "numbers" in raw:
+            return self.computed(at, raw["text"], raw["numbers"])
+        if ("kind" in raw) != ("section" in raw) or raw.get("kind", "measured") not in ("measured", "simulated"):
+            self.fail(at, "a section, and nothing else, has a kind: measured or simulated there")
+        if "section" in raw:
+            return Evidence(raw["text"], raw["kind"], section=self.section(at, raw["section"]))
+        if raw["by"] not in self.sources:
+            self.fail(at, f"source {raw['by']!r} is not among [sources]")
+        self.cited.add(raw["by"])
+        return Evidence(raw["text"], "claimed", source=self.sources[raw["by"]])
+
+    def computed(self, at: str, text: str, raw: dict[str, Any]) -> Evidence:
+        """A text whose {names} are numbers of one kind."""
+        for name, each in raw.items():
+            self.fields(f"{at}.{name}", each, {"of": list}, {"over": list, "unit": str, "pick": str})
+            if each.get("pick", "") not in PICKS:
+                self.fail(f"{at}.{name}", f"pick {each['pick']!r} is none of least, most")
+        numbers = {name: Number(**each) for name, each in raw.items()}
+        used = set(re.findall(r"\{(\w+)\}", text))
+        if odd := sorted(used ^ set(numbers)):
+            self.fail(at, f"{{{odd[0]}}} stands in {'the text' if odd[0] in used else 'numbers'} only")
+        try:
+            shown = {name: self.shelf.text(number) for name, number in numbers.items()}
+            kinds = {self.shelf.label(number) for number in numbers.values()}
+            paths = [path for number in numbers.values() for path in (number.of, number.over) if path]
+            origins = tuple(dict.fromkeys(self.shelf.origin(path) for path in paths))
+        except (InvalidRequestError, CorruptFileError) as error:
+            self.fail(at, str(error))
+        if len(kinds) != 1:
+            self.fail(at, f"its numbers are {' and '.join(sorted(kinds)) or 'not there'}: one kind a line")
+        return Evidence(text.format(**shown), kinds.pop(), origins)
+
+    def section(self, at: str, address: str) -> Section:
+        page, _, slug = address.partition("#")
+        if page not in self.pages:
+            path = self.book / page
+            if not page or not path.is_file():
+                self.fail(at, f"the book has no page {page!r}")
+            self.pages[page] = sections_of(path)
+        if slug not in self.pages[page]:
+            self.fail(at, f"{page} has no section '#{slug}'; it has {', '.join(self.pages[page])}")
+        return self.pages[page][slug]
+
+    def fields(self, at: str, raw: Any, needed: Mapping[str, type], others: Mapping[str, type] | None = None) -> None:
+        """Hold that `raw` is a table with the keys that are needed, perhaps the others, each of its type and filled."""
+        known = {**needed, **(others or {})}
+        if not isinstance(raw, dict):
+            self.fail(at, "must be a table")
+        if strange := sorted(set(raw) - set(known)):
+            self.fail(at, f"unknown key '{strange[0]}'; known are {', '.join(sorted(known))}")
+        for name, kind in known.items():
+            if name in needed and not raw.get(name):
+                self.fail(at, f"has no {name}")
+            if name in raw and not isinstance(raw[name], kind):
+                self.fail(at, f"{name} {str(raw[name])[:40]!r} must be a {kind.__name__}")
+
+    def fail(self, at: str, problem: str) -> NoReturn:
+        raise CorruptFileError(f"{self.file}: {at}: {problem}")
