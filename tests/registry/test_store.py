@@ -180,6 +180,14 @@ def test_an_altered_provenance_is_found_out(registry, source):
         registry.find("qwen")
 
 
+def test_a_version_in_the_place_of_another_is_found_out(registry, source):
+    first, second = register(registry, source), register(registry, source)
+    second.path.rename(registry.root / "aside")
+    first.path.rename(second.path)
+    with pytest.raises(ManifestError, match="these are the files of qwen@1"):
+        registry.find("qwen@2")
+
+
 def test_the_root_is_where_the_environment_says(monkeypatch, tmp_path):
     monkeypatch.setenv("MINISERVE_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("MINISERVE_REGISTRY", raising=False)

@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -104,31 +105,31 @@ class Manifest:
     @classmethod
     def read(cls, directory: Path) -> "Manifest":
         """From `manifest.json` there. Raises ManifestError if there is none, or it is not as it was written."""
-        path = directory / MANIFEST
-        try:
-            content = path.read_bytes()
-        except FileNotFoundError as error:
-            raise ManifestError(f"{directory}: no {MANIFEST}, so there is nothing to hold its files against") from error
+        return cls.parse(manifest_bytes(directory), directory)
+
+    @classmethod
+    def parse(cls, content: bytes, directory: Path) -> "Manifest":
+        """From what `manifest_bytes` of that directory gave. Raises ManifestError if it is not as it was written."""
         try:
             table = json.loads(content)["files"]
             manifest = cls({name: Entry(**fields) for name, fields in table.items()})
             whole = manifest.to_bytes() == content
-        except (ValueError, TypeError, KeyError, AttributeError):
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
             whole = False
         if not whole:
-            raise ManifestError(f"{path}: the manifest was altered: it is not as it was written")
+            raise ManifestError(f"{directory / MANIFEST}: the manifest was altered: it is not as it was written")
         return manifest
 
     def write(self, directory: Path) -> None:
         """Write `manifest.json` there."""
         write_whole(directory / MANIFEST, self.to_bytes(), 0o444)
 
-    def check(self, directory: Path, *, on_file: Callable[[str, int], None] | None = None) -> Checked:
+    def check(self, directory: Path, *, on_bytes: Callable[[str, int], None] | None = None) -> Checked:
         """Read every file in `directory` and hold it against this list.
 
         Args:
             directory: where they lie.
-            on_file: hears of each file that is read, by name, and of its size in bytes.
+            on_bytes: hears of what is read: of which file, and how many bytes.
 
         Raises:
             UnsafeWeightsError: there is a file that a model may not have.
@@ -144,13 +145,21 @@ class Manifest:
             raise MissingFileError(f"{directory}: {', '.join(missing)}: in its manifest, and not there")
         stamps = {}
         for name, entry in sorted(self.files.items()):
-            if on_file:
-                on_file(name, entry.size_bytes)
-            stamps[name] = _check_file(directory / name, entry)
+            stamps[name] = _check_file(directory / name, entry, on_bytes and partial(on_bytes, name))
         return Checked(directory, self, stamps)
 
 
-def _check_file(path: Path, entry: Entry) -> Stamp:
+def manifest_bytes(directory: Path) -> bytes:
+    """The content of `manifest.json` there. Raises ManifestError if there is none."""
+    try:
+        return (directory / MANIFEST).read_bytes()
+    except OSError as error:
+        raise ManifestError(
+            f"{directory}: no {MANIFEST} that can be read, so there is nothing to hold its files against"
+        ) from error
+
+
+def _check_file(path: Path, entry: Entry, on_bytes: Callable[[int], None] | None) -> Stamp:
     role = role_of(path.name)
     altered = _ALTERED.get(role, AlteredFileError)
     try:
@@ -161,7 +170,7 @@ def _check_file(path: Path, entry: Entry) -> Stamp:
                     f"{path}: altered ({role}): it has {stamp.size_bytes} bytes, and its manifest says "
                     f"{entry.size_bytes}"
                 )
-            digest = sha256_of_open(file)
+            digest = sha256_of_open(file, on_bytes)
             if Stamp.of(os.fstat(file.fileno())) != stamp:
                 raise altered(f"{path}: altered ({role}): written to while it was read")
     except OSError as error:

@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from filelock import FileLock
@@ -60,7 +61,7 @@ class Registry:
         card: str,
         provenance: Provenance,
         version: str | None = None,
-        on_file: Callable[[str, int], None] | None = None,
+        on_bytes: Callable[[str, int], None] | None = None,
     ) -> Version:
         """Take a model in, as a new version.
 
@@ -69,7 +70,7 @@ class Registry:
             source: a directory with the model's files and nothing else, or one .gguf file.
             card: Markdown: what the model is, what it is for, what it cannot do.
             provenance: where it is from.
-            on_file: hears of each file that is copied, by name, and of its size in bytes.
+            on_bytes: hears of what is copied: of which file, and how many bytes.
 
         Raises:
             InvalidRequestError: a name that cannot be, a version that is there already, an empty card, no weights.
@@ -87,7 +88,7 @@ class Registry:
             self.find(provenance.parent)
         files = _files_of(Path(source))
         try:
-            return self._take_in(name, version, files, card, provenance, on_file)
+            return self._take_in(name, version, files, card, provenance, on_bytes)
         except OSError as error:
             raise MiniserveError(f"{name}: cannot be registered in {self.root}: {error}") from error
 
@@ -98,7 +99,7 @@ class Registry:
         files: list[Path],
         card: str,
         provenance: Provenance,
-        on_file: Callable[[str, int], None] | None,
+        on_bytes: Callable[[str, int], None] | None,
     ) -> Version:
         """Copy aside, and put in its place."""
         self.root.mkdir(parents=True, exist_ok=True)
@@ -106,9 +107,7 @@ class Registry:
         try:
             entries = {}
             for path in files:
-                if on_file:
-                    on_file(path.name, path.stat().st_size)
-                digest = copy_hashed(path, aside / path.name)
+                digest = copy_hashed(path, aside / path.name, on_bytes and partial(on_bytes, path.name))
                 entries[path.name] = Entry((aside / path.name).stat().st_size, digest)
             source_sha256 = Manifest(entries).sha256
             entries[CARD] = _put(aside / CARD, card.encode())
@@ -136,6 +135,8 @@ class Registry:
             raise InvalidRequestError(f"{name}@{version} is registered already, and versions do not change")
         recorded = Recorded(
             **vars(provenance),
+            name=name,
+            version=version,
             number=number,
             registered=datetime.now(UTC).isoformat(timespec="seconds"),
             source_sha256=source_sha256,

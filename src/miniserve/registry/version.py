@@ -34,11 +34,14 @@ class Recorded(Provenance):
     """`provenance.json`: the same, and what the registry adds.
 
     Attributes:
+        name, version: which it is. They are what is signed: a version that is moved to another's place is found out.
         number: counts the versions of a name from 1, in the order in which they were registered.
         registered: when; ISO 8601 in UTC.
         source_sha256: `Manifest.sha256` of the source's files, as they were read.
     """
 
+    name: str
+    version: str
     number: int
     registered: str
     source_sha256: str
@@ -52,6 +55,10 @@ class Recorded(Provenance):
                 raise TypeError
         except (OSError, ValueError, TypeError) as error:
             raise ManifestError(f"{version / PROVENANCE}: not what a registry writes: absent, or altered") from error
+        if (recorded.name, recorded.version) != (version.parent.name, version.name):
+            raise ManifestError(
+                f"{version}: these are the files of {recorded.name}@{recorded.version}, which were put here"
+            )
         return recorded
 
 
