@@ -10,6 +10,8 @@ from miniserve.server.access import Access, hash_key, new_key
 from miniserve.server.app import ServerSettings, make_app
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Facts
+from miniserve.server.rollout.lineup import Lineup
+from miniserve.server.rollout.version import Version
 from miniserve.server.view import watchers as module
 from miniserve.server.view.records import EngineState, Totals, Update
 from miniserve.server.view.watchers import MAX_WATCHERS, Watchers
@@ -199,7 +201,7 @@ def test_with_keys_only_who_may_watches_and_sees_numbers(start, keys):
 
 @pytest.mark.parametrize("live_view", [True, False])
 def test_it_can_be_left_out(live_view):
-    app = make_app(FakeClient(), ServerSettings("tiny", live_view=live_view), Access())
+    app = make_app(Lineup("tiny", [Version("", FakeClient)]), ServerSettings(live_view=live_view), Access())
     paths = {route.path for route in app.routes}
     assert ({"/", "/view/events"} <= paths) is live_view
     assert {"/docs", "/view/docs.js"} <= paths

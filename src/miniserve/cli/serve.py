@@ -63,10 +63,13 @@ def serve(
     try:
         from miniserve.server.access import Access, read_keys, tenant_of
         from miniserve.server.app import ServerSettings
+        from miniserve.server.backend import Backend
         from miniserve.server.engine_client import EngineClient
         from miniserve.server.fleet.fleet import Fleet
         from miniserve.server.fleet.launcher import Launcher, parse_capacity, parse_range
         from miniserve.server.logs import set_up_logs
+        from miniserve.server.rollout.lineup import Lineup
+        from miniserve.server.rollout.version import Version
         from miniserve.server.run import bind, run_server
         from miniserve.server.traces import provider_from_environment
     except ImportError as error:
@@ -99,24 +102,25 @@ def serve(
     def client() -> EngineClient:
         return EngineClient(opener, max_waiting=own, silence_s=engine.silence_seconds)
 
-    rule, make_router, launcher = Disaggregation(prefill_from), ROUTERS[router], None
-    if capacity is not None:
-        one = parse_capacity(capacity)
-        launcher = Launcher(Planner(lambda _: one, least, most), client, plan_seconds)
-    run_server(
-        client()
-        if engines == 1
-        else Fleet(
+    rule, make_router = Disaggregation(prefill_from), ROUTERS[router]
+    one = parse_capacity(capacity) if capacity is not None else None
+
+    def backend() -> Backend:
+        if engines == 1:
+            return client()
+        return Fleet(
             [client() for _ in range(least.prefill)],
             [client() for _ in range(least.decode)],
             max_waiting=max_waiting,
             rule=rule,
             prefill_router=make_router(),
             decode_router=make_router(),
-            launcher=launcher,
-        ),
+            launcher=Launcher(Planner(lambda _: one, least, most), client, plan_seconds) if one else None,
+        )
+
+    run_server(
+        Lineup(served_model_name or model, [Version("", backend)]),
         ServerSettings(
-            served_model_name or model,
             max_body_mib * 2**20,
             tuple(allow_origin or ()),
             provider_from_environment(),

@@ -1,4 +1,4 @@
-"""`Backend`: what the server's HTTP side needs of whatever computes: one engine, or a fleet of them."""
+"""What the server's HTTP side needs of whatever computes: one engine, a fleet of them, several versions of a model."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -29,8 +29,8 @@ class EngineReport(NamedTuple):
     report: Report | None
 
 
-class Backend(Protocol):
-    """Takes prompts, gives replies. On one event loop.
+class Running(Protocol):
+    """What computes, as those who run it and look at it see it. On one event loop.
 
     Attributes:
         draining: set it to take no more.
@@ -43,11 +43,6 @@ class Backend(Protocol):
     @property
     def facts(self) -> Facts:
         """Its limits, known once it has started."""
-        ...
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """The model's, known once it has started."""
         ...
 
     @property
@@ -82,10 +77,6 @@ class Backend(Protocol):
         """End every process; what is still open fails."""
         ...
 
-    async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
-        """Have prompts continued; see `EngineClient.submit`."""
-        ...
-
     def fail_all(self, error: APIError) -> None:
         """End everything that is open with an error."""
         ...
@@ -96,4 +87,17 @@ class Backend(Protocol):
 
     def watch(self, on: bool) -> None:
         """Have updates sent to `on_update`, or no more."""
+        ...
+
+
+class Backend(Running, Protocol):
+    """Takes prompts of one version of one model, gives replies."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """The model's, known once it has started."""
+        ...
+
+    async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
+        """Have prompts continued; see `EngineClient.submit`."""
         ...

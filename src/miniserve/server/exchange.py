@@ -20,6 +20,7 @@ from miniserve.server.view import pages as view
 
 OPEN_PATHS = frozenset(("/health", "/ready", "/version", "/metrics", "/openapi.json")) | view.OPEN_PATHS
 
+ADMIN_PREFIX = "/admin"
 MAX_HEADER_BYTES = 64 * 2**10
 
 logger = logging.getLogger("miniserve.server.access")
@@ -31,11 +32,12 @@ class Exchange:
     Args:
         app: what is inside.
         access: who may ask.
+        admins: who may ask for what is below /admin; None: there is nothing.
         max_body_bytes: a larger body is refused before it is read.
     """
 
-    def __init__(self, app: ASGIApp, access: Access, max_body_bytes: int) -> None:
-        self._app, self._access, self._max_body_bytes = app, access, max_body_bytes
+    def __init__(self, app: ASGIApp, access: Access, admins: Access | None, max_body_bytes: int) -> None:
+        self._app, self._access, self._admins, self._max_body_bytes = app, access, admins, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Of ASGI."""
@@ -53,7 +55,10 @@ class Exchange:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = name
+                own = MutableHeaders(scope=message)
+                own["x-request-id"] = name
+                if version := state.get("version"):
+                    own["x-model-version"] = version
             await send(message)
 
         try:
@@ -61,7 +66,9 @@ class Exchange:
             if scope["path"] in OPEN_PATHS:
                 await self._app(scope, receive, send_with_id)
             else:
-                with self._access.enter(headers.get("authorization")) as tenant:
+                of_admins = self._admins is not None and scope["path"].startswith(f"{ADMIN_PREFIX}/")
+                access = self._admins if self._admins is not None and of_admins else self._access
+                with access.enter(headers.get("authorization")) as tenant:
                     state["tenant"] = tenant
                     await self._app(scope, self._bounded(receive), send_with_id)
         except APIError as error:
@@ -77,6 +84,7 @@ class Exchange:
                     "status": status,
                     "seconds": round(time.monotonic() - started, 4),
                     "tenant": tenant.name if tenant else None,
+                    "version": state.get("version") or None,
                     "user": state.get("user"),
                 },
             )

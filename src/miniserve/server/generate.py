@@ -7,7 +7,7 @@ connection while they wait for the engine.
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -41,6 +41,7 @@ class Job:
         request_id: part of the response's id.
         cache_salt: of its tenant.
         span: what traces are told of it.
+        on_end: told each choice's tokens when there will be no more; None: nobody is, and they are not kept.
     """
 
     asked: GenerationRequest
@@ -50,10 +51,12 @@ class Job:
     request_id: str
     cache_salt: str = ""
     span: Span = field(default_factory=NoSpan)
+    on_end: Callable[[Mapping[int, Sequence[int]]], None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     num_tokens: int = 0
     cached: dict[int, int] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    outputs: dict[int, list[int]] = field(default_factory=dict)
 
     @contextlib.contextmanager
     def told(self) -> Iterator[None]:
@@ -70,6 +73,8 @@ class Job:
         try:
             yield
         finally:
+            if self.on_end:
+                self.on_end(self.outputs)
             self.span.set({
                 "gen_ai.usage.input_tokens": self.usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": self.num_tokens,
@@ -82,6 +87,8 @@ class Job:
         if piece.tokens and not self.num_tokens:
             self.span.event("first output")
         self.num_tokens += len(piece.tokens)
+        if self.on_end:
+            self.outputs.setdefault(piece.choice, []).extend(piece.tokens)
         self.cached[piece.choice // self.params.n] = piece.num_cached
         if piece.finish_reason:
             self.reasons.append(piece.finish_reason)

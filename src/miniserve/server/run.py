@@ -10,16 +10,18 @@ import contextlib
 import socket
 import time
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from miniserve.errors import InvalidRequestError
 from miniserve.server.access import Access
 from miniserve.server.app import ServerSettings, make_app
-from miniserve.server.backend import Backend
 from miniserve.server.connection import Connection
 from miniserve.server.errors import unavailable
 from miniserve.server.exchange import MAX_HEADER_BYTES
+from miniserve.server.rollout.admin import Control
+from miniserve.server.rollout.lineup import Lineup
 
 KEEP_ALIVE_S = 30
 MAX_CONNECTIONS = 4096  # a request on one more gets a 503
@@ -30,16 +32,16 @@ CLOSE_TIMEOUT_S = 5  # for what has been computed to reach slow readers
 class HTTPServer(uvicorn.Server):
     """uvicorn's, with a drain before its shutdown."""
 
-    def __init__(self, config: uvicorn.Config, engine: Backend, drain_s: float) -> None:
+    def __init__(self, config: uvicorn.Config, lineup: Lineup, drain_s: float) -> None:
         super().__init__(config)
-        self._engine, self._drain_s = engine, drain_s
+        self._lineup, self._drain_s = lineup, drain_s
         self._deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002
         """A signal has come."""
         if self._deadline is not None:
             self.should_exit = self.force_exit = True
-        self._engine.draining = True
+        self._lineup.draining = True
         self._deadline = time.monotonic() + self._drain_s
 
     async def on_tick(self, counter: int) -> bool:
@@ -47,8 +49,8 @@ class HTTPServer(uvicorn.Server):
         if self._deadline is not None:
             late = time.monotonic() > self._deadline
             if late:
-                self._engine.fail_all(unavailable("the server is shutting down"))
-            self.should_exit = self.should_exit or late or not self._engine.num_open
+                self._lineup.fail_all(unavailable("the server is shutting down"))
+            self.should_exit = self.should_exit or late or not self._lineup.num_open
         return await super().on_tick(counter)
 
 
@@ -81,25 +83,32 @@ def allow_files(number: int) -> None:
 
 
 async def serve(
-    engine: Backend, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
+    lineup: Lineup,
+    settings: ServerSettings,
+    access: Access,
+    listener: socket.socket,
+    *,
+    drain_s: float,
+    control: Control | None = None,
 ) -> None:
-    """Start the engine, serve until a signal comes, end the engine.
+    """Start the engines, serve until a signal comes, end the engines.
 
     Args:
-        engine: not started yet.
+        lineup: not started yet.
         settings: see `ServerSettings`.
         access: who may ask.
         listener: from `bind`.
         drain_s: how long requests may go on after the signal.
+        control: see `make_app`.
 
     Raises:
-        MiniserveError: the engine could not be started.
+        MiniserveError: they could not be started.
     """
     allow_files(MAX_CONNECTIONS + SPARE_FILES)
     try:
-        await engine.start()
+        await lineup.start()
         config = uvicorn.Config(
-            make_app(engine, settings, access),
+            make_app(lineup, settings, access, control),
             http=Connection,
             limit_concurrency=MAX_CONNECTIONS,
             ws="none",
@@ -111,25 +120,23 @@ async def serve(
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
         )
-        server = HTTPServer(config, engine, drain_s)
+        server = HTTPServer(config, lineup, drain_s)
         listener.listen(config.backlog)  # before its address is printed: whoever reads that may connect
         host, port = listener.getsockname()[:2]
-        print_address(host, port, engine, settings)
+        print_address(host, port, lineup)
         await server.serve(sockets=[listener])
     finally:
-        await engine.stop()
+        await lineup.stop()
         if settings.traces:
             await asyncio.to_thread(settings.traces.shutdown)  # sends what it has
 
 
-def print_address(host: str, port: int, engine: Backend, settings: ServerSettings) -> None:
+def print_address(host: str, port: int, lineup: Lineup) -> None:
     """Where it is to be found, for people: the only thing on stdout."""
     shown = f"[{host}]" if ":" in host else host
-    print(f"{settings.model_name}: {engine.facts.description}. http://{shown}:{port}/v1", flush=True)
+    print(f"{lineup.model}: {lineup.facts.description}. http://{shown}:{port}/v1", flush=True)
 
 
-def run_server(
-    engine: Backend, settings: ServerSettings, access: Access, listener: socket.socket, *, drain_s: float
-) -> None:
+def run_server(lineup: Lineup, settings: ServerSettings, access: Access, listener: socket.socket, **how: Any) -> None:
     """`serve`, on an event loop of its own."""
-    asyncio.run(serve(engine, settings, access, listener, drain_s=drain_s))
+    asyncio.run(serve(lineup, settings, access, listener, **how))

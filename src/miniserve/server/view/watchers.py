@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 
 import msgspec
 
-from miniserve.server.backend import Backend
+from miniserve.server.backend import Running
 from miniserve.server.errors import busy
 from miniserve.server.view.records import Engine, Update
 
@@ -41,14 +41,14 @@ class _Watcher:
 
 
 class Watchers:
-    """Everybody who watches one engine, or a fleet.
+    """Everybody who watches one engine, or several.
 
     Args:
         engine: whom they watch.
         model: the name that requests give.
     """
 
-    def __init__(self, engine: Backend, model: str) -> None:
+    def __init__(self, engine: Running, model: str) -> None:
         self._engine, self._model = engine, model
         self._watchers: set[_Watcher] = set()
         self._latest: dict[str, bytes] = {}

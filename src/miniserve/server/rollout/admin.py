@@ -1,0 +1,141 @@
+"""The admin API: which versions there are, and who gets which. Behind keys of its own; every order is in the audit log.
+
+An order is written down before it is carried out, and again with what became of it: what cannot be written down is not
+done. Orders that change traffic take effect at once, for the next request.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request
+from pydantic import Field
+
+from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.server.access import Access
+from miniserve.server.errors import APIError
+from miniserve.server.exchange import ADMIN_PREFIX
+from miniserve.server.openapi import KEY
+from miniserve.server.protocol import Strict
+from miniserve.server.rollout.lineup import Lineup
+from miniserve.server.rollout.shadow import Shadow
+from miniserve.server.rollout.traffic import Traffic
+from miniserve.server.rollout.version import Version
+
+
+class Log(Protocol):
+    """Where orders are written down."""
+
+    def append(self, who: str, what: str, **details: Any) -> Any:
+        """Write one line, for good. Raises OSError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Control:
+    """Who may give orders, and where they are written down."""
+
+    access: Access
+    log: Log
+
+
+class TrafficOrder(Strict):
+    """Who is to get traffic beside the stable version; what is left out gets none."""
+
+    canary: str | None = Field(None, description="The version on trial.")
+    weight: float = Field(0.0, description="The share of requests that the canary answers, 0 to 1.")
+    shadow: str | None = Field(None, description="The version that computes copies.")
+    shadow_share: float = Field(1.0, description="The share of requests that are copied, 0 to 1.")
+
+
+class VersionOrder(Strict):
+    """Names a version."""
+
+    version: str
+
+
+def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log) -> None:
+    """Add the routes."""
+
+    async def carry_out(request: Request, what: str, work: Callable[[], Awaitable[Any]], **details: Any) -> Any:
+        who = request.state.tenant.name
+        await asyncio.to_thread(log.append, who, what, **details)
+        try:
+            await work()
+        except (APIError, MiniserveError) as error:
+            await asyncio.to_thread(log.append, who, f"{what}: refused", reason=str(error), **details)
+            if isinstance(error, APIError):
+                raise
+            raise APIError(
+                400 if isinstance(error, InvalidRequestError) else 409, str(error), code="refused"
+            ) from error
+        await asyncio.to_thread(log.append, who, f"{what}: done", **details)
+        return _state(lineup, shadow)
+
+    async def versions() -> Any:
+        """Every version, its state, and who gets traffic."""
+        return _state(lineup, shadow)
+
+    async def load(version: str, request: Request) -> Any:
+        """Load a version and have it pass the smoke evaluation. Answers when it has, or has not."""
+        return await carry_out(request, "load", lambda: lineup.load(version), version=version)
+
+    async def unload(version: str, request: Request) -> Any:
+        """Let a version that gets no traffic end what it has, then end it."""
+        return await carry_out(request, "unload", lambda: lineup.unload(version), version=version)
+
+    async def traffic(order: TrafficOrder, request: Request) -> Any:
+        """Send a share of requests to a canary, copies to a shadow, or neither."""
+        now = lineup.traffic
+
+        async def work() -> None:
+            lineup.direct(Traffic(now.stable, **order.model_dump(), previous=now.previous))
+
+        return await carry_out(request, "traffic", work, **order.model_dump())
+
+    async def promote(order: VersionOrder, request: Request) -> Any:
+        """Make a version the stable one. The one before stays loaded: a rollback goes there."""
+
+        async def work() -> None:
+            lineup.direct(lineup.traffic.promoted(order.version))
+
+        return await carry_out(request, "promote", work, version=order.version)
+
+    async def rollback(request: Request) -> Any:
+        """Take the canary back; if there is none, the last promotion."""
+
+        async def work() -> None:
+            lineup.direct(lineup.traffic.rolled_back())
+
+        return await carry_out(request, "rollback", work)
+
+    for method, path, route in (
+        ("GET", "/versions", versions),
+        ("POST", "/versions/{version}/load", load),
+        ("POST", "/versions/{version}/unload", unload),
+        ("PUT", "/traffic", traffic),
+        ("POST", "/promote", promote),
+        ("POST", "/rollback", rollback),
+    ):
+        app.add_api_route(ADMIN_PREFIX + path, route, methods=[method], dependencies=[KEY])
+
+
+def _state(lineup: Lineup, shadow: Shadow) -> dict[str, Any]:
+    return {
+        "model": lineup.model,
+        "traffic": asdict(lineup.traffic),
+        "versions": [_shown(version, shadow) for version in lineup.versions],
+    }
+
+
+def _shown(version: Version, shadow: Shadow) -> dict[str, Any]:
+    counts = shadow.counts.get(version.name)
+    return {
+        "version": version.name,
+        "state": version.state,
+        "reason": version.reason or None,
+        "open": version.num_open,
+        "load_seconds": round(version.seconds, 3),
+        "copies": asdict(counts) if counts else None,
+    }
