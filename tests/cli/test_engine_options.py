@@ -7,7 +7,8 @@ import typer
 from typer.testing import CliRunner
 
 from miniserve.cli import engine_options
-from miniserve.cli.engine_options import EngineOptions, with_engine_options
+from miniserve.cli.engine_options import EngineOptions
+from miniserve.cli.option_tables import with_tables
 
 
 @pytest.fixture
@@ -15,7 +16,7 @@ def run():
     """`run(arguments)`: the result, and what a command with one option of its own was given."""
     given = []
 
-    @with_engine_options
+    @with_tables(engine=EngineOptions)
     def command(own: str = "mine", *, engine: EngineOptions) -> None:
         """Of a test."""
         given.append((own, engine))

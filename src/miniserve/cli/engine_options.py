@@ -1,14 +1,12 @@
 """What is said of an engine to `miniserve serve` and to a worker of Dynamo: one table; its fields are options of both.
 
-A command takes the table as its parameter `engine`, and `with_engine_options` puts the options in its place. typer
-reads a command's options from its signature, so that is what is made; commands that take fewer of them list theirs.
+Commands that take fewer of them list theirs.
 """
 
 import functools
-import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Annotated, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -95,17 +93,3 @@ class EngineOptions:
             afd_trace=self.afd_trace,
             moves=moves,
         )
-
-
-def with_engine_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The command, with an option for each field of its parameter `engine`."""
-
-    @functools.wraps(command)
-    def run(**given: Any) -> None:
-        engine = EngineOptions(**{field.name: given.pop(field.name) for field in fields(EngineOptions)})
-        command(**given, engine=engine)
-
-    table = inspect.signature(EngineOptions).parameters.values()
-    own = [each for name, each in inspect.signature(command).parameters.items() if name != "engine"]
-    run.__signature__ = inspect.Signature([each.replace(kind=each.KEYWORD_ONLY) for each in (*own, *table)])  # type: ignore[attr-defined]
-    return run

@@ -4,15 +4,16 @@ from typing import Annotated, Literal
 
 import typer
 
-from miniserve.cli.engine_options import EngineOptions, with_engine_options
+from miniserve.cli.engine_options import EngineOptions
 from miniserve.cli.loading import ModelOption
+from miniserve.cli.option_tables import with_tables
 from miniserve.dynamo import HOW_TO_INSTALL
 from miniserve.dynamo.command import run
 from miniserve.errors import MiniserveError
 from miniserve.server.engine_client import EngineClient
 
 
-@with_engine_options
+@with_tables(engine=EngineOptions)
 def worker(
     model: ModelOption = "smollm2",
     served_model_name: Annotated[str | None, typer.Option(help="What requests call it; default: MODEL.")] = None,

@@ -27,8 +27,8 @@ from miniserve.server.rollout.version import Version
 class Log(Protocol):
     """Where orders are written down."""
 
-    def append(self, who: str, what: str, **details: Any) -> Any:
-        """Write one line, for good. Raises OSError."""
+    def append(self, who: str, what: str, /, **details: Any) -> Any:
+        """Write one line, for good. Raises MiniserveError: it cannot be."""
         ...
 
 
@@ -59,22 +59,28 @@ def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log) -> None:
     """Add the routes."""
 
     async def carry_out(request: Request, what: str, work: Callable[[], Awaitable[Any]], **details: Any) -> Any:
-        who = request.state.tenant.name
-        await asyncio.to_thread(log.append, who, what, **details)
+        async def note(what: str, **more: Any) -> None:
+            try:
+                await asyncio.to_thread(log.append, request.state.tenant.name, what, **details, **more)
+            except MiniserveError as error:
+                raise APIError(500, str(error), code="audit_log") from error
+
+        await note(what)
         try:
             await work()
         except (APIError, MiniserveError) as error:
-            await asyncio.to_thread(log.append, who, f"{what}: refused", reason=str(error), **details)
+            await note(f"{what}: refused", reason=str(error))
             if isinstance(error, APIError):
                 raise
             raise APIError(
                 400 if isinstance(error, InvalidRequestError) else 409, str(error), code="refused"
             ) from error
-        await asyncio.to_thread(log.append, who, f"{what}: done", **details)
+        await note(f"{what}: done")
         return _state(lineup, shadow)
 
     async def versions() -> Any:
         """Every version, its state, and who gets traffic."""
+        lineup.look()
         return _state(lineup, shadow)
 
     async def load(version: str, request: Request) -> Any:

@@ -29,7 +29,8 @@ class Lineup:
         versions: all that there are, cold.
         stable: the name of the one that answers.
         warm: names of others to load at the start.
-        on_stable: told which version has become stable.
+        on_stable: told which version is about to become stable; what it raises, prevents it.
+        newer: gives versions that have come since, cold, by the names that are known.
 
     Attributes:
         traffic: who answers whom.
@@ -43,9 +44,10 @@ class Lineup:
         *,
         warm: Sequence[str] = (),
         on_stable: Callable[[str], None] = lambda _: None,
+        newer: Callable[[Sequence[str]], Sequence[Version]] = lambda _: (),
     ) -> None:
         self.model, self._versions = model, {version.name: version for version in versions}
-        self._warm, self._on_stable = list(warm), on_stable
+        self._warm, self._on_stable, self._newer = list(warm), on_stable, newer
         self.traffic = Traffic(self._known(stable).name)
         self.on_update: Callable[[Update], None] = lambda _: None
         self._draining = self._watched = False
@@ -85,10 +87,15 @@ class Lineup:
         with chosen.lease() as engine:
             yield chosen.name, engine
 
+    def look(self) -> None:
+        """Take in versions that have come since."""
+        self._versions |= {version.name: version for version in self._newer(list(self._versions))}
+
     # Changes, none of which a running request notices.
 
     async def load(self, name: str) -> Version:
         """Load a version and have it checked; it gets no traffic by that. Raises what `Version.load` does."""
+        self.look()
         version = self.version(name)
         await version.load(partial(self._prepare, version.name))
         return version
@@ -113,9 +120,9 @@ class Lineup:
         """
         for name in traffic.versions:
             _ = self.version(name).engine
-        changed, self.traffic = traffic.stable != self.traffic.stable, traffic
-        if changed:
+        if traffic.stable != self.traffic.stable:
             self._on_stable(traffic.stable)
+        self.traffic = traffic
 
     # As a whole.
 
