@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.imbalance import SPAN, _quantile, _with_copies, power_law_imbalance
+from miniserve.hardware.imbalance import SPAN, _possible, _quantile, _with_copies, power_law_imbalance
 from miniserve.hardware.shape import Experts, Parallel
 
 DEEPSEEK = Experts(256, 8, 2048)
@@ -38,6 +38,33 @@ def test_nobody_is_busier_than_all(exponent, ranks):
     found = power_law_imbalance(exponent, DEEPSEEK, Parallel(expert=ranks))
     assert 1 <= found * (1 + 1e-12) <= ranks * (1 + 1e-9)
     assert found == power_law_imbalance(exponent, DEEPSEEK, Parallel(expert=ranks))
+
+
+@given(
+    exponent=st.floats(0, 3), per_token=st.integers(1, 16), held=st.sampled_from([1, 2, 4, 8]),
+    ranks=st.sampled_from([2, 4, 16]),
+)  # fmt: skip
+def test_no_expert_has_more_than_all_tokens(exponent, per_token, held, ranks):
+    """A token goes to one expert once: of a rank's experts to all of its own at most."""
+    experts = Experts(held * ranks, min(per_token, held * ranks), 8)
+    most = ranks * min(held, experts.per_token) / experts.per_token
+    assert power_law_imbalance(exponent, experts, Parallel(expert=ranks)) <= most * (1 + 1e-9)
+
+
+@given(st.lists(st.floats(1e-3, 1e3), min_size=1, max_size=40), st.data())
+def test_loads_that_can_be(loads, data):
+    per_token = data.draw(st.integers(1, len(loads)))
+    shares = _possible(loads, per_token)
+    assert sum(shares) == pytest.approx(per_token)
+    assert 0 < min(shares) and max(shares) <= 1
+    below = [share / load for load, share in zip(loads, shares, strict=True) if share < 1 - 1e-9]
+    assert not below or max(below) == pytest.approx(min(below))
+    if max(loads) * per_token <= sum(loads):  # all could be as they are
+        assert shares == pytest.approx([each * per_token / sum(loads) for each in loads])
+
+
+def test_qwens_busiest_expert_has_all_tokens_and_no_more():
+    assert power_law_imbalance(1.2, Experts(128, 8, 1536), Parallel(expert=128)) == pytest.approx(16)
 
 
 def test_more_skew_more_ranks_and_fewer_copies_are_worse():

@@ -2,7 +2,9 @@
 
 Loads of experts are the quantiles of a density that falls as x^-exponent between 1 and `SPAN`: exponent 0 is uniform
 in x, and with 1.01 and 1.2, the exponents that operator databases time kernels under (NVIDIA's AIConfigurator), a few
-experts get most. Where an expert lands is chance: the result is the mean over `PLACEMENTS` shuffles from a fixed seed.
+experts get most. A token chooses different experts, so none can have more than all tokens: a load that would be above
+that is all tokens, and the others share what is left (`_possible`). Where an expert lands is chance: the result is the
+mean over `PLACEMENTS` shuffles from a fixed seed.
 Redundant experts are copies of the busiest, one after the other, each of which halves a load (the first step of
 DeepSeek's EPLB); nothing else is done here to even things out.
 """
@@ -22,6 +24,8 @@ PLACEMENTS = 64
 def power_law_imbalance(exponent: float, experts: Experts, parallel: Parallel) -> float:
     """The busiest rank's share of the tokens' visits to experts, as a multiple of the mean; 1 for one rank alone.
 
+    With k of E experts a token and h of them a rank, it is R · min(h, k) / k at most, where there are no copies.
+
     Raises InvalidRequestError for an exponent below 0, or experts that cannot be shared out.
     """
     if not 0 <= exponent < math.inf:
@@ -31,12 +35,13 @@ def power_law_imbalance(exponent: float, experts: Experts, parallel: Parallel) -
         raise InvalidRequestError(f"{slots} experts cannot be shared out among {parallel.expert} ranks")
     if parallel.expert == 1:
         return 1.0
-    return _mean_of_placements(exponent, experts.count, parallel.redundant, parallel.expert)
+    return _mean_of_placements(exponent, experts.count, experts.per_token, parallel.redundant, parallel.expert)
 
 
 @cache
-def _mean_of_placements(exponent: float, experts: int, redundant: int, ranks: int) -> float:
-    loads = _with_copies([_quantile(exponent, (at + 0.5) / experts) for at in range(experts)], redundant)
+def _mean_of_placements(exponent: float, experts: int, per_token: int, redundant: int, ranks: int) -> float:
+    drawn = [_quantile(exponent, (at + 0.5) / experts) for at in range(experts)]
+    loads = _with_copies(_possible(drawn, per_token), redundant)
     each, mean = len(loads) // ranks, sum(loads) / ranks
     rng, total = random.Random(0), 0.0
     for _ in range(PLACEMENTS):
@@ -51,6 +56,21 @@ def _quantile(exponent: float, share: float) -> float:
         return float(SPAN**share)
     rest = 1 - exponent
     return float((share * (SPAN**rest - 1) + 1) ** (1 / rest))
+
+
+def _possible(loads: list[float], per_token: int) -> list[float]:
+    """As shares of the tokens, of which each expert has all at most; together `per_token`. Proportions are kept below.
+
+    Args:
+        loads: of each expert, in any unit, above 0; at least `per_token` of them.
+        per_token: experts of a token.
+    """
+    left, shares = float(per_token), [0.0] * len(loads)
+    weight = sum(loads)
+    for at in sorted(range(len(loads)), key=lambda at: -loads[at]):
+        shares[at] = min(1.0, left * loads[at] / weight)
+        left, weight = left - shares[at], weight - loads[at]
+    return shares
 
 
 def _with_copies(loads: list[float], redundant: int) -> list[float]:
