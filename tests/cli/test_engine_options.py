@@ -6,9 +6,10 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from miniserve.cli import engine_options
+from miniserve.cli import app, bench, chat, engine_options
 from miniserve.cli.engine_options import EngineOptions
 from miniserve.cli.option_tables import with_tables
+from miniserve.errors import InvalidRequestError
 
 
 @pytest.fixture
@@ -75,3 +76,17 @@ def test_an_engine_is_opened_as_the_table_says(monkeypatch):
     names = {"kv_cache_mib": "kv_cache_memory", "kv_disk": "kv_disk_dir", "prefix_caching": "enable_prefix_caching"}
     told = called.keys() | called["how"].keys() | {"silence_seconds"}
     assert {names.get(field.name, field.name) for field in fields(EngineOptions)} <= told, "an option that nobody reads"
+
+
+@pytest.mark.parametrize(("command", "module"), [(["bench", "throughput"], bench), (["chat"], chat)])
+def test_commands_that_list_their_options_can_take_an_engine_apart(command, module, monkeypatch):
+    told = {}
+
+    def open_llm(model, how, **options):
+        told.update(options)
+        raise InvalidRequestError("seen")
+
+    monkeypatch.setattr(module, "open_llm", open_llm)
+    result = CliRunner().invoke(app, [*command, "--model", "tiny-moe", "--afd", "1x2"])
+    assert "seen" in str(result.exception)
+    assert told["afd"] == "1x2"

@@ -56,7 +56,7 @@ def test_loads_that_can_be(loads, data):
     per_token = data.draw(st.integers(1, len(loads)))
     shares = _possible(loads, per_token)
     assert sum(shares) == pytest.approx(per_token)
-    assert 0 < min(shares) and max(shares) <= 1
+    assert all(0 < share <= 1 for share in shares)
     below = [share / load for load, share in zip(loads, shares, strict=True) if share < 1 - 1e-9]
     assert not below or max(below) == pytest.approx(min(below))
     if max(loads) * per_token <= sum(loads):  # all could be as they are

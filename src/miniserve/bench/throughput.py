@@ -15,10 +15,13 @@ from miniserve.core.sampling_params import SamplingParams
 from miniserve.llm import LLM
 
 
-def bench_throughput(llm: LLM, num_requests: int = 64, *, progress: bool = False) -> dict[str, Any]:
+def bench_throughput(
+    llm: LLM, num_requests: int = 64, *, apart: bool = False, progress: bool = False
+) -> dict[str, Any]:
     """Run both workloads, prefix caching or not as the engine was built. Returns plain numbers, units in the names.
 
     Where several ranks share the model, shares are of rank 0's slice and of what it reaches while the others are idle.
+    With `apart`, feed-forward parts are other ranks': rank 0 has no slice of a whole step, and shares are None.
     """
     decoder = llm.model.decoder
     ceilings = measure_ceilings(decoder.device, decoder.compute_dtype)
@@ -26,8 +29,8 @@ def bench_throughput(llm: LLM, num_requests: int = 64, *, progress: bool = False
     run_jobs(llm, [Job([1, 2, 3], 4)])  # warm up
     return {
         "ceilings": ceilings._asdict(),
-        "batch_1": _measured(llm, jobs[:1], ceilings, progress),
-        f"batch_{num_requests}": _measured(llm, jobs, ceilings, progress),
+        "batch_1": _measured(llm, jobs[:1], ceilings, apart, progress),
+        f"batch_{num_requests}": _measured(llm, jobs, ceilings, apart, progress),
     }
 
 
@@ -38,7 +41,7 @@ def run_jobs(llm: LLM, jobs: list[Job], *, progress: bool = False) -> int:
     return sum(len(output.token_ids) for output in outputs)
 
 
-def _measured(llm: LLM, jobs: list[Job], ceilings: Ceilings, progress: bool) -> dict[str, Any]:
+def _measured(llm: LLM, jobs: list[Job], ceilings: Ceilings, apart: bool, progress: bool) -> dict[str, Any]:
     records: list[StepRecord] = []
     llm.engine.on_step, before = records.append, llm.engine.on_step
     try:
@@ -62,6 +65,6 @@ def _measured(llm: LLM, jobs: list[Job], ceilings: Ceilings, progress: bool) -> 
         "output_tokens_per_s": output_tokens / wall_s,
         "num_steps": len(records),
         "step_s": split | {"other": wall_s - sum(split.values())},
-        "mbu": sum(each.bytes for each in work) / wall_s / ceilings.read_bytes_per_s,
-        "mfu": sum(each.flops for each in work) / wall_s / ceilings.flops_per_s,
+        "mbu": None if apart else sum(each.bytes for each in work) / wall_s / ceilings.read_bytes_per_s,
+        "mfu": None if apart else sum(each.flops for each in work) / wall_s / ceilings.flops_per_s,
     }

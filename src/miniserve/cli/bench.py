@@ -13,6 +13,7 @@ from rich.console import Console
 from miniserve.cli import bench_serve
 from miniserve.cli import bench_tables as tables
 from miniserve.cli.loading import (
+    AfdOption,
     BackendOption,
     DeviceOption,
     DtypeOption,
@@ -52,6 +53,7 @@ def throughput(
     expert_parallel: ExpertParallelOption = False,
     redundant_experts: RedundantExpertsOption = 0,
     expert_loads: ExpertLoadsOption = None,
+    afd: AfdOption = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
@@ -60,11 +62,11 @@ def throughput(
 
     how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
     ranks: dict[str, Any] = {"tensor_parallel_size": tensor_parallel_size, "expert_parallel": expert_parallel}
-    ranks |= {"redundant_experts": redundant_experts, "expert_loads": expert_loads and str(expert_loads)}
+    ranks |= {"redundant_experts": redundant_experts, "expert_loads": expert_loads and str(expert_loads), "afd": afd}
     options: dict[str, Any] = {"kv_cache_dtype": kv_cache_dtype, "speculation": speculation}
     with open_llm(model, how, max_num_seqs=num_requests, **options, **ranks) as llm:
         data = _what_ran(llm.model) | {"speculation": speculation} | ranks
-        data |= bench_throughput(llm, num_requests, progress=sys.stderr.isatty())
+        data |= bench_throughput(llm, num_requests, apart=afd is not None, progress=sys.stderr.isatty())
     give(data, as_json, out, tables.throughput)
 
 

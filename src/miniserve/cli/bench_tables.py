@@ -32,6 +32,10 @@ def _rate(row: dict[str, Any], quantity: str) -> str:
     return format_value(value, unit) if value is not None else row.get("unsupported", "none")
 
 
+def _share(share: float | None) -> str:
+    return "none" if share is None else f"{share:.0%}"
+
+
 def throughput(data: dict[str, Any]) -> Table:
     """Tokens a second, and where a step's time goes."""
     limits = data["ceilings"]
@@ -48,7 +52,7 @@ def throughput(data: dict[str, Any]) -> Table:
             shares = ", ".join(f"{name} {seconds / run['wall_s']:.1%}" for name, seconds in run["step_s"].items())
             table.add_row(
                 str(run["num_requests"]), f"{run['output_tokens_per_s']:.1f}", f"{run['wall_s']:.2f}",
-                str(run["num_steps"]), f"{run['mbu']:.0%}", f"{run['mfu']:.0%}", shares,
+                str(run["num_steps"]), _share(run["mbu"]), _share(run["mfu"]), shares,
             )  # fmt: skip
     return table
 

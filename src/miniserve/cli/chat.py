@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from miniserve.cli.loading import (
+    AfdOption,
     BackendOption,
     DeviceOption,
     DtypeOption,
@@ -54,6 +55,7 @@ def chat(
     expert_parallel: ExpertParallelOption = False,
     redundant_experts: RedundantExpertsOption = 0,
     expert_loads: ExpertLoadsOption = None,
+    afd: AfdOption = None,
 ) -> None:
     """Talk to a model."""
     with contextlib.suppress(ImportError):  # absent on Windows
@@ -66,6 +68,7 @@ def chat(
         "expert_parallel": expert_parallel,
         "redundant_experts": redundant_experts,
         "expert_loads": expert_loads,
+        "afd": afd,
     }
     llm = open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options)
     typer.echo(f"{llm.settings}. {HELP}", err=True)
