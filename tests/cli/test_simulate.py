@@ -108,6 +108,21 @@ def test_attention_and_feed_forward_on_devices_of_their_own(tmp_path):
     assert "2 ranks of 1 and 1 × h200 beside" in " ".join(run(*options).stdout.split())
 
 
+def test_chips_of_sram_beside_gpus_and_what_is_assumed_between_them(tmp_path):
+    options = ("--weights", "fp8", "--afd", "2x128x2", "--ffn-hardware", "lp30", "--concurrency", "4")
+    with pytest.raises(MiniserveError, match="must be assumed then.*--afd-link"):
+        run(*options)
+    options += ("--afd-link", "100GB/s:3us")
+    data = json.loads(run(*options, "--save-config", str(tmp_path / "chips.toml"), "--json").stdout)
+    assert data["assumed"] == {"between attention and feed-forward": "100 GB/s of each device, 3 us a crossing"}
+    assert (data["devices"], data["kernels"]["lp30"]) == (258, "the roofline: a lower bound")
+    again = CliRunner().invoke(app, ["simulate", str(tmp_path / "chips.toml"), "--json"])
+    assert json.loads(again.stdout) == data
+    shown = " ".join(run(*options).stdout.split())
+    assert "128x2 × lp30 beside" in shown
+    assert "assumed between attention and feed-forward: 100 GB/s of each device, 3 us a crossing" in shown
+
+
 def test_a_sweep_marks_its_frontier(tmp_path):
     pytest.importorskip("matplotlib")
     result = run("--sweep", "1,4", "--plot", str(tmp_path / "a.svg"), "--json")
@@ -169,6 +184,9 @@ def test_a_device_without_timings_says_so():
         (["--afd", "1x1", "--overlap"], "a step in two halves is not modelled"),
         (["--afd", "1x1", "--ffn-hardware", "h1000"], "h1000"),
         (["--ffn-hardware", "h200"], "ffn_hardware of engines goes with afd"),
+        (["--afd-link", "1GB/s"], "afd_link of engines goes with afd"),
+        (["--afd-link", "1:2us:3"], "afd-link '1:2us:3' is not BANDWIDTH"),
+        (["--afd-link", "x"], "afd-link 'x': 'x' is no number of B/s: it is BANDWIDTH"),
         (["--afd-batches", "2"], "afd_batches of engines goes with afd"),
         (["--link-gbytes-per-s", "0", "--prefill-engines", "1"], "bandwidth"),
         (["--price", "ebay"], "no price 'ebay'"),

@@ -1,9 +1,13 @@
 """Attention and feed-forward parts apart: together they are the model, and what crosses is counted once."""
 
+import math
+
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.afd import Sides, attention_side, both_ends, crossings, feed_forward_side
+from miniserve.hardware.afd import Sides, Way, attention_side, both_ends, crossings, feed_forward_side
 from miniserve.hardware.cost import Part, Parts
 from miniserve.hardware.shape import Parallel, Precision
 from miniserve.hardware.step import step_operators
@@ -82,6 +86,8 @@ def test_the_busier_side_decides_how_long_rows_take():
     assert bytes_of(Sides(1, 4)) == bytes_of(Sides(4, 4))  # each rank sends its own
     assert bytes_of(Sides(8, 4)) == 2 * bytes_of(Sides(4, 4))  # each device there gets two ranks' rows
     assert bytes_of(Sides(1, 4), tensor=2) == bytes_of(Sides(1, 4)) / 2
+    at = {at: crossings(shape, 10, BF16, Sides(2, 8), at=at)[0].link_bytes for at in ("attention", "ffn", "busier")}
+    assert at["busier"] == at["attention"] == 4 * at["ffn"]
 
 
 def test_some_layers_dense_and_others_not():
@@ -94,11 +100,21 @@ def test_from_text_with_copies_that_make_devices_alike():
     assert Sides.parse("2x6", shape_by_name("qwen3-30b-a3b")) == Sides(2, 6, 3, redundant=4)
     assert Sides.parse("1x4", shape_by_name("llama-3.1-8b"), batches=2) == Sides(1, 4, 2)
     assert str(Sides(2, 6)) == "2A+6F"
+    staged = Sides.parse("8x128x4", shape_by_name("qwen3-30b-a3b"))
+    assert (staged, str(staged), staged.ffn_devices) == (Sides(8, 128, 3, stages=4), "8A+128Fx4", 512)
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("2", "'2' is no pair"), ("axb", "no pair"), ("0x2", "attention"), ("2x0", "ffn"), ("2x-1", "ffn")],
+    [
+        ("2", "'2' is no pair"),
+        ("axb", "no pair"),
+        ("2x2x2x2", "no pair"),
+        ("2x2x0", "stages"),
+        ("0x2", "attention"),
+        ("2x0", "ffn"),
+        ("2x-1", "ffn"),
+    ],
 )
 def test_what_is_no_pair_is_refused(text, says):
     with pytest.raises(InvalidRequestError, match=says):
@@ -110,7 +126,63 @@ def test_what_cannot_be_shared_out_is_refused():
         Sides(1, 1, batches=0)
     with pytest.raises(InvalidRequestError, match="128 experts and 0 copies cannot be shared out among 3"):
         Sides(1, 3).check(shape_by_name("qwen3-30b-a3b"))
+    with pytest.raises(InvalidRequestError, match="can be stages of layers: 2x128x4"):
+        Sides.parse("2x512", shape_by_name("qwen3-30b-a3b")).check(shape_by_name("qwen3-30b-a3b"))
+    with pytest.raises(InvalidRequestError, match="33 stages: the model has 32 layers"):
+        Sides(1, 1, stages=33).check(shape_by_name("llama-3.1-8b"))
+    with pytest.raises(InvalidRequestError, match=r"shared expert's intermediate \(2048\) cannot be split over 3"):
+        Sides(1, 3, redundant=2, splits_shared=True).check(shape_by_name("deepseek-v3"))
     with pytest.raises(InvalidRequestError, match="the model has none"):
         Sides(1, 2, redundant=2).check(shape_by_name("llama-3.1-8b"))
     with pytest.raises(InvalidRequestError, match=r"intermediate \(14336\) cannot be split over 5"):
         Sides(1, 5).check(shape_by_name("llama-3.1-8b"))
+
+
+@given(
+    name=st.sampled_from(["llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v3"]), ffn=st.sampled_from([1, 4, 16]),
+    stages=st.integers(1, 28), splits=st.booleans(),
+)  # fmt: skip
+def test_a_stage_holds_the_most_of_each_kind_of_layer(name, ffn, stages, splits):
+    """Layer by layer, dealt out in turn: sparse ones and dense ones each for themselves."""
+    shape = shape_by_name(name)
+    hidden, dense = shape.hidden, shape.layers - shape.sparse_layers
+    of_stage = [0.0] * stages
+    for at in range(dense):
+        of_stage[at % stages] += 3 * hidden * shape.intermediate / ffn
+    for at in range(shape.sparse_layers):
+        experts = shape.experts
+        shared = experts.shared / (ffn if splits else 1)
+        of_stage[at % stages] += 3 * hidden * (experts.count / ffn * experts.intermediate + shared)
+    found = Sides(2, ffn, stages=stages, splits_shared=splits).parameters(shape)
+    assert found == pytest.approx(of_stage[0])
+    assert found == pytest.approx(max(of_stage))
+
+
+def test_stages_change_what_a_device_holds_and_nothing_else():
+    shape = shape_by_name("qwen3-30b-a3b")
+    one, four = sides_of(shape, Sides(4, 8)), sides_of(shape, Sides(4, 8, stages=4))
+    assert one == four
+    assert Sides(4, 8, stages=4).parameters(shape) == Sides(4, 8).parameters(shape) / 4
+
+
+@pytest.mark.parametrize("quantity", ["flops", "weight_bytes"])
+def test_shared_parts_that_are_split_are_computed_once_too(quantity):
+    shape = shape_by_name("deepseek-v3")
+    _, alone = sides_of(shape, Sides(4, 1))
+    _, whole = sides_of(shape, Sides(4, 8))
+    _, split = sides_of(shape, Sides(4, 8, splits_shared=True))
+    assert 8 * total(split, quantity) == pytest.approx(total(alone, quantity))
+    if quantity == "weight_bytes":  # each has them whole
+        assert total(whole, quantity) > total(split, quantity)
+    added = [op for op in split if op.name == "gather and add"]
+    assert [op.times for op in added] == [shape.dense_layers, shape.sparse_layers]
+
+
+def test_a_way_takes_its_bytes_and_its_latency_in_every_layer():
+    shape = shape_by_name("llama-3.1-8b")
+    there, back = crossings(shape, 10, BF16, Sides(2, 2))
+    seconds = Way(100e9, 3e-6).seconds(there) + Way(100e9, 3e-6).seconds(back)
+    assert seconds == pytest.approx(2 * shape.layers * (10 * shape.hidden * 2 / 100e9 + 3e-6))
+    for bandwidth, latency_s in ((0, 0), (math.inf, 0), (1, -1), (1, math.inf)):
+        with pytest.raises(InvalidRequestError, match="between the two sides"):
+            Way(bandwidth, latency_s)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.afd import Sides
+from miniserve.hardware.afd import Sides, Way
 from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.cost import Part
 from miniserve.hardware.shape import Parallel, Precision
@@ -133,6 +133,75 @@ def test_devices_of_two_kinds_are_paid_for_and_joined_by_the_network():
     assert near.away_s < far.away_s / 3
 
 
+LPU = load_catalog().accelerator("lp30")
+FP8 = Precision.of("fp8", "fp8")
+
+
+def on_chips(sides, model="qwen3-30b-a3b", **options):
+    """Attention on H100s, the feed-forward parts in the SRAM of LPUs; what joins them is assumed."""
+    return Deployment(
+        H100, shape_by_name(model), FP8, efficiency=efficiency_for(H100), sides=sides, ffn_device=LPU,
+        **({"way": Way(100e9, 2e-6)} | options),
+    )  # fmt: skip
+
+
+def test_chips_hold_in_stages_what_one_group_of_them_cannot():
+    """128 experts of 48 layers in FP8 are 29 GB: 64 chips of 500 MB hold 28.8 of them, 128 in two stages all."""
+    with pytest.raises(InvalidRequestError, match="432 MiB a device .* 429 MiB may be used .*477 MiB.*stages"):
+        _ = on_chips(Sides(2, 64)).num_blocks
+    made = on_chips(Sides(2, 64, stages=2))
+    assert made.num_blocks > 0
+    assert made.ffn_weight_bytes == 24 * 2 * 3 * 2048 * 768
+    assert list(made.devices) == [(H100, 1), (LPU, 64)]
+    assert made.num_devices == 65
+
+
+def test_a_lone_token_on_chips_by_hand():
+    """Attention as on any H100, eight experts at 150 TB/s or 1.2 PFLOP/s, and two crossings a layer."""
+    sides = Sides(1, 128)
+    timer = on_chips(sides).step_time
+    (turn,) = timer.turns([Part(1000, 1)])
+    assert turn.away_s == pytest.approx(48 * (2 * 2e-6 + 8 * 2048 * (1 + 2) / 100e9))
+    met = 128 * (1 - (1 - 8 / 128) ** 1) / 128  # of each chip's one expert
+    read = 3 * met * 2048 * 768 + 8 / 128 * (2 * 2048 + 3 * 768) * 2
+    computed = 6 * 8 / 128 * 2048 * 768
+    assert turn.there_s == pytest.approx(48 * max(read / 150e12, computed / 1.2e15))
+    assert turn.there_s < turn.away_s / 100
+
+
+def test_what_joins_the_two_is_as_assumed_whatever_devices_have():
+    near = deployment(TWO).step_time.turns([Part(0, 1000)])[0]
+    far = deployment(TWO, way=Way(1e9)).step_time.turns([Part(0, 1000)])[0]
+    assert far.away_s == pytest.approx(1000 * 8 * 2048 * 48 * (2 + 2) / 1e9)
+    assert far[:2] == near[:2]
+
+
+def test_each_side_passes_its_own_rows_over_its_own_network():
+    """Four ranks' rows come to one device there, whose network is not the slower one."""
+    h200 = load_catalog().accelerator("h200")
+    turn = deployment(Sides(4, 1), ffn_device=h200).step_time.turns([Part(0, 1000)])[0]
+    rows = 1000 * 8 * 2048 * 48 * (2 + 2)
+    assert turn.away_s == pytest.approx(max(rows / H100.network_bandwidth, 4 * rows / h200.network_bandwidth), rel=0.2)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"way": None}, "has no 'network_bandwidth_bytes_per_s'.* must be assumed .* --afd-link 100GB/s:5us"),
+        ({"precision": Precision.of()}, "no dense peak for 'bf16'; it has fp8"),
+    ],
+)
+def test_chips_say_what_they_lack(options, says):
+    with pytest.raises(InvalidRequestError, match=says):
+        replace(on_chips(Sides(2, 128)), **options)
+
+
+def test_more_chips_than_links_join_cannot_share_a_dense_part():
+    with pytest.raises(InvalidRequestError, match="512 devices cannot share each .* join 256; take fewer, in stages"):
+        on_chips(Sides(2, 512), "llama-3.1-70b")
+    assert on_chips(Sides(2, 256, stages=2), "llama-3.1-70b").num_blocks > 0
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
@@ -140,6 +209,7 @@ def test_devices_of_two_kinds_are_paid_for_and_joined_by_the_network():
         ({"overlap": True}, "a step in two halves is not modelled"),
         ({"sides": Sides(1, 3)}, "cannot be shared out among 3"),
         ({"sides": None, "ffn_device": H100}, "these are not apart"),
+        ({"sides": None, "way": Way(1e9)}, "a way to the feed-forward parts: these are not apart"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, says):

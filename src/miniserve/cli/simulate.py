@@ -83,10 +83,16 @@ def simulate(
     ] = None,
     afd: Annotated[
         str | None,
-        typer.Option(help="2x6: of each engine that decodes, 2 ranks of attention and 6 devices for feed-forward."),
+        typer.Option(
+            help="2x6: of each engine that decodes, 2 ranks of attention and 6 devices for feed-forward; 2x6x4: 6 for "
+            "each layer, in 4 stages of layers."
+        ),
     ] = None,
     afd_batches: Annotated[int | None, typer.Option(help="That take turns on both; default: 3.", min=1)] = None,
     ffn_hardware: Annotated[str | None, typer.Option(help="What those devices are; default: as the others.")] = None,
+    afd_link: Annotated[
+        str | None, typer.Option(help="Assumed between both, a device: 100GB/s[:5us]; default: the catalogue's.")
+    ] = None,
     price: Annotated[str | None, typer.Option(help="Which of the catalogue's prices an hour.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of lengths and arrivals.")] = None,
     sweep: Annotated[str | None, typer.Option(help="For each of so many users: 1,8,64 or 1-256 (doubling).")] = None,
@@ -124,6 +130,7 @@ def simulate(
         {
             "number": engines, "tensor": tensor_parallel_size, "expert": expert_parallel_size, "afd": afd,
             "afd_batches": afd_batches, "ffn_hardware": ffn_hardware,
+            "afd_link": None if afd_link is None else flags.way(afd_link),
         },
         {"number": prefill_engines, "tensor": prefill_tensor_parallel_size},
     )  # fmt: skip
@@ -135,7 +142,7 @@ def simulate(
         _check_plot(plot)
     if save_config:
         save_config.write_text(scenario.to_toml(), encoding="utf-8")
-    data = {"label": "simulated", "scenario": scenario.to_table(), **_described(scenario)}
+    data = {"label": "simulated", **_assumed(scenario), "scenario": scenario.to_table(), **_described(scenario)}
     found = _swept(scenario, sweep, plot) if sweep else _once(scenario, plot)
     give(data | found, as_json, out, tables.swept if sweep else tables.one, simulated=_hardware(scenario))
 
@@ -153,6 +160,13 @@ def _described(scenario: "Scenario") -> dict[str, Any]:
         kernels[name] = kernels_of(efficiency, shape_by_name(scenario.model))
     trace = scenario.workload.trace
     return {"kernels": kernels} | ({"trace": origin(Path(trace))} if trace else {})
+
+
+def _assumed(scenario: "Scenario") -> dict[str, Any]:
+    """What no source says, but whoever asked."""
+    ways = [pool.afd_link for pool in scenario.engines if pool.afd_link]
+    said = [f"{way.bandwidth / 1e9:g} GB/s of each device, {way.latency_s * 1e6:g} us a crossing" for way in ways]
+    return {"assumed": {"between attention and feed-forward": "; ".join(dict.fromkeys(said))}} if said else {}
 
 
 def _hardware(scenario: "Scenario") -> str:

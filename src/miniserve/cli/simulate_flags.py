@@ -27,6 +27,7 @@ PREFIXES = {
     "Ti": 2**40,
 }
 TIER = "NAME:SIZE:BANDWIDTH[:LATENCY][:shared], such as host:1TB:64GB/s:10us"
+WAY = "BANDWIDTH[:LATENCY], such as 100GB/s:5us"
 OUTAGE = "SECONDS:ENGINE:SECONDS, such as 60:0:30"
 
 
@@ -112,10 +113,21 @@ def tier(text: str) -> dict[str, Any]:
     parts = parts[:-1] if shared else parts
     if not 3 <= len(parts) <= 4 or not parts[0]:
         raise InvalidRequestError(f"tier '{text}' is not {TIER}")
-    found = {"name": parts[0], "num_bytes": _quantity(parts[1], "B", text), "bandwidth": _bandwidth(parts[2], text)}
+    where = f"tier '{text}'", f"a tier is {TIER}"
+    found = {"name": parts[0], "num_bytes": _quantity(parts[1], "B", where), "bandwidth": _bandwidth(parts[2], where)}
     if len(parts) == 4:
-        found["latency_s"] = _quantity(parts[3], "s", text)
+        found["latency_s"] = _quantity(parts[3], "s", where)
     return found | ({"shared": True} if shared else {})
+
+
+def way(text: str) -> dict[str, float]:
+    """A table of `Way`. Raises InvalidRequestError if it is none. Says which part."""
+    bandwidth, *latency = text.split(":")
+    where = f"afd-link '{text}'", f"it is {WAY}"
+    if len(latency) > 1:
+        raise InvalidRequestError(f"{where[0]} is not {WAY}")
+    found = {"bandwidth": _quantity(bandwidth, "B/s", where)}
+    return found | {"latency_s": _quantity(each, "s", where) for each in latency}
 
 
 def outage(text: str) -> dict[str, Any]:
@@ -126,18 +138,18 @@ def outage(text: str) -> dict[str, Any]:
     return {"at_s": float(found[1]), "engine": int(found[2]), "seconds": float(found[3])}
 
 
-def _bandwidth(text: str, whole: str) -> float:
+def _bandwidth(text: str, where: tuple[str, str]) -> float:
     if re.match(r"[\d.]", text):
-        return _quantity(text, "B/s", whole)
+        return _quantity(text, "B/s", where)
     return load_catalog().accelerator(text).figure("network_bandwidth_bytes_per_s").value
 
 
-def _quantity(text: str, unit: str, whole: str) -> float:
-    """`1.5TB`, `64GB/s`, `10us`, or a plain number in the unit."""
+def _quantity(text: str, unit: str, where: tuple[str, str]) -> float:
+    """`1.5TB`, `64GB/s`, `10us`, or a plain number in the unit. `where`: in what, and what that is, for errors."""
     small = {"m": 1e-3, "u": 1e-6, "µ": 1e-6, "n": 1e-9} if unit == "s" else PREFIXES
     found = re.fullmatch(r"(\d+(?:\.\d+)?(?:e\d+)?)\s*(\D*)", text, re.ASCII if unit != "s" else 0)
     ending = found[2].removesuffix("/s" if unit == "B/s" else "") if found else ""
     prefix = ending.removesuffix("B" if unit != "s" else "s")
     if not found or prefix not in {"": 1.0, **small} or not math.isfinite(float(found[1])):
-        raise InvalidRequestError(f"tier '{whole}': '{text}' is no number of {unit}: a tier is {TIER}")
+        raise InvalidRequestError(f"{where[0]}: '{text}' is no number of {unit}: {where[1]}")
     return float(found[1]) * {"": 1.0, **small}[prefix]

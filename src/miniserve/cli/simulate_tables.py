@@ -28,13 +28,14 @@ def _title(data: dict[str, Any]) -> str:
         for pool in scenario["engines"]
     )
     kernels = "; ".join(f"{hardware}: {text}" for hardware, text in data["kernels"].items())
-    return f"Simulated: {scenario['model']}, {engines}; kernels of {kernels}"
+    assumed = "".join(f"; assumed {what}: {text}" for what, text in data.get("assumed", {}).items())
+    return f"Simulated: {scenario['model']}, {engines}; kernels of {kernels}{assumed}"
 
 
 def _size(pool: dict[str, Any]) -> str:
     """Devices of an engine; of ranks that share out the experts, how many there are of these; of two sides, both."""
     if "afd" in pool:
-        attention, ffn = pool["afd"].split("x")
+        attention, _, ffn = pool["afd"].partition("x")
         return f"{attention} ranks of {pool.get('tensor', 1)} and {ffn} × {pool.get('ffn_hardware', 'FFN')} beside,"
     tensor, ranks = pool.get("tensor", 1), pool.get("expert", 1)
     return f"{ranks} ranks of {tensor}" if ranks > 1 else str(tensor)

@@ -4,11 +4,14 @@ Attention ranks have requests, their KV, all that belongs to attention, the rout
 of the other side have the feed-forward parts and nothing of a request: a mixture's experts are shared out among them,
 its shared part each has whole, for its share of the tokens; a dense part they split. In every layer a token's row goes
 there, once for each of its experts, and comes back (MegaScale-Infer, arXiv 2504.02263, section 3; Step-3, arXiv
-2507.19427, section 4). So one side's batch is what all ranks of the other one have together.
+2507.19427, section 4). So one side's batch is what all ranks of the other one have together. Where devices of the other
+side have little memory (SRAM), there are several groups of them, stages, each for its share of the layers.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
+from typing import Literal
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.cost import Operator, Parts, collective, expected_experts, moe
@@ -31,52 +34,112 @@ class Sides:
 
     Args:
         attention: ranks that have requests.
-        ffn: devices for the feed-forward parts of all of them.
+        ffn: devices for a layer's feed-forward part, of all of them.
         batches: into so many a rank's requests are split, which take turns: while one is away, others are here.
         redundant: experts that are there twice, so that devices may hold equally many.
+        stages: groups of `ffn` devices, among which the layers are shared out. They take turns, too: a layer's time is
+            one group's, its weights take room in that group alone.
+        splits_shared: a mixture's shared parts are split over a group as dense parts are; else each device has them
+            whole.
     """
 
     attention: int
     ffn: int
     batches: int = 3
     redundant: int = 0
+    stages: int = 1
+    splits_shared: bool = False
 
     def __post_init__(self) -> None:
-        for name, least in (("attention", 1), ("ffn", 1), ("batches", 1), ("redundant", 0)):
+        for name, least in (("attention", 1), ("ffn", 1), ("batches", 1), ("redundant", 0), ("stages", 1)):
             if getattr(self, name) < least:
                 raise InvalidRequestError(
                     f"{name} of an engine in two parts is {getattr(self, name)}: {least} at least"
                 )
 
     @classmethod
-    def parse(cls, text: str, shape: Shape, batches: int = 3) -> "Sides":
-        """From "2x6", two ranks of attention and six devices, with as many experts twice as make them all alike."""
+    def parse(cls, text: str, shape: Shape, batches: int = 3, *, splits_shared: bool = False) -> "Sides":
+        """From "2x6", two ranks of attention and six devices, with as many experts twice as make them all alike.
+
+        "2x6x4": these are 24, six for each layer, in four stages.
+        """
         try:
-            attention, ffn = (int(number) for number in text.split("x"))
+            attention, ffn, *rest = (int(number) for number in text.split("x"))
+            (stages,) = rest or [1]
         except ValueError:
-            raise InvalidRequestError(f"'{text}' is no pair of numbers such as 2x6: attention, feed-forward") from None
+            message = f"'{text}' is no pair of numbers such as 2x6: attention, feed-forward; or 2x6x4: in four stages"
+            raise InvalidRequestError(message) from None
         experts = shape.experts.count if shape.experts else 0
-        return cls(attention, ffn, batches, -experts % ffn if ffn > 0 else 0)
+        return cls(attention, ffn, batches, -experts % ffn if ffn > 0 else 0, stages, splits_shared)
 
     def __str__(self) -> str:
-        return f"{self.attention}A+{self.ffn}F"
+        return f"{self.attention}A+{self.ffn}F" + (f"x{self.stages}" if self.stages > 1 else "")
+
+    @property
+    def ffn_devices(self) -> int:
+        """Of all stages."""
+        return self.ffn * self.stages
 
     def held(self, experts: Experts) -> float:
         """Experts of a layer that one device has, copies among them."""
         return (experts.count + self.redundant) / self.ffn
 
+    def parameters(self, shape: Shape) -> float:
+        """Weights of one device for the feed-forward parts, in the stage that has most of them."""
+        sparse, dense = shape.sparse_layers, shape.layers - shape.sparse_layers
+        found = shape.dense_parameters / self.ffn * self._most_layers(dense)
+        if shape.experts:
+            shared = shape.shared_parameters / (self.ffn if self.splits_shared else 1)
+            routed = shape.routed_parameters * self.held(shape.experts) / shape.experts.count
+            found += (shared + routed) * self._most_layers(sparse)
+        return found
+
+    def _most_layers(self, layers: int) -> float:
+        """Of layers that are alike, a stage's most, as a share."""
+        return math.ceil(layers / self.stages) / layers if layers else 0.0
+
     def check(self, shape: Shape) -> None:
         """Raise InvalidRequestError, naming the size, where a model cannot be shared out so."""
         if shape.experts:
             if (shape.experts.count + self.redundant) % self.ffn or self.redundant > shape.experts.count:
+                count, more = shape.experts.count, self.ffn > shape.experts.count
+                least = f"{self.attention}x{count}x{math.ceil(self.ffn_devices / count)}"
                 raise InvalidRequestError(
-                    f"{shape.experts.count} experts and {self.redundant} copies cannot be shared out among {self.ffn} "
-                    "devices"
+                    f"{count} experts and {self.redundant} copies cannot be shared out among {self.ffn} devices"
+                    + (f"; more than {count} can be stages of layers: {least}" if more else "")
                 )
+            if self.splits_shared and shape.experts.shared % self.ffn:
+                shared = f"the shared expert's intermediate ({shape.experts.shared})"
+                raise InvalidRequestError(f"{shared} cannot be split over {self.ffn} devices")
         elif self.redundant:
             raise InvalidRequestError(f"{self.redundant} redundant experts: the model has none")
         if shape.layers > shape.sparse_layers and shape.intermediate % self.ffn:
             raise InvalidRequestError(f"intermediate ({shape.intermediate}) cannot be split over {self.ffn} devices")
+        if self.stages > shape.layers:
+            raise InvalidRequestError(f"{self.stages} stages: the model has {shape.layers} layers")
+
+
+@dataclass(frozen=True)
+class Way:
+    """What joins the two sides, where it is not the catalogue that says so.
+
+    Args:
+        bandwidth: of each device on either side, in one direction, bytes/s.
+        latency_s: of a crossing, besides its bytes: until all rows have come.
+    """
+
+    bandwidth: float
+    latency_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.bandwidth < math.inf:
+            raise InvalidRequestError(f"a bandwidth between the two sides of {self.bandwidth} bytes/s")
+        if not 0 <= self.latency_s < math.inf:
+            raise InvalidRequestError(f"a latency between the two sides of {self.latency_s} s")
+
+    def seconds(self, op: Operator) -> float:
+        """Of a crossing, as often as the step does it."""
+        return op.times * (op.link_bytes / self.bandwidth + self.latency_s)
 
 
 def attention_side(
@@ -111,40 +174,53 @@ def feed_forward_side(shape: Shape, tokens: float, precision: Precision, sides: 
         layers, width = dense[0].times, shape.intermediate / sides.ffn
         gate = Operator("gate", "elementwise", "any", "none", layers,
                         activation_bytes=3 * tokens * width * precision.activation_bytes)  # fmt: skip
-        operators += [dense[0], gate, dense[1]]
-        if sides.ffn > 1:  # rows come to one device, all need them, and their results are added up: a reduction's bytes
-            message = tokens * shape.hidden * precision.activation_bytes
-            operators.append(collective("all_reduce", message, sides.ffn, name="gather and add", times=layers))
+        operators += [dense[0], gate, dense[1], *_joined(shape, tokens, precision, sides, int(layers))]
     if shape.experts and shape.sparse_layers:
         experts, layers = shape.experts, shape.sparse_layers
         held = sides.held(experts)
         met = held * expected_experts(experts, tokens) / experts.count
         arrivals = tokens * experts.per_token / sides.ffn
         operators.append(moe(precision, shape.hidden, experts, arrivals, held=held, met=met, times=layers))
-        operators += shared_expert(shape, experts, precision, tokens / sides.ffn)
+        if not sides.splits_shared:
+            operators += shared_expert(shape, experts, precision, tokens / sides.ffn)
+        elif experts.shared:
+            operators += shared_expert(shape, experts, precision, tokens, sides.ffn)
+            operators += _joined(shape, tokens, precision, sides, layers)
     return operators
 
 
+def _joined(shape: Shape, tokens: float, precision: Precision, sides: Sides, layers: int) -> list[Operator]:
+    """Of parts that a group splits: rows come to one device, all need them, and their results are added up. That has a
+    reduction's bytes."""
+    if sides.ffn == 1:
+        return []
+    message = tokens * shape.hidden * precision.activation_bytes
+    return [collective("all_reduce", message, sides.ffn, name="gather and add", times=layers)]
+
+
 def crossings(
-    shape: Shape, tokens: float, precision: Precision, sides: Sides, *, tensor: int = 1, kind: str = "all_to_all"
-) -> list[Operator]:
-    """There and back, in all layers: of a batch of `tokens` of each rank, at the side whose devices have more to pass.
+    shape: Shape, tokens: float, precision: Precision, sides: Sides, *,
+    tensor: int = 1, kind: str = "all_to_all", at: Literal["attention", "ffn", "busier"] = "busier",
+) -> list[Operator]:  # fmt: skip
+    """There and back, in all layers: of a batch of `tokens` of each rank, what passes one device.
 
     Rows go in the format that experts compute in, and come back as activations, as with expert parallelism.
 
     Args:
         kind: `all_to_all`, over links as far as they reach, or `network_all_to_all`.
+        at: which side's; `busier`: of the one whose devices have more to pass.
     """
     operators = []
     there = min(precision.activation_bytes, number_format(precision.linear).bytes)
-    busier = max(1 / tensor, sides.attention / sides.ffn)
+    shares = {"attention": 1 / tensor, "ffn": sides.attention / sides.ffn}
+    share = shares.get(at) or max(shares.values())
     crossing = partial(Operator, kind=kind, format="any", peak="none", ranks=sides.attention * tensor + sides.ffn)
     for layers, copies in (
         (shape.layers - shape.sparse_layers, 1),
         (shape.sparse_layers, shape.experts.per_token if shape.experts else 0),
     ):
         if layers:
-            row = tokens * copies * busier * shape.hidden
+            row = tokens * copies * share * shape.hidden
             operators += [
                 crossing("there", times=layers, link_bytes=row * there, depth=row * there),
                 crossing("back", times=layers, link_bytes=row * precision.activation_bytes,

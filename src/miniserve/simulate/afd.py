@@ -8,11 +8,12 @@ at the same time. Layers that differ count by their mean.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from miniserve.hardware.afd import Sides, attention_side, both_ends, crossings, feed_forward_side
+from miniserve.hardware.afd import Sides, Way, attention_side, both_ends, crossings, feed_forward_side
 from miniserve.hardware.cost import Operator, Part, Parts
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Precision, Shape
@@ -42,6 +43,7 @@ class PingPong(StepTime):
         sides: how the engine is taken apart.
         here, there: attention's devices, and the others.
         joined: whether links join the two, as far as those reach; else rows cross the network.
+        way: what joins them instead; None: what devices have.
         overhead_s: see `StepTime`.
         imbalance: the busiest device's share of a mixture's tokens, as a multiple of the mean.
     """
@@ -56,12 +58,13 @@ class PingPong(StepTime):
         *,
         tensor: int = 1,
         joined: bool = True,
+        way: Way | None = None,
         overhead_s: float = 0.0,
         imbalance: float = 1.0,
     ) -> None:
         sides.check(shape)
         self.shape, self.precision, self.sides, self.tensor = shape, precision, sides, tensor
-        self.here, self.there, self.joined, self.imbalance = here, there, joined, imbalance
+        self.here, self.there, self.joined, self.way, self.imbalance = here, there, joined, way, imbalance
         self._but_attention: dict[float, Turn] = {}
         super().__init__(overhead_s, takes_arrays(shape, here))
 
@@ -125,14 +128,25 @@ class PingPong(StepTime):
         return [busiest(op, self.imbalance) for op in operators]
 
     def _turn(self, here: Iterable[Operator], there: Iterable[Operator], tokens: float) -> Turn:
-        crossing = crossings(
-            self.shape, tokens, self.precision, self.sides, tensor=self.tensor,
-            kind="all_to_all" if self.joined else "network_all_to_all",
-        )  # fmt: skip
-        away_s = sum(
-            max(side.seconds(busiest(op, self.imbalance)) for side in (self.here, self.there)) for op in crossing
+        return Turn(self.here.step_seconds(here), self.there.step_seconds(there), self._away_s(tokens))
+
+    def _away_s(self, tokens: float) -> float:
+        """Of one batch in all layers: as long as the slower side needs to pass its rows."""
+        passing = partial(crossings, self.shape, tokens, self.precision, self.sides, tensor=self.tensor)
+        if self.way:
+            return sum(self.way.seconds(busiest(op, self.imbalance)) for op in passing())
+        if self.joined:
+            pairs = [(op, op) for op in passing()]
+        else:
+            network = partial(passing, kind="network_all_to_all")
+            pairs = list(zip(network(at="attention"), network(at="ffn"), strict=True))
+        return sum(
+            max(
+                side.seconds(busiest(op, self.imbalance))
+                for side, op in zip((self.here, self.there), pair, strict=True)
+            )
+            for pair in pairs
         )
-        return Turn(self.here.step_seconds(here), self.there.step_seconds(there), away_s)
 
     def _ends(self, parts: Sequence[Part]) -> list[Operator]:
         samples = sum(part.sampled for part in parts)

@@ -38,7 +38,10 @@ def deployment_of(model: str, engines: Engines) -> Deployment:
     """
     catalog, shape = load_catalog(), shape_by_name(model)
     device, there = catalog.accelerator(engines.hardware), engines.ffn_hardware
-    sides = Sides.parse(engines.afd, shape, engines.afd_batches) if engines.afd else None
+    apart = catalog.accelerator(there) if there else device
+    sides = None
+    if engines.afd:  # a shared expert that each chip had whole would take most of an SRAM
+        sides = Sides.parse(engines.afd, shape, engines.afd_batches, splits_shared=apart.memory == "SRAM")
     redundant = -shape.experts.count % engines.expert if shape.experts else 0  # so that all ranks hold equally many
     parallel, skew, acceptance = Parallel(engines.tensor, engines.expert, redundant), 1.0, engines.draft_acceptance
     parallel.check(shape)
@@ -53,7 +56,7 @@ def deployment_of(model: str, engines: Engines) -> Deployment:
         max_num_batched_tokens=engines.max_num_batched_tokens, max_model_len=engines.max_model_len,
         overhead_s=engines.overhead_ms / 1000, imbalance=skew, overlap=engines.overlap,
         speculation=None if acceptance is None else Speculation.parse(acceptance), sides=sides,
-        ffn_device=None if there is None or there == engines.hardware else catalog.accelerator(there),
+        ffn_device=None if apart == device else apart, way=engines.afd_link,
     )  # fmt: skip
     _ = made.num_blocks  # raises if it does not fit
     return made

@@ -14,10 +14,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.afd import Sides
+from miniserve.hardware.afd import Sides, Way
 from miniserve.hardware.cost import Part
 from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.efficiency import IDEAL, Efficiency, load_efficiencies
+from miniserve.hardware.formats import number_format
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision, Shape
 from miniserve.simulate.afd import PingPong
@@ -63,6 +64,8 @@ class Deployment:
         overhead_s, imbalance, speculation, overlap: see `OneSided`.
         sides: the feed-forward parts' devices; None: they have none of their own.
         ffn_device: what those are; None: `device`.
+        way: what joins the two sides, where the catalogue does not say it, or not rightly; None: the network of both, or
+            the links where all are of one kind.
     """
 
     device: Accelerator
@@ -81,6 +84,7 @@ class Deployment:
     overlap: bool = False
     sides: Sides | None = None
     ffn_device: Accelerator | None = None
+    way: Way | None = None
 
     def __post_init__(self) -> None:
         self.parallel.check(self.shape)
@@ -99,18 +103,38 @@ class Deployment:
         if self.sides:
             self._check_sides(self.sides)
             ranks = self.sides.attention * self.parallel.tensor + self.sides.ffn
-        elif self.ffn_device:
-            raise InvalidRequestError(f"a {self.ffn_device.name} for the feed-forward parts: these are not apart")
+        elif self.ffn_device or self.way:
+            what = f"a {self.ffn_device.name} for the" if self.ffn_device else "a way to the"
+            raise InvalidRequestError(f"{what} feed-forward parts: these are not apart")
         for device in (self.device, self._ffn_device):
             needed = ["bandwidth", "memory_bytes"]
             needed += ["link_bandwidth"] if ranks > 1 else []
-            needed += ["network_bandwidth"] if ranks > device.link_domain or self.ffn_device else []
+            crosses = ranks > device.link_domain or self.ffn_device
+            needed += ["network_bandwidth"] if crosses and not self.way else []
             for name in needed:
-                if not getattr(device, name) > 0:
+                if not self._limit(device, name) > 0:
                     raise InvalidRequestError(f"{device.name} has a {name} of {getattr(device, name)}")
+
+    def _limit(self, device: Accelerator, name: str) -> float:
+        """A figure. Raises InvalidRequestError where there is none; of the way between two sides, says what to do."""
+        try:
+            return float(getattr(device, name))
+        except InvalidRequestError as error:
+            if name != "network_bandwidth" or not self.ffn_device:
+                raise
+            message = f"{error}. What joins the two sides must be assumed then, of each device in one direction, with"
+            raise InvalidRequestError(f"{message} the latency of a crossing: --afd-link 100GB/s:5us") from None
 
     def _check_sides(self, sides: Sides) -> None:
         sides.check(self.shape)
+        there = self._ffn_device
+        if self.ffn_device:
+            there.flops(number_format(self.precision.linear).peak)  # raises where it cannot compute in that
+        if sides.ffn > there.link_domain and (sides.splits_shared or not self.shape.sparse_layers):
+            raise InvalidRequestError(
+                f"{sides.ffn} devices cannot share each feed-forward part: the links of a {there.name} join "
+                f"{there.link_domain:.0f}; take fewer, in stages of layers, such as 2x6x4"
+            )
         if self.parallel.expert > 1:
             raise InvalidRequestError(
                 f"{self.parallel.expert} ranks that share out the experts: with devices for these apart, they are "
@@ -125,7 +149,7 @@ class Deployment:
         """Of one rank, by kind: so many, or a share of one."""
         yield self.device, self.parallel.tensor
         if self.sides:
-            yield self._ffn_device, self.sides.ffn / self.sides.attention
+            yield self._ffn_device, self.sides.ffn_devices / self.sides.attention
 
     @property
     def num_devices(self) -> float:
@@ -161,13 +185,8 @@ class Deployment:
 
     @property
     def ffn_weight_bytes(self) -> float:
-        """Of one device for the feed-forward parts; 0 if there are none."""
-        shape, sides = self.shape, self.sides
-        if not sides:
-            return 0.0
-        held = sides.held(shape.experts) / shape.experts.count if shape.experts else 0.0
-        each = shape.dense_parameters / sides.ffn + shape.shared_parameters + shape.routed_parameters * held
-        return each * self.precision.weight_bytes
+        """Of one device for the feed-forward parts, which has most; 0 if there are none."""
+        return self.sides.parameters(self.shape) * self.precision.weight_bytes if self.sides else 0.0
 
     @property
     def _attention_bytes(self) -> float:
@@ -208,18 +227,22 @@ class Deployment:
             InvalidRequestError: not one does. Says what the weights take and what there is.
         """
         if self.ffn_weight_bytes > (room := self.memory_share * self._ffn_device.memory_bytes):
-            raise self._too_large(self.ffn_weight_bytes, room, self._ffn_device, " for the feed-forward parts")
+            raise self._too_large(
+                self.ffn_weight_bytes, room, self._ffn_device, " for the feed-forward parts", "stages, "
+            )
         room = self.memory_share * self.device.memory_bytes
         blocks = int((room - self.weight_bytes) // (self.kv_token_bytes * self.block_size))
         if blocks < 1:
             raise self._too_large(self.weight_bytes, room, self.device)
         return blocks
 
-    def _too_large(self, weight_bytes: float, room: float, device: Accelerator, of: str = "") -> InvalidRequestError:
+    def _too_large(
+        self, weight_bytes: float, room: float, device: Accelerator, of: str = "", more: str = ""
+    ) -> InvalidRequestError:
         return InvalidRequestError(
-            f"it does not fit: weights of {weight_bytes / GIB:.1f} GiB a device{of}, of which {room / GIB:.1f} GiB may "
-            f"be used ({self.memory_share:.0%} of a {device.name}'s {device.memory_bytes / GIB:.1f}): take more "
-            "devices, or fewer bits a weight"
+            f"it does not fit: weights of {_sized(weight_bytes)} a device{of}, of which {_sized(room)} may be used "
+            f"({self.memory_share:.0%} of a {device.name}'s {_sized(device.memory_bytes)}): take more devices, {more}"
+            "or fewer bits a weight"
         )
 
     @property
@@ -230,10 +253,14 @@ class Deployment:
             there = Roofline(self.ffn_device, efficiency_for(self.ffn_device)) if self.ffn_device else roofline
             return PingPong(
                 self.shape, self.precision, self.sides, roofline, there, tensor=self.parallel.tensor,
-                joined=not self.ffn_device, overhead_s=self.overhead_s, imbalance=self.imbalance,
+                joined=not self.ffn_device, way=self.way, overhead_s=self.overhead_s, imbalance=self.imbalance,
             )  # fmt: skip
         return OneSided(
             self.shape, self.precision, self.parallel, roofline,
             overhead_s=self.overhead_s, imbalance=self.imbalance, speculation=self.speculation,
             overlap=self.overlap,
         )  # fmt: skip
+
+
+def _sized(number: float) -> str:
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.0f} MiB"

@@ -12,6 +12,7 @@ from typing import Any
 
 from miniserve.core.routing import ROUTERS
 from miniserve.errors import InvalidRequestError
+from miniserve.hardware.afd import Way
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.scaling import Scaling
 from miniserve.simulate.tier_plan import TierPlan
@@ -39,9 +40,10 @@ class Engines:
         draft_acceptance: of a draft head, which of its guesses are right how often: `0.8,0.6`; None: there is none.
         overlap: the two halves of a step take turns, so that one computes while the other's tokens travel.
         afd: `2x6`: two ranks of attention, of `tensor` devices each, and six devices for the feed-forward parts; of
-            ranks as `expert` is. None: these are not apart.
+            ranks as `expert` is. `2x6x4`: six for each layer, in four stages of layers. None: these are not apart.
         afd_batches: that take turns then.
-        ffn_hardware: what the six are; None: `hardware`.
+        ffn_hardware: what the six are; None: `hardware`. Where that is SRAM, shared experts are split over the six.
+        afd_link: assumed to join the two; None: as the catalogue says.
     """
 
     hardware: str
@@ -63,6 +65,7 @@ class Engines:
     afd: str | None = None
     afd_batches: int = 3
     ffn_hardware: str | None = None
+    afd_link: Way | None = None
 
     def __post_init__(self) -> None:
         if self.role not in ROLES:
@@ -71,8 +74,8 @@ class Engines:
         for name in counts:
             if getattr(self, name) < 1:
                 raise InvalidRequestError(f"{name} of engines is {getattr(self, name)}: it must be 1 at least")
-        if not self.afd and (self.ffn_hardware or self.afd_batches != 3):
-            option = "ffn_hardware" if self.ffn_hardware else "afd_batches"
+        if not self.afd and (self.ffn_hardware or self.afd_link or self.afd_batches != 3):
+            option = "ffn_hardware" if self.ffn_hardware else "afd_link" if self.afd_link else "afd_batches"
             raise InvalidRequestError(f"{option} of engines goes with afd, such as 2x6")
         if not self.overhead_ms >= 0:
             raise InvalidRequestError(f"overhead_ms of engines is {self.overhead_ms}: it must be 0 at least")
