@@ -110,7 +110,7 @@ def test_attention_and_feed_forward_on_devices_of_their_own(tmp_path):
 
 def test_chips_of_sram_beside_gpus_and_what_is_assumed_between_them(tmp_path):
     options = ("--weights", "fp8", "--afd", "2x128x2", "--ffn-hardware", "lp30", "--concurrency", "4")
-    with pytest.raises(MiniserveError, match="must be assumed then.*--afd-link"):
+    with pytest.raises(MiniserveError, match=r"must be assumed then.*--afd-link"):
         run(*options)
     options += ("--afd-link", "100GB/s:3us")
     data = json.loads(run(*options, "--save-config", str(tmp_path / "chips.toml"), "--json").stdout)

@@ -147,7 +147,7 @@ def on_chips(sides, model="qwen3-30b-a3b", **options):
 
 def test_chips_hold_in_stages_what_one_group_of_them_cannot():
     """128 experts of 48 layers in FP8 are 29 GB: 64 chips of 500 MB hold 28.8 of them, 128 in two stages all."""
-    with pytest.raises(InvalidRequestError, match="432 MiB a device .* 429 MiB may be used .*477 MiB.*stages"):
+    with pytest.raises(InvalidRequestError, match=r"432 MiB a device .* 429 MiB may be used .*477 MiB.*stages"):
         _ = on_chips(Sides(2, 64)).num_blocks
     made = on_chips(Sides(2, 64, stages=2))
     assert made.num_blocks > 0
@@ -197,7 +197,7 @@ def test_chips_say_what_they_lack(options, says):
 
 
 def test_more_chips_than_links_join_cannot_share_a_dense_part():
-    with pytest.raises(InvalidRequestError, match="512 devices cannot share each .* join 256; take fewer, in stages"):
+    with pytest.raises(InvalidRequestError, match=r"512 devices cannot share each .* join 256; take fewer, in stages"):
         on_chips(Sides(2, 512), "llama-3.1-70b")
     assert on_chips(Sides(2, 256, stages=2), "llama-3.1-70b").num_blocks > 0
 

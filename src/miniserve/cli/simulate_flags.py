@@ -122,12 +122,12 @@ def tier(text: str) -> dict[str, Any]:
 
 def way(text: str) -> dict[str, float]:
     """A table of `Way`. Raises InvalidRequestError if it is none. Says which part."""
-    bandwidth, *latency = text.split(":")
+    parts = text.split(":")
     where = f"afd-link '{text}'", f"it is {WAY}"
-    if len(latency) > 1:
+    if len(parts) > 2:
         raise InvalidRequestError(f"{where[0]} is not {WAY}")
-    found = {"bandwidth": _quantity(bandwidth, "B/s", where)}
-    return found | {"latency_s": _quantity(each, "s", where) for each in latency}
+    found = {"bandwidth": _quantity(parts[0], "B/s", where)}
+    return found | ({"latency_s": _quantity(parts[1], "s", where)} if len(parts) == 2 else {})
 
 
 def outage(text: str) -> dict[str, Any]:

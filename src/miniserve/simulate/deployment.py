@@ -64,8 +64,8 @@ class Deployment:
         overhead_s, imbalance, speculation, overlap: see `OneSided`.
         sides: the feed-forward parts' devices; None: they have none of their own.
         ffn_device: what those are; None: `device`.
-        way: what joins the two sides, where the catalogue does not say it, or not rightly; None: the network of both, or
-            the links where all are of one kind.
+        way: what joins the two sides, as assumed; None: as the catalogue says, the network of both, or the links where
+            all are of one kind.
     """
 
     device: Accelerator
