@@ -21,6 +21,10 @@ GAINS = st.floats(0.01, 100)
         (2.0, 0.99, "lost"),
         (0.5, 0.5, "lost"),
         (1.0, 1.0, "held"),
+        (None, 1.06, "gained"),
+        (None, 1.04, "no difference"),
+        (None, 0.96, "no difference"),
+        (None, 0.94, "lost"),
     ],
 )
 def test_the_verdict(predicted, measured, verdict):

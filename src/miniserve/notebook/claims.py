@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from miniserve.errors import CorruptFileError, InvalidRequestError
-from miniserve.notebook.evidence import PICKS, Number, Shelf
+from miniserve.notebook.checked import Checked
 from miniserve.notebook.results import Label, results_folder
-from miniserve.notebook.sections import Section, sections_of
+from miniserve.notebook.sections import Section
 
 #: What each verdict says, and the kinds of evidence of which it needs one.
 VERDICTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -130,14 +130,12 @@ def load_claims(root: Path | None = None) -> Claims:
     return _Reader(path.name, folder).claims(raw)
 
 
-class _Reader:
-    """One pass over the parsed file; holds what entries refer to."""
+class _Reader(Checked):
+    """One pass over the parsed file; holds the sources, and which of them are cited."""
 
     def __init__(self, file: str, root: Path) -> None:
-        self.file, self.book = file, root / "book"
-        self.shelf = Shelf(root / "results")
+        super().__init__(file, root)
         self.sources: dict[str, Source] = {}
-        self.pages: dict[str, dict[str, Section]] = {}
         self.cited: set[str] = set()
 
     def claims(self, raw: dict[str, Any]) -> Claims:
@@ -192,11 +190,7 @@ class _Reader:
 
     def computed(self, at: str, text: str, raw: dict[str, Any]) -> Evidence:
         """A text whose {names} are numbers of one kind."""
-        for name, each in raw.items():
-            self.fields(f"{at}.{name}", each, {"of": list}, {"over": list, "unit": str, "pick": str})
-            if each.get("pick", "") not in PICKS:
-                self.fail(f"{at}.{name}", f"pick {each['pick']!r} is none of least, most")
-        numbers = {name: Number(**each) for name, each in raw.items()}
+        numbers = {name: self.number(f"{at}.{name}", each) for name, each in raw.items()}
         used = set(re.findall(r"\{(\w+)\}", text))
         if odd := sorted(used ^ set(numbers)):
             self.fail(at, f"{{{odd[0]}}} stands in {'the text' if odd[0] in used else 'numbers'} only")
@@ -210,30 +204,3 @@ class _Reader:
         if len(kinds) != 1:
             self.fail(at, f"its numbers are {' and '.join(sorted(kinds)) or 'not there'}: one kind a line")
         return Evidence(text.format(**shown), kinds.pop(), origins)
-
-    def section(self, at: str, address: str) -> Section:
-        page, _, slug = address.partition("#")
-        if page not in self.pages:
-            path = self.book / page
-            if not page or not path.is_file():
-                self.fail(at, f"the book has no page {page!r}")
-            self.pages[page] = sections_of(path)
-        if slug not in self.pages[page]:
-            self.fail(at, f"{page} has no section '#{slug}'; it has {', '.join(self.pages[page])}")
-        return self.pages[page][slug]
-
-    def fields(self, at: str, raw: Any, needed: Mapping[str, type], others: Mapping[str, type] | None = None) -> None:
-        """Hold that `raw` is a table with the keys that are needed, perhaps the others, each of its type and filled."""
-        known = {**needed, **(others or {})}
-        if not isinstance(raw, dict):
-            self.fail(at, "must be a table")
-        if strange := sorted(set(raw) - set(known)):
-            self.fail(at, f"unknown key '{strange[0]}'; known are {', '.join(sorted(known))}")
-        for name, kind in known.items():
-            if name in needed and not raw.get(name):
-                self.fail(at, f"has no {name}")
-            if name in raw and not isinstance(raw[name], kind):
-                self.fail(at, f"{name} {str(raw[name])[:40]!r} must be a {kind.__name__}")
-
-    def fail(self, at: str, problem: str) -> NoReturn:
-        raise CorruptFileError(f"{self.file}: {at}: {problem}")

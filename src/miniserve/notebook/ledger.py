@@ -15,6 +15,7 @@ from miniserve.notebook.hardware import Table
 from miniserve.notebook.results import MEANING, Label
 
 CLOSE = 0.15  # how far off a prediction may be and still have held, as a share of itself
+NO_GAIN = 0.05  # without a prediction: what is nearer to 1 than this is no difference
 HEAD = ("change", "where", "predicted", "by", "measured", "verdict", "kind", "now")
 
 
@@ -25,7 +26,7 @@ class Entry:
     Attributes:
         change: what was done, and instead of what.
         where: device and load.
-        predicted: the gain that a calculation gave.
+        predicted: the gain that a calculation gave; None if nothing was predicted.
         by: which calculation.
         measured: the gain that came of it.
         label: of the measurement.
@@ -34,7 +35,7 @@ class Entry:
 
     change: str
     where: str
-    predicted: float
+    predicted: float | None
     by: str
     measured: float
     label: Label
@@ -43,12 +44,18 @@ class Entry:
     def __post_init__(self) -> None:
         """Reject what is no ratio of two times."""
         for name, gain in (("predicted", self.predicted), ("measured", self.measured)):
-            if not (math.isfinite(gain) and gain > 0):
+            if gain is not None and not (math.isfinite(gain) and gain > 0):
                 raise InvalidRequestError(f"{self.change}: {name} gain {gain} is not a positive number")
 
     @property
     def verdict(self) -> str:
-        """ "lost" (slower than before), or how the prediction fared: "held", "fell short" or "exceeded"."""
+        """ "lost" (slower than before), or how the prediction fared: "held", "fell short" or "exceeded".
+
+        Without a prediction: "gained", "no difference" or "lost".
+        """
+        if self.predicted is None:
+            off = self.measured - 1
+            return "no difference" if abs(off) <= NO_GAIN else "gained" if off > 0 else "lost"
         if self.measured < 1:
             return "lost"
         share = self.measured / self.predicted
@@ -57,7 +64,7 @@ class Entry:
     @property
     def cells(self) -> tuple[str, ...]:
         """The row, as text."""
-        predicted, measured = (f"{gain:.2f}×" for gain in (self.predicted, self.measured))
+        predicted, measured = ("-" if gain is None else f"{gain:.2f}×" for gain in (self.predicted, self.measured))
         return (self.change, self.where, predicted, self.by, measured, self.verdict, self.label, self.now)
 
 
