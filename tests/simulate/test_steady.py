@@ -33,7 +33,7 @@ def test_it_is_what_a_simulation_of_each_request_comes_to(fronts, acceptance):
     # Together, prompts and tokens share steps, and the weights that these read; with guesses the median user is a
     # little faster than the mean one. Apart, some users wait for their prompts and do not decode.
     assert 0.96 <= trial.output_tokens_per_s / (users * found.speed) <= (1.01 if fronts else 1.08)
-    assert 0.98 <= 1 / trial.latencies_s["tpot_s"] / found.speed <= (1.01 if fronts and not acceptance else 1.08)
+    assert 0.96 <= 1 / trial.latencies_s["tpot_s"] / found.speed <= (1.01 if fronts and not acceptance else 1.08)
 
 
 @pytest.mark.parametrize("apart", [False, True])
