@@ -37,6 +37,7 @@ from miniserve.kvstore.options import open_tiers
 from miniserve.kvstore.shared_memory import SharedMemory
 from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import LoadedModel, load_model
+from miniserve.model.sources.trust import Trust
 from miniserve.runtime.draft_model import DraftModel
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KV_DTYPES, KVCache
@@ -110,6 +111,7 @@ def assemble(
     placement: Placement,
     options: EngineOptions,
     *,
+    require_signed: Path | None = None,
     progress: Progress | None = None,
     on_step: Callable[[StepRecord], None] | None = None,
 ) -> Assembly:
@@ -119,15 +121,18 @@ def assemble(
         model: alias, path or Hugging Face name, or a model that is loaded already.
         placement: how it is loaded; of a loaded one, the default.
         options: what is asked of the engine.
-        progress, on_step: see `LLM`.
+        require_signed, progress, on_step: see `LLM`.
 
     Raises:
         MiniserveError: one of its subclasses, naming what is wrong.
     """
+    trust = Trust(require_signed)
     with ExitStack() as stack:
         ranks = None
         if not isinstance(model, LoadedModel):
-            model, ranks = _load(model, placement, stack, progress)
+            model, ranks = _load(trust.admit(model), placement, stack, progress)
+        elif require_signed:
+            raise InvalidRequestError("require_signed is looked after before a model is loaded: this one is already")
         elif placement != Placement():
             raise InvalidRequestError(
                 "dtype, device, backend, quantization, tensor_parallel_size, expert_parallel and afd decide how a "
@@ -136,7 +141,9 @@ def assemble(
         draft = None
         if options.speculation and options.speculation.model:
             device, backend = str(model.choices.device), model.choices.backend
-            draft = load_model(options.speculation.model, device=device, backend=backend, progress=progress)
+            draft = load_model(
+                trust.admit(options.speculation.model), device=device, backend=backend, progress=progress
+            )
         free = None
         if ranks:
             free = ranks.free if isinstance(ranks, ApartRanks) else ranks.free_beside_steps
@@ -167,6 +174,7 @@ def assemble(
         text_engine = TextEngine(engine, model.tokenizer, identity)
         if routing is not None:
             routing.zero_()  # of what was computed to warm up
+        trust.confirm()  # by now the other ranks have loaded theirs too
         return Assembly(model, settings, text_engine, tiers, stack.pop_all(), moves, routing)
 
 

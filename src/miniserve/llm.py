@@ -83,6 +83,8 @@ class LLM:
             KV, by this way (see fleet/moves.py).
         count_experts: of a mixture, count how many tokens each expert gets: see `expert_tokens`. None: on a CPU, where
             that costs nothing to speak of; on a GPU it is two more short kernels a layer.
+        require_signed: a file with a public key: the model, and a draft model, are loaded only if its owner has signed
+            them and they are as they were signed (see model/sources/trust.py). None: whatever is there.
         progress: called with (tensors done, tensors in all) while the weights load.
         on_step: called with a record of each step.
 
@@ -123,6 +125,7 @@ class LLM:
         kv_load: str = "faster",
         moves: str | None = None,
         count_experts: bool | None = None,
+        require_signed: str | Path | None = None,
         progress: Callable[[int, int], None] | None = None,
         on_step: Callable[[StepRecord], None] | None = None,
     ) -> None:
@@ -152,7 +155,8 @@ class LLM:
             moves=moves,
             count_experts=count_experts,
         )
-        assembly = assemble(model, placement, options, progress=progress, on_step=on_step)
+        signed = None if require_signed is None else Path(require_signed)
+        assembly = assemble(model, placement, options, require_signed=signed, progress=progress, on_step=on_step)
         self.model, self.settings, text_engine, self.tiers, self._beside, self.moves, self._routing = assembly
         self.tokenizer, self.engine = self.model.tokenizer, text_engine.engine
         self._driver = Driver(text_engine)

@@ -1,10 +1,16 @@
 """`miniserve serve`, as typed: what is refused before anything is loaded."""
 
+import subprocess
+import sys
+
 import pytest
 from typer.testing import CliRunner
 
 from miniserve.cli import app
-from miniserve.errors import InvalidRequestError
+from miniserve.errors import InvalidRequestError, RefusedModelError
+from miniserve.registry.keys import make_keys
+
+TIMEOUT_S = 120
 
 
 def test_several_engines_are_told_how_much_memory_each_may_take():
@@ -18,3 +24,19 @@ def test_a_router_that_is_not_there_is_named():
     result = CliRunner().invoke(app, ["serve", "x", "--decode", "2", "--kv-cache-mib", "9", "--router", "best"])
     assert isinstance(result.exception, InvalidRequestError)
     assert "router 'best' is not one of round-robin" in str(result.exception)
+
+
+def test_an_unsigned_model_is_not_served(tmp_path):
+    """The server and the engine's process, as typed: some 6 s of CPU."""
+    make_keys(tmp_path / "key", tmp_path / "key.pub")
+    command = [sys.executable, "-m", "miniserve", "serve", "tiny-moe", "--port", "0", "--backend", "torch"]
+    done = subprocess.run(
+        [*command, "--require-signed", str(tmp_path / "key.pub")],
+        capture_output=True,
+        text=True,
+        timeout=TIMEOUT_S,
+        check=False,
+    )
+    assert done.returncode == RefusedModelError.exit_code
+    assert done.stdout == ""
+    assert "not signed: there is no model.sig" in done.stderr.splitlines()[-1]

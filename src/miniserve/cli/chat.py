@@ -21,6 +21,7 @@ from miniserve.cli.loading import (
     ModelOption,
     QuantizationOption,
     RedundantExpertsOption,
+    RequireSignedOption,
     SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
@@ -56,6 +57,7 @@ def chat(
     redundant_experts: RedundantExpertsOption = 0,
     expert_loads: ExpertLoadsOption = None,
     afd: AfdOption = None,
+    require_signed: RequireSignedOption = None,
 ) -> None:
     """Talk to a model."""
     with contextlib.suppress(ImportError):  # absent on Windows
@@ -69,6 +71,7 @@ def chat(
         "redundant_experts": redundant_experts,
         "expert_loads": expert_loads,
         "afd": afd,
+        "require_signed": require_signed,
     }
     llm = open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options)
     typer.echo(f"{llm.settings}. {HELP}", err=True)

@@ -25,6 +25,7 @@ from miniserve.cli.loading import (
     KVHostOption,
     QuantizationOption,
     RedundantExpertsOption,
+    RequireSignedOption,
     SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
@@ -66,6 +67,7 @@ class EngineOptions:
     expert_loads: ExpertLoadsOption = None
     afd: AfdOption = None
     afd_trace: AfdTraceOption = None
+    require_signed: RequireSignedOption = None
 
     def opener(self, model: str, *, moves: str | None) -> "Callable[[], LLM]":
         """What opens such an engine, in whichever process calls it. `moves`: as `LLM` takes it."""
@@ -91,5 +93,6 @@ class EngineOptions:
             expert_loads=self.expert_loads,
             afd=self.afd,
             afd_trace=self.afd_trace,
+            require_signed=self.require_signed,
             moves=moves,
         )

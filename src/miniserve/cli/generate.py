@@ -23,6 +23,7 @@ from miniserve.cli.loading import (
     ModelOption,
     QuantizationOption,
     RedundantExpertsOption,
+    RequireSignedOption,
     SpeculationOption,
     TensorParallelOption,
     ThreadsOption,
@@ -73,6 +74,7 @@ def generate(
     expert_loads: ExpertLoadsOption = None,
     afd: AfdOption = None,
     afd_trace: AfdTraceOption = None,
+    require_signed: RequireSignedOption = None,
 ) -> None:
     """Continue a text."""
     if stream and (as_json or n > 1):
@@ -106,6 +108,7 @@ def generate(
         "expert_loads": expert_loads,
         "afd": afd,
         "afd_trace": afd_trace,
+        "require_signed": require_signed,
     }
     tiers = {"kv_host_mib": kv_host_mib, "kv_disk_dir": kv_disk, "kv_disk_mib": kv_disk_mib, "kv_compress": kv_compress}
     with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options, **tiers) as llm:

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
     from miniserve.llm import LLM
     from miniserve.model.load import LoadedModel
 
-ModelOption = Annotated[str, typer.Option("--model", "-m", help="Alias, directory, .gguf file, or org/name.")]
+MODEL_HELP = "Alias, directory, .gguf file, registry:NAME[@VERSION], or org/name."
+ModelOption = Annotated[str, typer.Option("--model", "-m", help=MODEL_HELP)]
+RequireSignedOption = Annotated[
+    Path | None,
+    typer.Option("--require-signed", help="A public key (PEM): a model that its owner has not signed is refused."),
+]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 BackendOption = Annotated[str, typer.Option(help="auto, torch, or cpu: C++ kernels, compiled at first use.")]

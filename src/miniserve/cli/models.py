@@ -1,46 +1,65 @@
-"""`miniserve models`: what can be had by a short name, what is on this disk, and whether it is whole.
+"""`miniserve models`: what can be had by a short name, what is here, what is registered, and whether it is whole.
 
 Results go to stdout: a table on a terminal, tab-separated lines in a pipe, one JSON value with --json. Only `pull`
-touches the network. `list`, `pull` and `verify` run without torch.
+touches the network. Only `info` needs torch.
 """
 
 import json
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from miniserve.errors import ModelNotFoundError
+from miniserve.cli import models_registry
+from miniserve.cli.models_shared import (
+    AsJson,
+    Name,
+    files_json,
+    licence_of,
+    on_disk,
+    plain,
+    print_table,
+    size,
+    weight_bytes,
+)
 from miniserve.model.sources.aliases import Alias, load_aliases
 from miniserve.model.sources.embedded import Embedded, load_embedded
+from miniserve.registry.store import Registry
+from miniserve.registry.version import Version
 
 if TYPE_CHECKING:
     from miniserve.model.sources.files import ModelFiles
 
 app = typer.Typer(help="List, fetch and inspect models.", no_args_is_help=True)
 
-Name = Annotated[str, typer.Argument(help="Short name, directory, .gguf file, or org/name.", show_default=False)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+for command in (
+    models_registry.register,
+    models_registry.versions,
+    models_registry.sign,
+    models_registry.verify,
+    models_registry.keygen,
+):
+    app.command()(command)
 
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """Models with a short name, and Hub snapshots already on this disk."""
+    """Models with a short name, the newest of each in the registry, and Hub snapshots already on this disk."""
     from miniserve.model.sources.resolve import cached_hub_models
+
+    registry = Registry()
 
     rows = [_embedded_row(model) for model in load_embedded().values()]
     rows += [_alias_row(alias) for alias in load_aliases().values()]
+    rows += [_registered_row(registry.find(name)) for name in registry.names()]
     rows += [_hub_row(files) for files in cached_hub_models()]
     if as_json:
         typer.echo(json.dumps(rows))
         return
     shown = [
-        (r["name"], "yes" if r["cached"] else "no", _size(r["size_bytes"]), r["licence"] or "?", r["title"])
+        (r["name"], "yes" if r["cached"] else "no", size(r["size_bytes"]), r["licence"] or "?", r["title"])
         for r in rows
     ]
-    _print_table(("name", "cached", "size", "licence", "title"), shown)
+    print_table(("name", "cached", "size", "licence", "title"), shown)
 
 
 @app.command()
@@ -49,53 +68,21 @@ def pull(name: Name, as_json: AsJson = False) -> None:
     from miniserve.model.sources.resolve import resolve
 
     files = resolve(name)
-    typer.echo(json.dumps(_files_json(files)) if as_json else str(files.path))
-
-
-@app.command()
-def verify(name: Name, as_json: AsJson = False) -> None:
-    """Read every file of a model: hashes against the recorded ones, structure for the rest."""
-    from miniserve.model.sources.verify import verify as verify_files
-
-    files = _on_disk(name)
-    checks = verify_files(files)
-    if as_json:
-        rows = [
-            {"path": str(c.path), "size_bytes": c.size_bytes, "sha256": c.sha256, "expected_sha256": c.expected_sha256}
-            for c in checks
-        ]
-        typer.echo(json.dumps(_files_json(files) | {"files": rows}))
-        return
-    shown = [
-        (c.path.name, _size(c.size_bytes), "matches" if c.expected_sha256 else "none recorded", c.sha256)
-        for c in checks
-    ]
-    _print_table(("file", "size", "recorded hash", "sha256"), shown)
+    typer.echo(json.dumps(files_json(files)) if as_json else str(files.path))
 
 
 @app.command()
 def info(name: Name, as_json: AsJson = False) -> None:
     """What a model is: its shape, its tokenizer, its file. Reads no weights."""
-    files = _on_disk(name)
+    files = on_disk(name)
     facts = _facts(files)
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    readable = {key.replace("_", " "): _plain(value) for key, value in facts.items()}
-    readable["size"] = _size(facts["size_bytes"])
+    readable = {key.replace("_", " "): plain(value) for key, value in facts.items()}
+    readable["size"] = size(facts["size_bytes"])
     del readable["size bytes"]
-    _print_table(("field", "value"), readable.items())
-
-
-def _on_disk(name: str) -> "ModelFiles":
-    """The model, never fetching it. Raises ModelNotFoundError."""
-    from miniserve.model.sources.resolve import cached, resolve
-
-    if files := cached(name):
-        return files
-    if name in load_aliases() or name.count("/") == 1:
-        raise ModelNotFoundError(f"model '{name}' is not on this machine: fetch it with `miniserve models pull {name}`")
-    return resolve(name, offline=True)  # raises, with all that is accepted
+    print_table(("field", "value"), readable.items())
 
 
 def _facts(files: "ModelFiles") -> dict[str, Any]:
@@ -125,8 +112,8 @@ def _facts(files: "ModelFiles") -> dict[str, Any]:
         "chat_template": bool(tokenizer.chat_template),
         "kind": files.kind,
         "file": str(files.path),
-        "size_bytes": _weight_bytes(files),
-        "licence": _licence(files),
+        "size_bytes": weight_bytes(files),
+        "licence": licence_of(files),
         "source": files.source,
     }
 
@@ -157,69 +144,28 @@ def _embedded_row(model: Embedded) -> dict[str, Any]:
     }
 
 
+def _registered_row(version: Version) -> dict[str, Any]:
+    files = on_disk(f"registry:{version.reference}")
+    return {
+        "name": files.name,
+        "cached": True,
+        "size_bytes": weight_bytes(files),
+        "licence": version.provenance.licence,
+        "title": version.provenance.source,
+        "description": None,
+        "origin": files.source,
+        "path": str(files.path),
+    }
+
+
 def _hub_row(files: "ModelFiles") -> dict[str, Any]:
     return {
         "name": files.name,
         "cached": True,
-        "size_bytes": _weight_bytes(files),
+        "size_bytes": weight_bytes(files),
         "licence": None,
         "title": files.source,
         "description": None,
         "origin": files.name,
         "path": str(files.path),
     }
-
-
-def _files_json(files: "ModelFiles") -> dict[str, Any]:
-    return {
-        "name": files.name,
-        "kind": files.kind,
-        "path": str(files.path),
-        "source": files.source,
-        "size_bytes": _weight_bytes(files),
-    }
-
-
-def _weight_bytes(files: "ModelFiles") -> int:
-    paths: Iterable[Path] = [files.path] if files.kind == "gguf" else files.path.glob("*.safetensors")
-    return sum(path.stat().st_size for path in paths)
-
-
-def _licence(files: "ModelFiles") -> str | None:
-    """Only what our tables record; for anything else it stands in the model's card, which is not fetched."""
-    known = {alias.path: alias.licence for alias in load_aliases().values()}
-    known |= {model.path: model.licence for model in load_embedded().values()}
-    return known.get(files.path)
-
-
-def _size(size_bytes: int) -> str:
-    from rich.filesize import decimal
-
-    return decimal(size_bytes)
-
-
-def _plain(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    if isinstance(value, list):
-        return ", ".join(map(str, value)) or "-"
-    return f"{value:,}" if isinstance(value, int | float) else str(value)
-
-
-def _print_table(columns: Sequence[str], rows: Iterable[tuple[str, ...]]) -> None:
-    if not sys.stdout.isatty():
-        for row in (columns, *rows):
-            typer.echo("\t".join(row))
-        return
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")  # a hash or a path is never cut short
-    for row in rows:
-        table.add_row(*map(Text, row))  # as Text: brackets in a name are not markup
-    Console().print(table)

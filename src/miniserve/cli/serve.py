@@ -9,6 +9,7 @@ import typer
 
 from miniserve.cli.engine_options import EngineOptions
 from miniserve.cli.fleet_options import FleetOptions
+from miniserve.cli.loading import MODEL_HELP
 from miniserve.cli.option_tables import with_tables
 from miniserve.cli.version_options import VersionOptions
 from miniserve.errors import InvalidRequestError, MiniserveError
@@ -18,7 +19,7 @@ KEY_VARIABLE = "MINISERVE_API_KEY"
 
 @with_tables(fleet=FleetOptions, versions=VersionOptions, engine=EngineOptions)
 def serve(
-    model: Annotated[str, typer.Argument(help="Alias, directory, .gguf file, or org/name.")] = "smollm2",
+    model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "smollm2",
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     served_model_name: Annotated[str | None, typer.Option(help="What requests call it; default: MODEL.")] = None,

@@ -59,7 +59,7 @@ class Stamp(NamedTuple):
 
 @dataclass(frozen=True)
 class Checked:
-    """A model that is as its manifest says, and the moment for which that holds."""
+    """A model that is as its manifest says. Stamps say of when that holds: of its files and, as ".", its directory."""
 
     directory: Path
     manifest: "Manifest"
@@ -69,11 +69,11 @@ class Checked:
         """Raise AlteredFileError if a file has been written to or replaced since it was hashed."""
         for name, stamp in self.stamps.items():
             try:
-                now = Stamp.of((self.directory / name).stat(follow_symlinks=False))
+                now = Stamp.of((self.directory / name).stat())
             except OSError:
                 now = None
             if now != stamp:
-                raise AlteredFileError(f"{self.directory / name}: written to or replaced while the model was loaded")
+                raise AlteredFileError(f"{self.directory / name}: written to or replaced since it was verified")
 
 
 @dataclass(frozen=True)
@@ -137,13 +137,13 @@ class Manifest:
             AlteredWeightsError, AlteredTokenizerError, AlteredFileError: one has another content.
         """
         found = _names(directory)
+        stamps = {".": Stamp.of(directory.stat())}
         for name in found:
             role_of(name)
         if extra := sorted(set(found) - set(self.files)):
             raise ExtraFileError(f"{directory}: {', '.join(extra)}: not in its manifest")
         if missing := sorted(set(self.files) - set(found)):
             raise MissingFileError(f"{directory}: {', '.join(missing)}: in its manifest, and not there")
-        stamps = {}
         for name, entry in sorted(self.files.items()):
             stamps[name] = _check_file(directory / name, entry, on_bytes and partial(on_bytes, name))
         return Checked(directory, self, stamps)

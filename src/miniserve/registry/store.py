@@ -1,6 +1,7 @@
 """`Registry`: models by name and version, in a directory.
 
     root/NAME/VERSION/  the model's files, card.md, provenance.json, manifest.json, model.sig once it is signed
+    root/audit.jsonl    who registered and signed what
 
 A version is whole or not there: it is put together in a folder aside, made to last, and renamed into its place. It
 never changes afterwards, but for the signature. Files are copied, not linked: a hard link shares its bytes with the
@@ -28,6 +29,7 @@ from filelock import FileLock
 from miniserve.cache_dir import cache_dir
 from miniserve.errors import InvalidRequestError, MiniserveError, ModelNotFoundError
 from miniserve.registry.accepted import Role, role_of
+from miniserve.registry.audit import AuditLog
 from miniserve.registry.files import canonical_json, copy_hashed, sync_directory, write_whole
 from miniserve.registry.manifest import MANIFEST, SIGNATURE, Entry, Manifest
 from miniserve.registry.version import CARD, PROVENANCE, Provenance, Recorded, Version
@@ -52,6 +54,11 @@ class Registry:
 
     def __init__(self, root: Path | str | None = None) -> None:
         self.root = default_root() if root is None else Path(root).expanduser().absolute()
+
+    @property
+    def audit(self) -> AuditLog:
+        """Who did what to its models: `root/audit.jsonl`."""
+        return AuditLog(self.root / "audit.jsonl")
 
     def register(
         self,
@@ -142,11 +149,14 @@ class Registry:
             source_sha256=source_sha256,
         )
         entries[PROVENANCE] = _put(aside / PROVENANCE, canonical_json(asdict(recorded)) + b"\n")
-        Manifest(entries).write(aside)
+        manifest = Manifest(entries)
+        manifest.write(aside)
         for file in entries:
             (aside / file).chmod(0o444)
         aside.chmod(0o755)
         sync_directory(aside)
+        facts = {"model": f"{name}@{version}", "manifest_sha256": manifest.sha256}
+        self.audit.append(provenance.by, "model.register", **facts)  # before the act: no act without a record
         place = self.root / name / version
         place.parent.mkdir(exist_ok=True)
         aside.rename(place)

@@ -231,8 +231,10 @@ class EngineClient:
                 self._started.set_result(None)
             case Failed(reason) if self._started.done():  # its process ends, which `_lost` is told
                 logger.error("the engine failed", extra={"engine_pid": self.pid, "reason": reason})
-            case Failed(reason):
-                self._started.set_exception(MiniserveError(reason))
+            case Failed(reason, exit_code):
+                failure = MiniserveError(reason)
+                failure.exit_code = exit_code
+                self._started.set_exception(failure)
             case Update():
                 self.on_update(message)
             case Cached():

@@ -82,9 +82,10 @@ class Ready(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """It could not be loaded."""
+    """It could not be loaded. `exit_code` is the error's."""
 
     message: str
+    exit_code: int
 
 
 class Accepted(NamedTuple):

@@ -69,7 +69,7 @@ def run_engine(connection: Connection, opener: Opener) -> None:
         with opener() as llm:
             Worker(connection, llm).run()
     except MiniserveError as error:
-        connection.send(Failed(str(error)))
+        connection.send(Failed(str(error), error.exit_code))
     except BrokenPipeError:
         pass  # the server is gone
 

@@ -18,13 +18,15 @@ class ModelFiles:
     """A model on this disk.
 
     `kind` says what `path` is: a directory in the Hub's layout (config.json beside safetensors), or one GGUF file.
-    `source` tells a person where it came from.
+    `source` tells a person where it came from. `directory` is the one that is the model's alone, with a manifest if it
+    has one; None: a file that lies wherever it lies.
     """
 
     name: str
     kind: Literal["directory", "gguf"]
     path: Path
     source: str
+    directory: Path | None = None
 
 
 def find_local(name: str) -> ModelFiles | None:
@@ -66,9 +68,9 @@ def model_directory(name: str, path: Path, source: str) -> ModelFiles:
     ggufs = [n for n in names if n.endswith(".gguf")]
     if safetensors and "config.json" in names:
         weight_files(path)
-        return ModelFiles(name, "directory", path, source)
+        return ModelFiles(name, "directory", path, source, path)
     if len(ggufs) == 1:
-        return ModelFiles(name, "gguf", path / ggufs[0], source)
+        return ModelFiles(name, "gguf", path / ggufs[0], source, path)
     if ggufs:
         raise ModelNotFoundError(
             f"{name}: a directory with several GGUF files; give one by its path: {', '.join(ggufs)}"

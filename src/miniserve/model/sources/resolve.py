@@ -1,6 +1,7 @@
-"""From a model's name to files on this disk: a path, a model in this package, an alias, or `org/name` on the Hub.
+"""From a model's name to files: in the registry, at a path, in this package, by an alias, or `org/name` on the Hub.
 
-They are looked for in that order (the Hub is Hugging Face's).
+They are looked for in that order (the Hub is Hugging Face's); `registry:NAME@VERSION` is of the registry that
+`registry.store.default_root` says, and `registry:NAME` its newest version.
 
 Invariants: a name that resolves has weights in safetensors or GGUF; pickles are refused, never downloaded and never
 opened; a failure says what was looked for, where, and what would be accepted. It reads no weights: whether a file is
@@ -18,7 +19,9 @@ from miniserve.model.sources.download import fetch, is_offline
 from miniserve.model.sources.embedded import Embedded, load_embedded
 from miniserve.model.sources.files import ModelFiles, find_local, model_directory
 from miniserve.model.sources.hub import from_hub, hub_cache_dir
+from miniserve.registry.store import Registry
 
+REGISTERED = "registry:"
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -28,14 +31,15 @@ def resolve(
     """Find the model called `name`, fetching it if need be.
 
     Args:
-        name: a directory, a .gguf file, a model in this package (`tiny-moe`), an alias (`smollm2`), or `org/name` on
-            the Hub. An existing path wins.
+        name: `registry:NAME[@VERSION]`, a directory, a .gguf file, a model in this package (`tiny-moe`), an alias
+            (`smollm2`), or `org/name` on the Hub. Of those without a prefix an existing path wins.
         progress: report on stderr.
         offline: never touch the network; None reads MINISERVE_OFFLINE and HF_HUB_OFFLINE.
         aliases: the alias table; None is the one that ships.
 
     Raises:
         ModelNotFoundError: nothing by that name, here or there.
+        ManifestError: a version of the registry lies where another should.
         DownloadError: it exists but could not be fetched; trying again is safe.
         UnsafeWeightsError: its only weights are pickles.
         CorruptFileError: its safetensors index is unreadable or lists a file that is missing.
@@ -43,8 +47,8 @@ def resolve(
     """
     aliases = load_aliases() if aliases is None else aliases
     embedded = load_embedded()
-    if local := find_local(name):
-        return local
+    if here := _registered_or_local(name):
+        return here
     if name in embedded:
         return _embedded_files(embedded[name])
     if name in aliases:
@@ -56,15 +60,16 @@ def resolve(
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise ModelNotFoundError(
         f"no model called '{name}'.{hint} Accepted: a short name ({', '.join(names)}); the path of a directory "
-        "with config.json and safetensors, or of a .gguf file; or org/name of a repository on the Hugging Face Hub"
+        "with config.json and safetensors, or of a .gguf file; registry:NAME[@VERSION]; or org/name of a repository on "
+        "the Hugging Face Hub"
     )
 
 
 def cached(name: str, *, aliases: Mapping[str, Alias] | None = None) -> ModelFiles | None:
     """What `resolve` would return without a network, or None. A path that exists but is unusable raises, as there."""
     aliases = load_aliases() if aliases is None else aliases
-    if local := find_local(name):
-        return local
+    if here := _registered_or_local(name):
+        return here
     if embedded := load_embedded().get(name):
         return _embedded_files(embedded)
     if name in aliases:
@@ -82,6 +87,15 @@ def cached_hub_models() -> Iterator[ModelFiles]:
     for folder in sorted(hub_cache_dir().glob("models--*--*")):
         if files := cached("/".join(folder.name.removeprefix("models--").split("--", 1))):
             yield files
+
+
+def _registered_or_local(name: str) -> ModelFiles | None:
+    """By `registry:NAME[@VERSION]`, whose version is then in the files' name, or by a path."""
+    if not name.startswith(REGISTERED):
+        return find_local(name)
+    registry = Registry()
+    version = registry.find(name.removeprefix(REGISTERED))
+    return model_directory(f"{REGISTERED}{version.reference}", version.path, f"registry {registry.root}")
 
 
 def _alias_files(alias: Alias, path: Path) -> ModelFiles:

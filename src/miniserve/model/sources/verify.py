@@ -5,8 +5,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from miniserve.errors import ChecksumError, CorruptFileError, TensorError
+from miniserve.errors import ChecksumError, CorruptFileError, TensorError, UnsignedModelError
 from miniserve.model.gguf import GGUFFile
 from miniserve.model.shards import INDEX, read_header, read_index
 from miniserve.model.sources.aliases import Alias, load_aliases
@@ -14,6 +15,10 @@ from miniserve.model.sources.embedded import load_embedded
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.progress import byte_bar
 from miniserve.registry.files import sha256_of
+from miniserve.registry.manifest import MANIFEST, Manifest
+
+if TYPE_CHECKING:
+    from miniserve.registry.keys import PublicKey
 
 
 @dataclass(frozen=True)
@@ -27,19 +32,29 @@ class FileCheck:
 
 
 def verify(
-    files: ModelFiles, *, progress: bool = True, aliases: Mapping[str, Alias] | None = None
+    files: ModelFiles,
+    *,
+    key: "PublicKey | None" = None,
+    progress: bool = True,
+    aliases: Mapping[str, Alias] | None = None,
 ) -> tuple[FileCheck, ...]:
     """Read every file of a model and check what can be checked without running it.
 
-    The SHA-256 of a file is compared where one is on record: an alias's in `aliases`, the weights' of a model in this
-    package in `embedded.toml`, a Hub file's in the name of its blob. Safetensors headers must parse and match the
-    file's length, and hold every tensor that an index promises.
+    A model with a manifest is held against it, and with a `key` against its owner's signature. Of others the SHA-256
+    of a file is compared where one is on record: an alias's in `aliases`, the weights' of a model in this package in
+    `embedded.toml`, a Hub file's in the name of its blob. Safetensors headers must parse and match the file's length,
+    and hold every tensor that an index promises.
 
     Raises:
+        RefusedModelError: one of its subclasses: it is not as its manifest or the signature says, or there is none.
         ChecksumError: a file is not the recorded one.
         CorruptFileError: a file is missing, truncated or not what its name says.
         TensorError: an index names a tensor that its file does not hold.
     """
+    if files.directory and (key or (files.directory / MANIFEST).is_file()):
+        return _verify_registered(files.directory, key, progress)
+    if key:
+        raise UnsignedModelError(f"{files.path}: a file alone has no signature: register it, or give its directory")
     paths = [files.path] if files.kind == "gguf" else sorted(p for p in files.path.iterdir() if p.is_file())
     alias = next((a for a in (aliases or load_aliases()).values() if a.path == files.path), None)
     embedded = {each.weights: each.sha256 for each in load_embedded().values()}
@@ -58,6 +73,28 @@ def verify(
             _check_structure(path)
             checks.append(FileCheck(path, size, digest, expected))
     return tuple(checks)
+
+
+def _verify_registered(directory: Path, key: "PublicKey | None", progress: bool) -> tuple[FileCheck, ...]:
+    size = sum(path.stat().st_size for path in directory.iterdir())
+    with byte_bar(progress) as bar:
+        task = bar.add_task(f"verify {directory.name}", total=size)
+
+        def on_bytes(_: str, count: int) -> None:
+            bar.advance(task, count)
+
+        if key:
+            from miniserve.registry.signing import verify as verify_signed
+
+            checked = verify_signed(directory, key, on_bytes=on_bytes)
+        else:
+            checked = Manifest.read(directory).check(directory, on_bytes=on_bytes)
+    for name in checked.manifest.files:
+        _check_structure(directory / name)
+    return tuple(
+        FileCheck(directory / name, entry.size_bytes, entry.sha256, entry.sha256)
+        for name, entry in sorted(checked.manifest.files.items())
+    )
 
 
 def _check_structure(path: Path) -> None:
