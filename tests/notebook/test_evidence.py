@@ -30,6 +30,7 @@ def shelf(tmp_path):
         (Number(["recorded", "share"], unit="plain"), "0.25"),
         (Number(["catalog", "rubin", "memory_bandwidth_bytes_per_s", "also", 0]), "19.4 TB/s"),
         (Number(["catalog", "lpx", "num_accelerators"], unit="plain"), "256"),
+        (Number(["published", "claim", "tokens_per_s", 0], ["published", "claim", "tokens_per_s", 1], "×"), "66.7×"),
     ],
 )
 def test_it_is_read_where_it_stands(shelf, number, text):
@@ -66,6 +67,9 @@ def test_a_ratio_of_two_kinds_is_refused(shelf):
 def test_an_origin_names_device_and_mark(shelf):
     assert shelf.origin(["recorded", "share"]) == "results/recorded.json, recorded on box, 2026-01-02"
     assert shelf.origin(["catalog", "gb300", "usd_per_hour.hyperscaler_tco"]) == "catalogue: gb300, analyst"
+    origin = shelf.origin(["published", "mlperf", {"hardware": "gb300", "model": "llama-3.1-405b"}, "offline"])
+    assert origin.startswith("[MLPerf Inference v5.1")
+    assert origin.endswith("), MLCommons, 2025-09-09")
 
 
 def test_another_catalogue_gives_another_number(shelf, tmp_path):

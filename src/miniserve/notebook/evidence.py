@@ -1,11 +1,13 @@
-"""Numbers that a text quotes: each is read where it stands, in `results/` or in the hardware catalogue, never typed.
+"""Numbers that a text quotes: each is read where it stands, in `results/`, the catalogue or what others published.
 
-A path is a list. Its first step is a results file's name or "catalog"; the rest lead into the file's `data`: a key, an
-index, or a table of values that picks the rows of a list which have them all. In the catalogue a path is an entry, a
-quantity, and perhaps "also" with an index, for what another source says. A path that leads nowhere, or to two places,
-is an error with the path in it. What the numbers prove is the reader's to judge; `claims` says what a claim needs.
+A path is a list. Its first step is a results file's name, "published" (`simulate/published.toml`) or "catalog"; the
+rest lead into the data: a key, an index, or a table of values that picks the rows of a list which have them all. In the
+catalogue a path is an entry, a quantity, and perhaps "also" with an index, for what another source says. A path that
+leads nowhere, or to two places, is an error with the path in it. What numbers prove is not judged here; `claims` says
+what a claim needs.
 """
 
+import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,10 +19,11 @@ from miniserve.hardware.devices import Catalog
 from miniserve.hardware.figures import Figure
 from miniserve.notebook.results import Label, Measurement, load_results
 from miniserve.notebook.units import format_value
+from miniserve.simulate.published import FILE as PUBLISHED_FILE
 
 Step = str | int | Mapping[str, Any]
 Route = Sequence[Step]
-CATALOG = "catalog"
+CATALOG, PUBLISHED = "catalog", "published"
 COUNT = "num_accelerators"  # of a system: no figure with a mark, but part of what it is
 PICKS = {"": None, "least": min, "most": max}
 
@@ -49,6 +52,7 @@ class Shelf:
     results: Path
     catalog: Catalog = field(default_factory=load_catalog)
     _read: dict[str, Measurement] = field(default_factory=dict)
+    _published: dict[str, Any] = field(default_factory=dict)
 
     def text(self, number: Number) -> str:
         """The number as it is shown. Raises InvalidRequestError for a path that leads nowhere, or a missing unit."""
@@ -73,13 +77,32 @@ class Shelf:
         return kinds.pop()
 
     def origin(self, path: Route) -> str:
-        """Where a path leads, in words: the file with its device and date, or the entry with the number's mark."""
+        """Where a path leads, in words: the file with device and date, the entry with its mark, or the publication."""
         if path[0] == CATALOG:
             return f"catalogue: {path[1]}" + ("" if path[2] == COUNT else f", {self._figure(path).mark}")
+        if path[0] == PUBLISHED:
+            return self._publisher(path)
         return f"results/{path[0]}.json, {self._file(path).provenance}"
 
     def _label(self, path: Route) -> Label:
-        return "claimed" if path[0] == CATALOG else self._file(path).label
+        return "claimed" if path[0] in (CATALOG, PUBLISHED) else self._file(path).label
+
+    def _start(self, path: Route) -> Any:
+        """What the steps after the first lead into."""
+        if path[0] != PUBLISHED:
+            return self._file(path).data
+        if not self._published:
+            self._published = tomllib.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
+        return self._published
+
+    def _publisher(self, path: Route) -> str:
+        """A link to the source named nearest to where the path leads."""
+        place, key = self._start(path), ""
+        for step in path[1:]:
+            place = _follow(place, step, path)[0]
+            key = place.get("source", key) if isinstance(place, Mapping) else key
+        source = self._published["sources"][key]
+        return f"[{source['title']}]({source['url']}), {source['publisher']}, {source['date']}"
 
     def _file(self, path: Route) -> Measurement:
         name = str(path[0])
@@ -91,7 +114,7 @@ class Shelf:
         if path[0] == CATALOG:
             system = self.catalog.systems.get(str(path[1]))
             return [system.num_accelerators if system and path[2] == COUNT else self._figure(path).value]
-        found: list[Any] = [self._file(path).data]
+        found: list[Any] = [self._start(path)]
         for step in path[1:]:
             found = [inner for each in found for inner in _follow(each, step, path)]
         if strange := [each for each in found if isinstance(each, bool) or not isinstance(each, int | float)]:
