@@ -26,8 +26,9 @@ class Server:
     """One `miniserve serve` process, its address, and clients for it."""
 
     def __init__(self, model, *options, **environment):
-        command = [sys.executable, "-m", "miniserve", "serve", model, "--served-model-name", "tiny", "--port", "0"]
+        command = [sys.executable, "-m", "miniserve", "serve", "--served-model-name", "tiny", "--port", "0"]
         command += ["--dtype", "float32", "--device", "cpu", "--backend", "torch", "--threads", "1", *options]
+        command += [] if model is None else [model]
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed below. A pipe that nobody empties would stop it
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=os.environ | environment
@@ -94,7 +95,7 @@ def tiny_chat_model(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def start(tiny_chat_model):
-    """`with start(*options) as server`: a server of one's own, of the tiny model unless another is named."""
+    """`with start(*options) as server`: a server of one's own, of the tiny model unless another is named, or None."""
 
     @contextlib.contextmanager
     def run(*options, model=tiny_chat_model, **environment):

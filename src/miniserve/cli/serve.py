@@ -15,11 +15,12 @@ from miniserve.cli.version_options import VersionOptions
 from miniserve.errors import InvalidRequestError, MiniserveError
 
 KEY_VARIABLE = "MINISERVE_API_KEY"
+MODEL = "smollm2"
 
 
 @with_tables(fleet=FleetOptions, versions=VersionOptions, engine=EngineOptions)
 def serve(
-    model: Annotated[str, typer.Argument(help=MODEL_HELP)] = "smollm2",
+    model: Annotated[str | None, typer.Argument(help=f"{MODEL_HELP} Default: {MODEL}.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 8000,
     served_model_name: Annotated[str | None, typer.Option(help="What requests call it; default: MODEL.")] = None,
@@ -54,6 +55,8 @@ def serve(
     for origin in allow_origin or ():
         if not re.fullmatch(r"\*|https?://[^/\s]+", origin):
             raise InvalidRequestError(f"allow_origin '{origin}' is neither * nor an origin such as https://example.org")
+    if versions.models is not None and model is not None:
+        raise InvalidRequestError(f"there is MODEL '{model}' and --models '{versions.models}': it must be one of them")
     if versions.models is not None and engine.kv_cache_mib is None:
         raise InvalidRequestError("versions share the memory: --kv-cache-mib must say how much each may take")
     os.environ.pop(KEY_VARIABLE, None)  # the engine's process has no business with it
@@ -62,7 +65,7 @@ def serve(
         tenants.append(tenant_of("api-key", api_key))
     set_up_logs(log_level)
     run_server(
-        versions.lineup(model, fleet.maker(engine, max_waiting), served_as=served_model_name),
+        versions.lineup(model or MODEL, fleet.maker(engine, max_waiting), served_as=served_model_name),
         ServerSettings(
             max_body_mib * 2**20,
             tuple(allow_origin or ()),
