@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from miniserve.cli import app
-from miniserve.errors import InvalidRequestError, RefusedModelError
+from miniserve.cli.version_options import VersionOptions
+from miniserve.errors import InvalidRequestError, ModelNotFoundError, RefusedModelError
 from miniserve.registry.keys import make_keys
 
 TIMEOUT_S = 120
@@ -24,6 +25,31 @@ def test_a_router_that_is_not_there_is_named():
     result = CliRunner().invoke(app, ["serve", "x", "--decode", "2", "--kv-cache-mib", "9", "--router", "best"])
     assert isinstance(result.exception, InvalidRequestError)
     assert "router 'best' is not one of round-robin" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["x", "--models", "registry:shop"], "there is MODEL 'x' and --models 'registry:shop': it must be one of them"),
+        (["--models", "registry:shop"], "versions share the memory: --kv-cache-mib must say"),
+        (["--models", "shop", "--kv-cache-mib", "9"], "models 'shop' is not registry:NAME"),
+        (["--models", "registry:shop@1", "--kv-cache-mib", "9"], "models 'registry:shop@1' is not registry:NAME"),
+        (["x", "--warm", "2"], "warm, smoke, admin_keys_file and audit_log are for --models"),
+    ],
+)
+def test_versions_are_asked_for_alone(options, message):
+    result = CliRunner().invoke(app, ["serve", *options])
+    assert isinstance(result.exception, InvalidRequestError)
+    assert message in str(result.exception)
+
+
+def test_an_order_needs_a_record_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINISERVE_REGISTRY", str(tmp_path))
+    options = VersionOptions(models="registry:shop", admin_keys_file=tmp_path / "keys.toml")
+    with pytest.raises(InvalidRequestError, match="--admin-keys-file goes with --audit-log"):
+        options.control()
+    with pytest.raises(ModelNotFoundError, match="no model called 'shop' in the registry"):
+        options.lineup("x", lambda _: None, served_as=None)
 
 
 def test_an_unsigned_model_is_not_served(tmp_path):
