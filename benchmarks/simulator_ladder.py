@@ -1,6 +1,6 @@
 """The simulator beside published figures of whole systems. What was fitted to any of them says so in its file.
 
-1. Arithmetic (`published/exact.toml`).
+1. Arithmetic (`published/exact.toml`, and NVIDIA's claim in `miniserve.simulate.published`).
 2. An all-to-all over a network (`published/deepep.toml`); other kernels: `fit_kernel_timings.py`.
 3. TensorRT-LLM's throughput at an infinite request rate (`published/trtllm_throughput.toml`): dense models, three GPUs,
    ten lengths. Settings are the publication's or that engine's defaults: 8,192 tokens a step, 2,048 sequences, 90% of
@@ -35,7 +35,9 @@ from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.cluster import Cluster
 from miniserve.simulate.deployment import Deployment, efficiency_for
+from miniserve.simulate.ingredients import times_better
 from miniserve.simulate.models import shape_by_name
+from miniserve.simulate.published import load_published
 from miniserve.workloads.arrivals import Arrival
 
 PUBLISHED = Path(__file__).parent / "published"
@@ -101,22 +103,14 @@ def splitwise() -> list[dict[str, Any]]:
 
 def exact() -> list[dict[str, Any]]:
     """A row a figure that is arithmetic."""
-    figures, catalog = published("exact"), load_catalog()
-    day, generations = figures["day"], figures["generations"]
-    newer, older = (catalog.accelerator(generations[name]) for name in ("newer", "older"))
-    faster = generations["tokens_per_s"][0] / generations["tokens_per_s"][1]
-    price, power = (
-        old.value / new.value
-        for old, new in (
-            (older.usd_per_hour["hyperscaler_tco"], newer.usd_per_hour["hyperscaler_tco"]),
-            (older.figure("all_in_power_w"), newer.figure("all_in_power_w")),
-        )
-    )
+    day, claim = published("exact")["day"], load_published()[0].claim
+    newer, older = (load_catalog().accelerator(key) for key in (claim.newer, claim.older))
+    cost, energy = times_better(newer, older, claim.tokens_per_s[0] / claim.tokens_per_s[1])
     return [
         {"what": day["what"], "published": day["published"],
          "computed": day["nodes"] * day["devices_a_node"] * day["usd_a_device_hour"] * 24},
-        {"what": "tokens for a dollar, times", "published": generations["published_cost"], "computed": faster * price},
-        {"what": "tokens for a joule, times", "published": generations["published_energy"], "computed": faster * power},
+        {"what": "tokens for a dollar, times", "published": round(claim.cost_times), "computed": cost},
+        {"what": "tokens for a joule, times", "published": round(claim.energy_times), "computed": energy},
     ]  # fmt: skip
 
 
