@@ -6,7 +6,7 @@ MODEL  ?= smollm2
 # Dynamo has a place of its own: its runtime wants an older pydantic than the one that everything else is tested with.
 FLEET  ?= .venv-dynamo
 
-.PHONY: help chat serve dynamo test test-fleet lint book book-html notebooks clean
+.PHONY: help chat serve dynamo test test-fleet soak lint book book-html notebooks clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -59,6 +59,10 @@ test-fleet: $(FLEET)/run.stamp  ## workers killed and silenced under Dynamo: min
 	$(FLEET)/bin/miniserve models pull $(MODEL)
 	$(FLEET)/bin/python -m pytest --record results/dynamo.json \
 		tests/dynamo/test_planned.py tests/dynamo/test_deployment.py tests/dynamo/test_faults.py tests/dynamo/test_routing.py
+
+soak: $(VENV)/run.stamp  ## a server under load for 20 minutes with everything done to it: kills, leavers, rollouts, flipped bits
+	$(BIN)/miniserve models pull $(MODEL)
+	$(BIN)/python benchmarks/serve_soak.py --model $(MODEL)
 
 book-html: $(VENV)/dev.stamp  ## build the web book, warnings as errors
 	$(BIN)/miniserve models pull $(MODEL)
