@@ -5,8 +5,10 @@ BIN    := $(VENV)/bin
 MODEL  ?= smollm2
 # Dynamo has a place of its own: its runtime wants an older pydantic than the one that everything else is tested with.
 FLEET  ?= .venv-dynamo
+# What lists the packages of an environment is not one of them.
+SBOM   ?= .venv-sbom
 
-.PHONY: help chat serve dynamo test test-fleet soak lint book book-html notebooks clean
+.PHONY: help chat serve dynamo test test-fleet soak lint book book-html notebooks sbom lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -75,5 +77,18 @@ notebooks: $(VENV)/dev.stamp  ## execute the chapters and write their notebooks
 	$(BIN)/miniserve models pull $(MODEL)
 	$(BIN)/python book/_tools/notebooks.py
 
+sbom: $(VENV)/dev.stamp  ## artifacts/sbom.cdx.json: every package installed, with licences and what needs what (CycloneDX)
+	@test -x $(SBOM)/bin/cyclonedx-py || { $(PYTHON) -m venv $(SBOM) && \
+		$(SBOM)/bin/python -m pip install --quiet --disable-pip-version-check cyclonedx-bom==7.5.0; }
+	@mkdir -p artifacts
+	@$(SBOM)/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible \
+		--output-file artifacts/sbom.cdx.json $(VENV)
+
+lock: $(VENV)/run.stamp  ## artifacts/requirements.lock: the pins, with the hash of each file for this Python and platform
+	@mkdir -p artifacts
+	@$(BIN)/python -m pip install --dry-run --ignore-installed --quiet --disable-pip-version-check \
+		--report artifacts/pip_report.json --requirement requirements.txt
+	@$(BIN)/python deploy/lock.py artifacts/pip_report.json > artifacts/requirements.lock
+
 clean:  ## remove the environment and everything built
-	rm -rf $(VENV) $(FLEET) _build artifacts .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(FLEET) $(SBOM) _build artifacts .mypy_cache .ruff_cache
