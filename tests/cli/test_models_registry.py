@@ -13,6 +13,7 @@ from miniserve.cli.models import app
 from miniserve.errors import (
     AlteredTokenizerError,
     AlteredWeightsError,
+    AuditError,
     InvalidRequestError,
     ManifestError,
     ModelNotFoundError,
@@ -177,6 +178,28 @@ def test_a_directory_that_cannot_be_written_to_is_named(source, key, monkeypatch
     monkeypatch.setattr("miniserve.registry.signing.write_whole", fail)
     with pytest.raises(ManifestError, match="cannot be written to: Permission denied"):
         invoke("sign", str(source), "--key", key.removesuffix(".pub"))
+
+
+def test_the_audit_log_is_shown_if_it_is_whole(source, tmp_path):
+    register(source)
+    register(source)
+    result = CliRunner().invoke(app, ["audit"])
+    assert [line.split("\t")[2:4] for line in result.stdout.splitlines()] == [
+        ["who", "what"], ["ada", "model.register"], ["ada", "model.register"],
+    ]  # fmt: skip
+    log = tmp_path / "registry" / "audit.jsonl"
+    kept = Registry().audit.verify()
+    assert f"newest hash: {kept}" in result.stderr
+    assert json.loads(invoke("audit", str(log), "--json"))[1]["sha256"] == kept
+    log.write_bytes(log.read_bytes().splitlines(keepends=True)[0])
+    invoke("audit")
+    with pytest.raises(AuditError, match="the end was cut off"):
+        invoke("audit", "--known", kept)
+    log.write_bytes(log.read_bytes().replace(b"ada", b"eve"))
+    with pytest.raises(AuditError, match="line 1 was altered"):
+        invoke("audit")
+    with pytest.raises(ModelNotFoundError, match="no such file"):
+        invoke("audit", str(tmp_path / "nowhere"))
 
 
 def test_all_of_it_runs_without_torch(source, tmp_path):

@@ -37,6 +37,7 @@ for command in (
     models_registry.sign,
     models_registry.verify,
     models_registry.keygen,
+    models_registry.audit,
 ):
     app.command()(command)
 

@@ -1,4 +1,4 @@
-"""`miniserve models register | versions | sign | verify | keygen`: the registry, and who vouches for what is in it.
+"""The registry, and who vouches for what is in it: most of `miniserve models`.
 
 A registered model is called `registry:NAME`, or `registry:NAME@VERSION`, wherever a model is named; the registry is in
 the directory MINISERVE_REGISTRY. A private key may be encrypted with the password MINISERVE_KEY_PASSWORD, which is
@@ -11,6 +11,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -21,6 +22,7 @@ from miniserve.errors import InvalidRequestError, ManifestError, ModelNotFoundEr
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.progress import byte_bar, say
 from miniserve.model.sources.resolve import REGISTERED
+from miniserve.registry.audit import AuditLog
 from miniserve.registry.manifest import MANIFEST, SIGNATURE, Manifest
 from miniserve.registry.store import Registry
 from miniserve.registry.version import Provenance, Version
@@ -149,6 +151,27 @@ def keygen(
         say(f"{private} is not encrypted: {PASSWORD_VARIABLE} was not set")
     told = {"private": str(private), "public": str(public), "key_sha256": made.fingerprint}
     typer.echo(json.dumps(told) if as_json else str(public))
+
+
+def audit(
+    log: Annotated[
+        Path | None, typer.Argument(help="An audit log; default: the registry's.", show_default=False)
+    ] = None,
+    known: Annotated[str | None, typer.Option(help="A hash that was kept elsewhere: it must be in the log.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Who did what, after a look at the chain of hashes; the newest hash goes to stderr, to be kept elsewhere."""
+    if log and not log.is_file():
+        raise ModelNotFoundError(f"{log}: no such file")
+    trail = AuditLog(log) if log else Registry().audit
+    newest = trail.verify(known=known)
+    records = trail.read()
+    if as_json:
+        typer.echo(json.dumps([asdict(record) for record in records]))
+    else:
+        shown = [(str(r.number), r.when, r.who, r.what, json.dumps(r.details)) for r in records]
+        print_table(("number", "when", "who", "what", "details"), shown)
+    say(f"whole; newest hash: {newest}")
 
 
 def _row(version: Version) -> dict[str, Any]:
