@@ -75,7 +75,7 @@ def test_a_claim_is_read_with_its_numbers(tmp_path):
         ("Ran {x} as", "Ran {y} as", r"\{x\} stands in numbers only"),
         ('by = "maker"', 'by = "seller"', "source 'seller' is not among"),
         ('by = "maker"', 'by = "maker"\nkind = "measured"', "a section, and nothing else, has a kind"),
-        ('by = "maker"', "", r"claims.fast.evidence\[1\]: needs one of numbers, section and by"),
+        ('by = "maker"', "", r"claims.fast.evidence\[1\]: needs numbers, a source"),
         ('by = "maker"', 'section = "01_page.md#the-claim"\nkind = "measured"', "sources.maker: no claim cites it"),
         ("https://example.org/a", "file:///a", "sources.maker: url 'file:///a' is no public address"),
         ('rank = "primary"', 'rank = "first"', "sources.maker: rank 'first' is none of primary, secondary"),
@@ -91,6 +91,16 @@ def test_what_is_not_sound_is_refused_by_its_place(tmp_path, old, new, told):
     assert old in GOOD
     with pytest.raises(CorruptFileError, match=told):
         load_claims(repository(tmp_path, GOOD.replace(old, new)))
+
+
+def test_a_source_may_stand_beside_numbers_that_are_claimed_and_no_others(tmp_path):
+    path = GOOD.replace(
+        'of = ["run", "x"], unit = "×" } }', 'of = ["catalog", "h100", "memory_bytes"] } }\nby = "maker"'
+    )
+    line = load_claims(repository(tmp_path, path.replace("measured here", "confirmed by source")))["fast"].evidence[0]
+    assert (line.text, line.source.key) == ("Ran 80 GB as fast.", "maker")
+    with pytest.raises(CorruptFileError, match="its numbers are recorded, and no source's"):
+        load_claims(repository(tmp_path / "b", GOOD.replace('unit = "×" } }', 'unit = "×" } }\nby = "maker"')))
 
 
 def test_one_line_has_one_kind_of_number(tmp_path):

@@ -10,7 +10,7 @@ import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -175,18 +175,23 @@ class _Reader(Checked):
 
     def evidence(self, at: str, raw: Any) -> Evidence:
         self.fields(at, raw, {"text": str}, {"numbers": dict, "section": str, "kind": str, "by": str})
-        if sum(name in raw for name in ("numbers", "section", "by")) != 1:
-            self.fail(at, "needs one of numbers, section and by: where it comes from")
-        if "numbers" in raw:
-            return self.computed(at, raw["text"], raw["numbers"])
+        if ("section" in raw) == ("numbers" in raw or "by" in raw):
+            self.fail(at, "needs numbers, a source (by) or both, or else a section: where it comes from")
         if ("kind" in raw) != ("section" in raw) or raw.get("kind", "measured") not in ("measured", "simulated"):
             self.fail(at, "a section, and nothing else, has a kind: measured or simulated there")
         if "section" in raw:
             return Evidence(raw["text"], raw["kind"], section=self.section(at, raw["section"]))
-        if raw["by"] not in self.sources:
+        if raw.get("by", "") not in {"", *self.sources}:
             self.fail(at, f"source {raw['by']!r} is not among [sources]")
+        evidence = (
+            self.computed(at, raw["text"], raw["numbers"]) if "numbers" in raw else Evidence(raw["text"], "claimed")
+        )
+        if "by" not in raw:
+            return evidence
+        if evidence.kind != "claimed":
+            self.fail(at, f"its numbers are {evidence.kind}, and no source's: leave out by")
         self.cited.add(raw["by"])
-        return Evidence(raw["text"], "claimed", source=self.sources[raw["by"]])
+        return replace(evidence, source=self.sources[raw["by"]])
 
     def computed(self, at: str, text: str, raw: dict[str, Any]) -> Evidence:
         """A text whose {names} are numbers of one kind."""
