@@ -61,7 +61,7 @@ def check(directory, keys):
 def test_what_was_signed_passes_and_every_file_is_read_once(signed, keys):
     seen = []
     checked = verify(signed, PublicKey.read(keys[1]), on_bytes=lambda name, _: seen.append(name))
-    assert seen == sorted(FILES)
+    assert sorted(seen) == sorted(FILES)
     assert set(checked.stamps) == {".", *FILES}
 
 

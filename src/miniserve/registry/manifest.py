@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -125,11 +126,11 @@ class Manifest:
         write_whole(directory / MANIFEST, self.to_bytes(), 0o444)
 
     def check(self, directory: Path, *, on_bytes: Callable[[str, int], None] | None = None) -> Checked:
-        """Read every file in `directory` and hold it against this list.
+        """Read every file in `directory`, several at a time, and hold it against this list.
 
         Args:
             directory: where they lie.
-            on_bytes: hears of what is read: of which file, and how many bytes.
+            on_bytes: hears of what is read, in several threads: of which file, and how many bytes.
 
         Raises:
             UnsafeWeightsError: there is a file that a model may not have.
@@ -144,8 +145,13 @@ class Manifest:
             raise ExtraFileError(f"{directory}: {', '.join(extra)}: not in its manifest")
         if missing := sorted(set(self.files) - set(found)):
             raise MissingFileError(f"{directory}: {', '.join(missing)}: in its manifest, and not there")
-        for name, entry in sorted(self.files.items()):
-            stamps[name] = _check_file(directory / name, entry, on_bytes and partial(on_bytes, name))
+
+        def check_one(name: str) -> Stamp:
+            return _check_file(directory / name, self.files[name], on_bytes and partial(on_bytes, name))
+
+        names = sorted(self.files)
+        with ThreadPoolExecutor(max(1, min(len(names), os.cpu_count() or 1))) as threads:  # hashing frees Python's lock
+            stamps |= zip(names, threads.map(check_one, names), strict=True)
         return Checked(directory, self, stamps)
 
 
