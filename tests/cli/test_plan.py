@@ -145,3 +145,21 @@ def test_halves_that_take_turns():
     plain, turns = (json.loads(invoke(*command, *more)) for more in ((), ("--overlap",)))
     assert {row["deployment"] for row in plain["ranked"]} == {row["deployment"] for row in turns["ranked"]}
     assert plain["ranked"] != turns["ranked"]
+
+
+def test_the_best_few_and_how_many_are_behind_them():
+    command = ("plan", *SMALL, "--gpus", "2", "--slo", "ttft:200", "--max-num-seqs", "2")
+    shown = " ".join(invoke(*command, "--top", "1").split())
+    every = len(json.loads(invoke(*command, "--top", "1", "--json"))["ranked"])
+    assert every > 2
+    assert f"{every - 1} more are behind these. Take " in shown
+    assert "are behind these" not in invoke(*command, "--top", str(every))
+
+
+def test_sessions_that_would_be_too_long_end_and_the_plan_says_so():
+    command = ("plan", *TINY, "--gpus", "1", "--slo", "ttft:1", "--workload")
+    data = json.loads(invoke(*command, "agentic", "--json"))
+    assert data["most_tokens"] == 2**17
+    assert 0.02 < data["load"]["turns_left_out"] < 0.3
+    assert "of their turns out" in " ".join(invoke(*command, "agentic").split())
+    assert "turns out" not in invoke(*command, "chat")

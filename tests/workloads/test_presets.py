@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from miniserve.errors import InvalidRequestError
-from miniserve.workloads.presets import BLOCK_SIZE, PRESETS, prefix_reuse, preset, with_turns
+from miniserve.workloads.presets import BLOCK_SIZE, PRESETS, ended, prefix_reuse, preset, with_turns
 from miniserve.workloads.traces import read_trace
 
 DATA = Path(os.environ.get("MINISERVE_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -91,3 +91,18 @@ def test_nonsense_is_refused():
         preset("web", random.Random(0))
     with pytest.raises(InvalidRequestError, match="rate"):
         next(preset("chat", random.Random(0), 0))
+
+
+def test_a_session_ends_before_it_is_too_long():
+    whole = list(islice(preset("agentic", random.Random(0)), 50))
+    short = [ended(first, 40_000) for first in whole]
+    for before, after in zip(whole, short, strict=True):
+        turns = [list(with_turns(iter([first]), 1)) for first in (before, after)]
+        kept = turns[0][: len(turns[1])]
+        assert [turn._replace(then=None) for turn in kept] == [turn._replace(then=None) for turn in turns[1]]
+        assert all(turn.prompt_tokens + turn.output_tokens <= 40_000 for turn in turns[1][1:])
+        if len(turns[1]) < len(turns[0]):
+            left = turns[0][len(turns[1])]
+            assert left.prompt_tokens + left.output_tokens > 40_000
+    assert sum(after is not before for before, after in zip(whole, short, strict=True)) > 10
+    assert [ended(first, 10**9) for first in whole] == whole

@@ -1,5 +1,6 @@
 """`miniserve plan`: which deployment to take, found by simulating those that could do."""
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -52,6 +53,7 @@ def plan(
     num_requests: Annotated[int, typer.Option(help="That each simulation counts, at least.", min=1)] = 128,
     price: Annotated[str, typer.Option(help="Which of the catalogue's prices an hour.")] = "hyperscaler_tco",
     seed: Annotated[int, typer.Option(help="Of lengths.")] = 0,
+    top: Annotated[int | None, typer.Option(help="Print so many of the deployments; default: all.", min=1)] = None,
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
@@ -83,7 +85,9 @@ def plan(
         speculation=Speculation.parse(draft_acceptance) if draft_acceptance else None, overlap=overlap,
     )  # fmt: skip
     limits = SLO.parse(slo)
-    load, asked = read_load(trace, workload, (input_len, output_len), seed, limits, attainment, num_requests)
+    load, asked = read_load(
+        trace, workload, (input_len, output_len), seed, limits, attainment, num_requests, template.max_model_len
+    )
     stacks = read_stacks(tiers, device) if tiers else []
     planner = Planner(
         template, gpus or 0, load, weights.split(","), kv, link_gbytes_per_s * 1e9, expert_skew, afd, stacks
@@ -99,6 +103,7 @@ def plan(
         "slo": limits.as_dict(),
         "attainment": attainment,
         "load": asked,
+        "most_tokens": template.max_model_len,
         "mean_prompt_tokens": load.prompt,
         "mean_output_tokens": load.output,
         "user": load.user,
@@ -107,7 +112,7 @@ def plan(
         "least_s": planner.least(),
         "ranked": [tables.plain(outcome, planner.num_devices, usd_per_hour) for outcome in outcomes],
     }
-    give(data, as_json, out, tables.ranked, simulated=device.name)
+    give(data, as_json, out, partial(tables.ranked, top=top), simulated=device.name)
 
 
 def _search(planner: "Planner") -> "list[Outcome]":

@@ -15,17 +15,18 @@ from miniserve.simulate.sessions import SharedLoad, passes
 from miniserve.simulate.tier_plan import TierPlan
 from miniserve.tables import from_table
 from miniserve.workloads.arrivals import Arrival, Lengths, drawn
-from miniserve.workloads.presets import preset
+from miniserve.workloads.presets import ended, preset, with_turns
 from miniserve.workloads.service import SLO
 from miniserve.workloads.traces import origin, read_trace
 
 DRAWN = 1024  # requests, or as many of a trace without names of blocks: the load repeats after them
+SESSIONS = 256  # of which the turns are counted that do not fit
 LENGTHS = ("1024", "256")  # tokens in and out, where nothing says them
 
 
 def read_load(
     trace: Path | None, workload: str | None, lengths: tuple[str | None, str | None], seed: int,
-    slo: SLO, attainment: float, least: int,
+    slo: SLO, attainment: float, least: int, most: int,
 ) -> tuple[Load, dict[str, Any]]:  # fmt: skip
     """A load, and what it is in plain words.
 
@@ -33,6 +34,7 @@ def read_load(
         trace, workload: a file, or a preset's name; neither: of `lengths`, in and out.
         seed: of all that is drawn.
         slo, attainment, least: of `Load`.
+        most: tokens of a request that engines take: a synthetic session ends before it has more.
 
     Raises:
         InvalidRequestError: there are several of these, or nobody asks anything.
@@ -51,9 +53,11 @@ def read_load(
     if workload:
 
         def sessions() -> Iterator[Arrival]:
-            return preset(workload, random.Random(seed))
+            return (ended(first, most) for first in preset(workload, random.Random(seed)))
 
-        return SharedLoad.of(sessions, slo, attainment, least), {"workload": workload, "seed": seed}
+        load = SharedLoad.of(sessions, slo, attainment, least)
+        asked = {"workload": workload, "seed": seed, "turns_left_out": _left_out(workload, seed, most)}
+        return load, asked
     texts = [text or usual for text, usual in zip(lengths, LENGTHS, strict=True)]
     made = drawn(Lengths.parse(texts[0]), Lengths.parse(texts[1]), random.Random(seed))
     return Load(list(islice(made, DRAWN)), slo, attainment, least), {
@@ -61,6 +65,13 @@ def read_load(
         "output": texts[1],
         "seed": seed,
     }
+
+
+def _left_out(workload: str, seed: int, most: int) -> float:
+    """Of the turns of some sessions, the share that comes after their ends."""
+    whole = list(islice(preset(workload, random.Random(seed)), SESSIONS))
+    here = sum(1 for _ in with_turns((ended(first, most) for first in whole), SESSIONS))
+    return 1 - here / sum(1 for _ in with_turns(iter(whole), SESSIONS))
 
 
 def read_stacks(text: str, device: Accelerator) -> list[list[TierPlan]]:

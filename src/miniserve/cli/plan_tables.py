@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.table import Table
 
+from miniserve.simulate.money import usd_per_million
+
 if TYPE_CHECKING:
     from miniserve.simulate.outcome import Outcome
 
@@ -31,13 +33,13 @@ def plain(outcome: "Outcome", devices: int, usd_per_hour: float | None) -> dict[
             "share_of_time": outcome.share,
         }
         if usd_per_hour is not None:
-            found["usd_per_million_output_tokens"] = usd_per_hour * devices / 3600 / best.output_tokens_per_s * 1e6
+            found["usd_per_million_output_tokens"] = usd_per_million(usd_per_hour * devices, best.output_tokens_per_s)
     return found
 
 
-def ranked(data: dict[str, Any]) -> Table:
-    """The candidates, the best first; where prompts can be found, by where they were."""
-    rows, shares = data["ranked"], data["found_at_most"] > 0
+def ranked(data: dict[str, Any], top: int | None = None) -> Table:
+    """The candidates, or so many of them, the best first; where prompts can be found, by where they were."""
+    rows, shares = data["ranked"][:top], data["found_at_most"] > 0
     limits = ", ".join(f"{name[:-2].upper()} {limit * 1000:g} ms" for name, limit in data["slo"].items())
     title = (
         f"Simulated: {data['model']} on {data['devices']} × {data['hardware']}, in {data['mean_prompt_tokens']:,}, out "
@@ -45,6 +47,8 @@ def ranked(data: dict[str, Any]) -> Table:
     )
     if shares:
         title += f"; of prompts' tokens {data['found_at_most']:.0%} could be found if nothing were forgotten"
+    if left_out := data["load"].get("turns_left_out"):
+        title += f"; sessions end before {data['most_tokens']:,} tokens, which leaves {left_out:.0%} of their turns out"
     columns = ("", "weights", "deployment", f"{data['user']}s", "tokens/s\na device", "$/M")
     table = Table(*columns, title=title, title_justify="left")
     if shares:
@@ -58,7 +62,11 @@ def ranked(data: dict[str, Any]) -> Table:
         where = ", ".join(f"{place} {share:.0%}" for place, share in row.get("hit_shares", {}).items())
         found = [where] if shares else []
         table.add_row(str(rank) if served else "", row["weights"], _name(row), *numbers, cost, *found, row["limit"])
-    table.caption, table.caption_justify = _verdict(data), "left"
+    more = len(data["ranked"]) - len(rows)
+    table.caption, table.caption_justify = (
+        (f"{more} more {'is' if more == 1 else 'are'} behind these.\n" if more else "") + _verdict(data),
+        "left",
+    )
     return table
 
 

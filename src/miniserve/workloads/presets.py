@@ -128,6 +128,21 @@ def preset(name: str, rng: random.Random, rate_per_s: float | None = None) -> It
     return chosen.arrivals(rng, chosen.rate_per_s if rate_per_s is None else rate_per_s)
 
 
+def ended(first: Arrival, most: int) -> Arrival:
+    """A session without those turns, from the first that would be longer than `most` tokens on; its first one stays."""
+    turns, arrival = [first], first.then
+    while arrival and arrival.prompt_tokens + arrival.output_tokens <= most:
+        turns.append(arrival)
+        arrival = arrival.then
+    if arrival is None:
+        return first
+    later: Arrival | None = None
+    for turn in reversed(turns):
+        later = turn._replace(then=later)
+    assert later is not None, "its first turn stays"
+    return later
+
+
 def prefix_reuse(arrivals: Iterator[Arrival]) -> tuple[int, int]:
     """How many blocks of the prompts an endless cache would have had, and how many there are, every turn counted.
 
