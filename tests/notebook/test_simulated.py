@@ -5,10 +5,12 @@ import pytest
 pytest.importorskip("matplotlib")
 
 from matplotlib import rc_context
+from matplotlib.figure import Figure
 
-from miniserve.notebook.simulated import _seconds, overview, pareto, save
+from miniserve.notebook.simulated import _seconds, overview, pareto, save, tornado
 from miniserve.notebook.style import use_book_style
 from miniserve.simulate.build import run
+from miniserve.simulate.money import Swing
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.pareto import Point
 from miniserve.simulate.scenario import Engines, Scenario, Workload
@@ -75,3 +77,11 @@ def test_files(tmp_path):
 @pytest.mark.parametrize(("value", "text"), [(1e-5, "10 µs"), (0.1, "100 ms"), (10, "10 s")])
 def test_times_in_words(value, text):
     assert _seconds(value, 0) == text
+
+
+def test_a_tornado_s_bars_end_where_the_assumptions_do():
+    axes = Figure().subplots()
+    tornado(axes, [Swing("wide", 1.0, 9.0), Swing("narrow", 6.0, 4.0)], 5.0)
+    assert [bar.get_x() + bar.get_width() for bar in axes.patches] == pytest.approx([1.0, 9.0, 6.0, 4.0])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["wide", "narrow"]
+    assert axes.yaxis_inverted()

@@ -1,6 +1,8 @@
 """The steady state against a simulation of every request, and against its own definition."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
@@ -69,3 +71,18 @@ def test_all_tokens_of_an_output():
 def test_a_request_without_tokens_is_refused():
     with pytest.raises(InvalidRequestError, match="a token at least"):
         Steady(engine(), Lengths(0, 256))
+
+
+@given(prompt=st.integers(2, 20_000), output=st.integers(1, 500), found=st.floats(0, 1))
+def test_what_is_found_costs_no_time_and_all_of_its_memory(prompt, output, found):
+    cold = Steady(engine(), Lengths(prompt, output))
+    warm = Steady(engine(), Lengths(prompt, output), found=found)
+    # Where little is missing, less of it may make a chunk that is a little slower.
+    assert warm.prompt_device_s <= 1.02 * cold.prompt_device_s
+    assert warm.room == cold.room
+    assert warm.step_s(3) == cold.step_s(3)
+
+
+def test_a_share_that_is_none_is_refused():
+    with pytest.raises(InvalidRequestError, match=r"found is 1\.2"):
+        Steady(engine(), LENGTHS, found=1.2)

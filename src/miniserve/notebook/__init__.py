@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from miniserve.notebook.command import run_command
     from miniserve.notebook.explorer import Axis, Explorer, grid_error
     from miniserve.notebook.ledger import Entry, Ledger
     from miniserve.notebook.results import Measurement, load_results, status_box
@@ -26,6 +27,7 @@ _LAZY = {
     "grid_error": "explorer",
     "label_lines": "style",
     "load_results": "results",
+    "run_command": "command",
     "show_figure": "style",
     "show_source": "source",
     "status_box": "results",
@@ -43,6 +45,7 @@ __all__ = [
     "grid_error",
     "label_lines",
     "load_results",
+    "run_command",
     "show_figure",
     "show_source",
     "status_box",

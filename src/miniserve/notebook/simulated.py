@@ -12,6 +12,7 @@ import numpy as np
 
 from miniserve.notebook.style import COLORS, INK
 from miniserve.simulate.cluster import Cluster
+from miniserve.simulate.money import Swing
 from miniserve.simulate.pareto import Point, frontier
 from miniserve.simulate.timeline import Timeline
 
@@ -109,6 +110,17 @@ def draw_pareto(axes: "Axes", curves: Mapping[str, Sequence[Point]]) -> None:
     axes.set_ylabel("output tokens/s a device")
     axes.yaxis.set_major_formatter("{x:,.0f}")
     axes.legend(loc="upper right")
+
+
+def tornado(axes: "Axes", rows: Sequence[Swing], base: float) -> None:
+    """A bar from the one end of each assumption to the other, the first on top; the line is the case in the middle."""
+    for at, row in enumerate(rows):
+        for end, color in ((row.low, COLORS["green"]), (row.high, COLORS["vermilion"])):
+            axes.barh(at, end - base, left=base, height=0.6, color=color, linewidth=0)
+    axes.axvline(base, color=INK, linewidth=1)
+    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    axes.invert_yaxis()
+    axes.grid(visible=False, axis="y")
 
 
 def save(figure: "Figure", path: Path) -> None:

@@ -13,6 +13,7 @@ from miniserve.hardware.catalog import load_catalog
 from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.figures import Figure
 from miniserve.simulate.cluster import Cluster
+from miniserve.simulate.money import usd_per_million
 from miniserve.simulate.tier_plan import TierPlan
 
 DEFAULT_PRICE = "hyperscaler_tco"
@@ -46,7 +47,7 @@ def report(cluster: Cluster, price: str = DEFAULT_PRICE) -> dict[str, Any]:
     if watts is not None:
         found["output_tokens_per_s_megawatt"] = output_per_s / watts * MILLION
     if dollars is not None and output_per_s:
-        found["usd_per_million_output_tokens"] = dollars / 3600 / output_per_s * MILLION
+        found["usd_per_million_output_tokens"] = usd_per_million(dollars, output_per_s)
         for name, number in (("usd_per_request", found["completed"]), ("usd_per_task", found["tasks"])):
             if number:
                 found[name] = dollars / 3600 * cluster.seconds / number

@@ -55,15 +55,19 @@ class Steady:
         decode: a rank that decodes.
         lengths: of all requests.
         prefill: a rank for prompts alone; None: those that decode compute them too.
+        found: share of each prompt whose KV is there already. Memory holds it once for each user all the same.
     """
 
     decode: Deployment
     lengths: Lengths
     prefill: Deployment | None = None
+    found: float = 0.0
 
     def __post_init__(self) -> None:
         if min(self.lengths) < 1:
             raise InvalidRequestError(f"{self.lengths}: a request has a token at least, and gets one")
+        if not 0 <= self.found <= 1:
+            raise InvalidRequestError(f"found is {self.found}: a share of each prompt, 0 to 1")
 
     @cached_property
     def _back(self) -> Lone:
@@ -115,4 +119,6 @@ class Steady:
         return self.at(users) if users else None
 
     def _lone(self, where: Deployment) -> Lone:
-        return Lone(where, *self.lengths, easiest=self.lengths.prompt, slo=SLO())
+        prompt = self.lengths.prompt
+        found = min(round(self.found * prompt), prompt - 1)  # the last token is computed: what follows it is not known
+        return Lone(where, *self.lengths, easiest=prompt, slo=SLO(), found=found)
