@@ -130,8 +130,6 @@ def test_what_cannot_be_shared_out_is_refused():
         Sides.parse("2x512", shape_by_name("qwen3-30b-a3b")).check(shape_by_name("qwen3-30b-a3b"))
     with pytest.raises(InvalidRequestError, match="33 stages: the model has 32 layers"):
         Sides(1, 1, stages=33).check(shape_by_name("llama-3.1-8b"))
-    with pytest.raises(InvalidRequestError, match=r"shared expert's intermediate \(2048\) cannot be split over 3"):
-        Sides(1, 3, redundant=2, splits_shared=True).check(shape_by_name("deepseek-v3"))
     with pytest.raises(InvalidRequestError, match="the model has none"):
         Sides(1, 2, redundant=2).check(shape_by_name("llama-3.1-8b"))
     with pytest.raises(InvalidRequestError, match=r"intermediate \(14336\) cannot be split over 5"):
@@ -140,9 +138,9 @@ def test_what_cannot_be_shared_out_is_refused():
 
 @given(
     name=st.sampled_from(["llama-3.1-8b", "qwen3-30b-a3b", "deepseek-v3"]), ffn=st.sampled_from([1, 4, 16]),
-    stages=st.integers(1, 28), splits=st.booleans(),
+    stages=st.integers(1, 28), stays=st.booleans(),
 )  # fmt: skip
-def test_a_stage_holds_the_most_of_each_kind_of_layer(name, ffn, stages, splits):
+def test_a_stage_holds_the_most_of_each_kind_of_layer(name, ffn, stages, stays):
     """Layer by layer, dealt out in turn: sparse ones and dense ones each for themselves."""
     shape = shape_by_name(name)
     hidden, dense = shape.hidden, shape.layers - shape.sparse_layers
@@ -151,9 +149,9 @@ def test_a_stage_holds_the_most_of_each_kind_of_layer(name, ffn, stages, splits)
         of_stage[at % stages] += 3 * hidden * shape.intermediate / ffn
     for at in range(shape.sparse_layers):
         experts = shape.experts
-        shared = experts.shared / (ffn if splits else 1)
+        shared = 0 if stays else experts.shared
         of_stage[at % stages] += 3 * hidden * (experts.count / ffn * experts.intermediate + shared)
-    found = Sides(2, ffn, stages=stages, splits_shared=splits).parameters(shape)
+    found = Sides(2, ffn, stages=stages, shared_stays=stays).parameters(shape)
     assert found == pytest.approx(of_stage[0])
     assert found == pytest.approx(max(of_stage))
 
@@ -165,17 +163,21 @@ def test_stages_change_what_a_device_holds_and_nothing_else():
     assert Sides(4, 8, stages=4).parameters(shape) == Sides(4, 8).parameters(shape) / 4
 
 
-@pytest.mark.parametrize("quantity", ["flops", "weight_bytes"])
-def test_shared_parts_that_are_split_are_computed_once_too(quantity):
-    shape = shape_by_name("deepseek-v3")
-    _, alone = sides_of(shape, Sides(4, 1))
-    _, whole = sides_of(shape, Sides(4, 8))
-    _, split = sides_of(shape, Sides(4, 8, splits_shared=True))
-    assert 8 * total(split, quantity) == pytest.approx(total(alone, quantity))
-    if quantity == "weight_bytes":  # each has them whole
-        assert total(whole, quantity) > total(split, quantity)
-    added = [op for op in split if op.name == "gather and add"]
-    assert [op.times for op in added] == [shape.dense_layers, shape.sparse_layers]
+@pytest.mark.parametrize("quantity", ["flops", "weight_bytes", "activation_bytes"])
+def test_shared_parts_are_computed_on_one_side_or_the_other(quantity):
+    shape, decodes = shape_by_name("deepseek-v3"), Parts(8, 8, 8000, 8000, 1000)
+    for ranks, tensor in ((1, 1), (3, 2)):
+        gone, stay = Sides(ranks, 1), Sides(ranks, 1, shared_stays=True)
+        here = [
+            total(attention_side(shape, Parts(), decodes, BF16, tensor, with_shared=each.shared_stays), quantity)
+            for each in (gone, stay)
+        ]
+        there = [total(feed_forward_side(shape, 8 * ranks, BF16, each), quantity) for each in (gone, stay)]
+        times = ranks if quantity == "flops" else 1
+        if ranks == 1 or quantity == "flops":  # all ranks' devices together do what the one of the other side did
+            assert times * tensor * (here[1] - here[0]) == pytest.approx(there[0] - there[1])
+        assert here[1] > here[0]
+        assert there[0] > there[1]
 
 
 def test_a_way_takes_its_bytes_and_its_latency_in_every_layer():

@@ -105,6 +105,9 @@ def test_the_two_sides_weights_are_the_models():
         shape = shape_by_name(model)
         apart = deployment(Sides(1, 1), model)
         assert apart.weight_bytes + apart.ffn_weight_bytes == pytest.approx(2 * shape.parameters)
+        stays = replace(apart, sides=Sides(1, 1, shared_stays=True))
+        assert stays.weight_bytes + stays.ffn_weight_bytes == pytest.approx(2 * shape.parameters)
+        assert stays.weight_bytes - apart.weight_bytes == 2 * shape.shared_parameters
 
 
 def test_attention_has_more_room_for_kv_without_the_experts():

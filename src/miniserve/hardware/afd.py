@@ -39,8 +39,8 @@ class Sides:
         redundant: experts that are there twice, so that devices may hold equally many.
         stages: groups of `ffn` devices, among which the layers are shared out. They take turns, too: a layer's time is
             one group's, its weights take room in that group alone.
-        splits_shared: a mixture's shared parts are split over a group as dense parts are; else each device has them
-            whole.
+        shared_stays: a mixture's shared parts are with attention, where each rank has them for its own tokens; else
+            each device of a group has them, for its share of all tokens.
     """
 
     attention: int
@@ -48,7 +48,7 @@ class Sides:
     batches: int = 3
     redundant: int = 0
     stages: int = 1
-    splits_shared: bool = False
+    shared_stays: bool = False
 
     def __post_init__(self) -> None:
         for name, least in (("attention", 1), ("ffn", 1), ("batches", 1), ("redundant", 0), ("stages", 1)):
@@ -58,7 +58,7 @@ class Sides:
                 )
 
     @classmethod
-    def parse(cls, text: str, shape: Shape, batches: int = 3, *, splits_shared: bool = False) -> "Sides":
+    def parse(cls, text: str, shape: Shape, batches: int = 3, *, shared_stays: bool = False) -> "Sides":
         """From "2x6", two ranks of attention and six devices, with as many experts twice as make them all alike.
 
         "2x6x4": these are 24, six for each layer, in four stages.
@@ -70,7 +70,7 @@ class Sides:
             message = f"'{text}' is no pair of numbers such as 2x6: attention, feed-forward; or 2x6x4: in four stages"
             raise InvalidRequestError(message) from None
         experts = shape.experts.count if shape.experts else 0
-        return cls(attention, ffn, batches, -experts % ffn if ffn > 0 else 0, stages, splits_shared)
+        return cls(attention, ffn, batches, -experts % ffn if ffn > 0 else 0, stages, shared_stays)
 
     def __str__(self) -> str:
         return f"{self.attention}A+{self.ffn}F" + (f"x{self.stages}" if self.stages > 1 else "")
@@ -89,7 +89,7 @@ class Sides:
         sparse, dense = shape.sparse_layers, shape.layers - shape.sparse_layers
         found = shape.dense_parameters / self.ffn * self._most_layers(dense)
         if shape.experts:
-            shared = shape.shared_parameters / (self.ffn if self.splits_shared else 1)
+            shared = 0 if self.shared_stays else shape.shared_parameters
             routed = shape.routed_parameters * self.held(shape.experts) / shape.experts.count
             found += (shared + routed) * self._most_layers(sparse)
         return found
@@ -108,9 +108,6 @@ class Sides:
                     f"{count} experts and {self.redundant} copies cannot be shared out among {self.ffn} devices"
                     + (f"; more than {count} can be stages of layers: {least}" if more else "")
                 )
-            if self.splits_shared and shape.experts.shared % self.ffn:
-                shared = f"the shared expert's intermediate ({shape.experts.shared})"
-                raise InvalidRequestError(f"{shared} cannot be split over {self.ffn} devices")
         elif self.redundant:
             raise InvalidRequestError(f"{self.redundant} redundant experts: the model has none")
         if shape.layers > shape.sparse_layers and shape.intermediate % self.ffn:
@@ -143,13 +140,18 @@ class Way:
 
 
 def attention_side(
-    shape: Shape, prefills: Parts, decodes: Parts, precision: Precision, tensor: int = 1
+    shape: Shape, prefills: Parts, decodes: Parts, precision: Precision, tensor: int = 1, *, with_shared: bool = False
 ) -> list[Operator]:
-    """All layers' operators on one of the `tensor` devices of a rank, for one of its batches."""
+    """All layers' operators on one of the `tensor` devices of a rank, for one of its batches.
+
+    `with_shared`: a mixture's shared parts, too.
+    """
     tokens = prefills.tokens + decodes.tokens
     operators = attention_block(shape, precision, prefills, decodes, tensor)
     if shape.experts and shape.sparse_layers:
         operators.append(router(shape, shape.experts, precision, tokens))
+        if with_shared:
+            operators += shared_expert(shape, shape.experts, precision, tokens, tensor)
     operators.append(elementwise(shape, precision, tokens, tensor, with_gate=False))
     if tensor > 1:
         message = tokens * shape.hidden * precision.activation_bytes
@@ -174,28 +176,19 @@ def feed_forward_side(shape: Shape, tokens: float, precision: Precision, sides: 
         layers, width = dense[0].times, shape.intermediate / sides.ffn
         gate = Operator("gate", "elementwise", "any", "none", layers,
                         activation_bytes=3 * tokens * width * precision.activation_bytes)  # fmt: skip
-        operators += [dense[0], gate, dense[1], *_joined(shape, tokens, precision, sides, int(layers))]
+        operators += [dense[0], gate, dense[1]]
+        if sides.ffn > 1:  # rows come to one device, all need them, and their results are added up: a reduction's bytes
+            message = tokens * shape.hidden * precision.activation_bytes
+            operators.append(collective("all_reduce", message, sides.ffn, name="gather and add", times=layers))
     if shape.experts and shape.sparse_layers:
         experts, layers = shape.experts, shape.sparse_layers
         held = sides.held(experts)
         met = held * expected_experts(experts, tokens) / experts.count
         arrivals = tokens * experts.per_token / sides.ffn
         operators.append(moe(precision, shape.hidden, experts, arrivals, held=held, met=met, times=layers))
-        if not sides.splits_shared:
+        if not sides.shared_stays:
             operators += shared_expert(shape, experts, precision, tokens / sides.ffn)
-        elif experts.shared:
-            operators += shared_expert(shape, experts, precision, tokens, sides.ffn)
-            operators += _joined(shape, tokens, precision, sides, layers)
     return operators
-
-
-def _joined(shape: Shape, tokens: float, precision: Precision, sides: Sides, layers: int) -> list[Operator]:
-    """Of parts that a group splits: rows come to one device, all need them, and their results are added up. That has a
-    reduction's bytes."""
-    if sides.ffn == 1:
-        return []
-    message = tokens * shape.hidden * precision.activation_bytes
-    return [collective("all_reduce", message, sides.ffn, name="gather and add", times=layers)]
 
 
 def crossings(

@@ -94,7 +94,7 @@ class PingPong(StepTime):
         rest = self._but_attention.get(each)
         if rest is None:
             parts = Parts(each, each, 1, 1, 1)  # contexts are attention's alone
-            others = attention_side(self.shape, Parts(), parts, self.precision, self.tensor)
+            others = self._this_side(Parts(), parts)
             here = [op for op in others if op.name != "decode attention"]
             rest = self._but_attention[each] = self._turn(here, self._other_side(each), each)
         seen = (cached + requests) / number
@@ -120,8 +120,12 @@ class PingPong(StepTime):
         """A batch's operators on either side."""
         decodes = Parts.of(part for part in batch if part.is_decode)
         prefills = Parts.of(part for part in batch if not part.is_decode)
-        here = attention_side(self.shape, prefills, decodes, self.precision, self.tensor)
-        return here, self._other_side(_tokens(batch))
+        return self._this_side(prefills, decodes), self._other_side(_tokens(batch))
+
+    def _this_side(self, prefills: Parts, decodes: Parts) -> list[Operator]:
+        return attention_side(
+            self.shape, prefills, decodes, self.precision, self.tensor, with_shared=self.sides.shared_stays
+        )
 
     def _other_side(self, tokens: float) -> list[Operator]:
         operators = feed_forward_side(self.shape, tokens * self.sides.attention, self.precision, self.sides)

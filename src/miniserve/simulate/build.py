@@ -40,8 +40,8 @@ def deployment_of(model: str, engines: Engines) -> Deployment:
     device, there = catalog.accelerator(engines.hardware), engines.ffn_hardware
     apart = catalog.accelerator(there) if there else device
     sides = None
-    if engines.afd:  # a shared expert that each chip had whole would take most of an SRAM
-        sides = Sides.parse(engines.afd, shape, engines.afd_batches, splits_shared=apart.memory == "SRAM")
+    if engines.afd:  # a shared expert that each chip had would take as much of its SRAM as an expert does
+        sides = Sides.parse(engines.afd, shape, engines.afd_batches, shared_stays=apart.memory == "SRAM")
     redundant = -shape.experts.count % engines.expert if shape.experts else 0  # so that all ranks hold equally many
     parallel, skew, acceptance = Parallel(engines.tensor, engines.expert, redundant), 1.0, engines.draft_acceptance
     parallel.check(shape)

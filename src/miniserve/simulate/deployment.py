@@ -130,7 +130,7 @@ class Deployment:
         there = self._ffn_device
         if self.ffn_device:
             there.flops(number_format(self.precision.linear).peak)  # raises where it cannot compute in that
-        if sides.ffn > there.link_domain and (sides.splits_shared or not self.shape.sparse_layers):
+        if sides.ffn > there.link_domain and not self.shape.sparse_layers:
             raise InvalidRequestError(
                 f"{sides.ffn} devices cannot share each feed-forward part: the links of a {there.name} join "
                 f"{there.link_domain:.0f}; take fewer, in stages of layers, such as 2x6x4"
@@ -191,8 +191,11 @@ class Deployment:
     @property
     def _attention_bytes(self) -> float:
         """Of one device for attention, without the ends."""
-        each = (self.shape.attention_parameters + self.shape.router_parameters) / self.parallel.tensor
-        return each * self.precision.weight_bytes
+        shape = self.shape
+        each = shape.attention_parameters + shape.router_parameters
+        if self.sides and self.sides.shared_stays:
+            each += shape.shared_parameters
+        return each / self.parallel.tensor * self.precision.weight_bytes
 
     def _matrix_bytes(self, shape: Shape) -> float:
         """Of one device, what the layers of a shape take."""

@@ -42,7 +42,7 @@ class Engines:
         afd: `2x6`: two ranks of attention, of `tensor` devices each, and six devices for the feed-forward parts; of
             ranks as `expert` is. `2x6x4`: six for each layer, in four stages of layers. None: these are not apart.
         afd_batches: that take turns then.
-        ffn_hardware: what the six are; None: `hardware`. Where that is SRAM, shared experts are split over the six.
+        ffn_hardware: what the six are; None: `hardware`. Where that is SRAM, shared experts stay with attention.
         afd_link: assumed to join the two; None: as the catalogue says.
     """
 
