@@ -46,6 +46,18 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class LongContext:
+    """Of a newer and an older device: at most so many times cheaper for a token, with such lengths."""
+
+    newer: str
+    older: str
+    prompt: int
+    output: int
+    cost_times: float
+    source: str
+
+
+@dataclass(frozen=True)
 class Guesses:
     """Of a draft head: the share of first guesses that are right, from and to; one user's gain from some guesses."""
 
@@ -124,6 +136,7 @@ class Published:
     """All of it."""
 
     claim: Claim
+    long_context: LongContext
     guesses: Guesses
     points: tuple[MeasuredPoint, ...]
     domains: Domains
