@@ -138,6 +138,18 @@ def test_another_tenants_salt_finds_nothing(device):
     assert made.kv.lookup(made.request(TOKENS, TARGET, salt="a"), 0) == 64
 
 
+def test_tenants_share_no_file(device, tmp_path):
+    """Of the same tokens: names on disk say whose a block is only to those who know the salt."""
+    made = device(lambda size: DiskTier(tmp_path, 10**7, size, b"d" * 32))
+    for salt in ("a", "b"):
+        made.save(made.request(TOKENS, SOURCE, salt=salt), 16)
+        assert made.kv.flush()
+    names = {path.stem for path in tmp_path.rglob("*.kv")}
+    theirs = [{each.hex() for each in made.request(TOKENS, SOURCE, salt=salt).block_hashes(4, 16)} for salt in "ab"]
+    assert not theirs[0] & theirs[1]
+    assert names == theirs[0] | theirs[1]
+
+
 def test_up_to_a_block_that_is_not_sound(device):
     made = device(host())
     made.save(made.request(TOKENS, SOURCE), 16)

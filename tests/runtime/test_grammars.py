@@ -240,7 +240,13 @@ def test_the_last_compiled_are_kept(tokenizer, monkeypatch):
     grammars = Grammars(tokenizer)
     for pattern in ("a", "b", "a", "c"):
         grammars.matcher(Regex(pattern), frozenset())
-    assert list(grammars._compiled) == [Regex("a"), Regex("c")]
+    assert list(grammars._compiled) == [("", Regex("a")), ("", Regex("c"))]
+
+
+def test_a_grammar_is_kept_for_its_salt_alone(tokenizer):
+    grammars = Grammars(tokenizer)
+    grammars.compile(Regex("a"), "alice")
+    assert [grammars.has(Regex("a"), salt) for salt in ("alice", "bob", "")] == [True, False, False]
 
 
 def test_without_the_library_the_error_says_what_to_install(tokenizer, monkeypatch):

@@ -62,10 +62,10 @@ def engine(tiny_chat_model, gate, monkeypatch):
     with LLM(tiny_chat_model, dtype="float32", device="cpu", backend="torch", kv_cache_memory=2**22) as llm:
         compile_it = llm.text_engine.grammars.compile
 
-        def late(grammar):
+        def late(grammar, salt):
             assert threading.current_thread() is not engine.thread
             assert gate.wait(60)
-            return compile_it(grammar)
+            return compile_it(grammar, salt)
 
         monkeypatch.setattr(llm.text_engine.grammars, "compile", late)
         engine = Engine(llm)

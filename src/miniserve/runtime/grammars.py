@@ -6,7 +6,8 @@ that it does not implement, of which xgrammar 0.2.8 ignores several (`uniqueItem
 
 Compiling happens before a request is queued: in its maker's thread, or, with `compile`, in any other one before that;
 the library lets other threads run meanwhile. It is bounded by the grammar's size, not by a clock: some tenths of a
-second at most. A bounded number of grammars is kept compiled.
+second at most. A bounded number of grammars is kept compiled, each for the salt it came with alone: that a grammar
+takes no time to compile must not tell one tenant what another one uses.
 
 A matcher's state is the tokens that the request has accepted, and nothing else: preemption leaves it as it is, and a
 draft's guesses are taken and taken back within one call.
@@ -39,41 +40,42 @@ class Grammars:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._compiled: OrderedDict[Grammar, LLMatcher] = OrderedDict()
+        self._compiled: OrderedDict[tuple[str, Grammar], LLMatcher] = OrderedDict()
         self._lock = threading.Lock()
 
-    def matcher(self, grammar: Grammar, stop_token_ids: frozenset[int]) -> "GrammarMatcher":
+    def matcher(self, grammar: Grammar, stop_token_ids: frozenset[int], salt: str = "") -> "GrammarMatcher":
         """A matcher at the start of an output.
 
         Args:
             grammar: what the output must be.
             stop_token_ids: tokens that may end it where the grammar may end.
+            salt: of the tenant.
 
         Raises:
             InvalidRequestError: the grammar does not compile, is too complex, or no output satisfies it; or llguidance
                 is not installed.
         """
-        compiled = self._kept(grammar) or self.compile(grammar)
+        compiled = self._kept(grammar, salt) or self.compile(grammar, salt)
         return GrammarMatcher(compiled.deep_copy(), stop_token_ids, self._tokenizer.eos_token_ids)
 
-    def has(self, grammar: Grammar) -> bool:
+    def has(self, grammar: Grammar, salt: str = "") -> bool:
         """Whether it is compiled: `matcher` takes no time."""
-        return self._kept(grammar) is not None
+        return self._kept(grammar, salt) is not None
 
-    def compile(self, grammar: Grammar) -> "LLMatcher":
+    def compile(self, grammar: Grammar, salt: str = "") -> "LLMatcher":
         """Compile it, and keep it for `matcher`, which raises the same errors."""
         compiled = self._compile(grammar)  # without the lock: others go on meanwhile
         with self._lock:
-            self._compiled[grammar] = compiled
+            self._compiled[salt, grammar] = compiled
             if len(self._compiled) > MAX_COMPILED:
                 self._compiled.popitem(last=False)
         return compiled
 
-    def _kept(self, grammar: Grammar) -> "LLMatcher | None":
+    def _kept(self, grammar: Grammar, salt: str) -> "LLMatcher | None":
         with self._lock:
-            compiled = self._compiled.get(grammar)
+            compiled = self._compiled.get((salt, grammar))
             if compiled is not None:
-                self._compiled.move_to_end(grammar)
+                self._compiled.move_to_end((salt, grammar))
             return compiled
 
     def _compile(self, grammar: Grammar) -> "LLMatcher":

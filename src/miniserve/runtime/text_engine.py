@@ -111,7 +111,7 @@ class TextEngine:
             request_id: unique among the live ones; None: a number.
             prompt: the text, where there is one; only kept.
             priority: smaller goes first.
-            cache_salt: prompts share KV blocks only with prompts of the same salt.
+            cache_salt: prompts share KV blocks only with prompts of the same salt, and so do compiled grammars.
             prior: output that came elsewhere already, if `n` is 1: it goes on behind that, in tokens as in text.
             offer: where the connector may find KV of the first tokens.
 
@@ -144,7 +144,7 @@ class TextEngine:
                 params.seed_of(index),
                 priority,
                 (self.model_key, cache_salt),
-                self.grammars.matcher(params.grammar, limits.stop_token_ids) if params.grammar else None,
+                self.grammars.matcher(params.grammar, limits.stop_token_ids, cache_salt) if params.grammar else None,
                 offer,
             )
             self.engine.scheduler.check_fits(request)

@@ -24,7 +24,7 @@ class Submit(NamedTuple):
         key: the server's number for it.
         prompts: token ids.
         params: for each of the prompts.
-        cache_salt: prompts share KV blocks only within one salt.
+        cache_salt: prompts share KV blocks, and compiled grammars, only within one salt.
         moves: after its first token it goes on in another engine; for one prompt with one choice.
         prior: output that has come elsewhere already; for one prompt with one choice.
         offer: where KV of its first tokens is.

@@ -65,6 +65,8 @@ def run_engine(connection: Connection, opener: Opener) -> None:
     # A signal to the process group (Ctrl-C, a service manager) is for the server, which lets requests finish.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         with opener() as llm:
             Worker(connection, llm).run()
@@ -152,7 +154,7 @@ class Worker:
 
     def _submit(self, submit: Submit) -> None:
         grammar = submit.params.grammar
-        if grammar is None or self._text.grammars.has(grammar):
+        if grammar is None or self._text.grammars.has(grammar, submit.cache_salt):
             self._begin(submit)
         else:
             self._compiling.add(submit.key)
@@ -162,7 +164,7 @@ class Worker:
         """In the compiler's thread."""
         error: Exception | None = None
         try:
-            self._text.grammars.compile(grammar)
+            self._text.grammars.compile(grammar, submit.cache_salt)
         except Exception as failure:
             error = failure
         self._inbox.put(_Compiled(submit, error))

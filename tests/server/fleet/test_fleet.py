@@ -269,6 +269,26 @@ def test_load_is_spread_and_shared_prompts_meet():
     play(story, prefill=2, decode=2)
 
 
+def test_a_prompt_goes_where_its_own_tenant_has_sent_it_and_no_other():
+    """By a router that looks at nothing but what is cached: another tenant's copy of the prompt attracts nobody."""
+    asked = [*range(1000, 1040)]
+
+    class Cached:
+        def choose(self, hashes, block_size, engines):
+            seen.append([engine.cached_blocks(hashes) for engine in engines])
+            return 0
+
+    async def story(fleet, front, back):
+        for salt in ("salt", "salt", "another", ""):  # the engines played here keep blocks as of the first
+            with await fleet.submit([asked], SamplingParams(max_tokens=2, seed=7), cache_salt=salt) as reply:
+                async for _ in reply:
+                    pass
+
+    seen = []
+    play(story, prefill=0, decode=1, decode_router=Cached())
+    assert [found for (found,) in seen] == [0, 9, 0, 0]  # its last token is always computed
+
+
 def test_a_request_has_one_name_in_every_engine():
     """The one that its client is told: watching one engine alone, or several, says the same."""
 
