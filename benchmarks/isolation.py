@@ -46,7 +46,10 @@ def run(model: str, name: str, num_pairs: int, seed: int, folder: Path) -> dict[
     disk = ("--kv-disk", str(folder / name)) if "--kv-disk-mib" in options else ()
     given = [*options, *disk, "--kv-cache-mib", str(DEVICE_MIB[name]), "--max-model-len", "1024", "--no-live-view"]
     draw, found = random.Random(seed), {"within": [], "across": []}
-    with own_server(model, ["--served-model-name", "m", "--api-keys-file", str(file), *given]) as url, Progress() as bar:
+    with (
+        own_server(model, ["--served-model-name", "m", "--api-keys-file", str(file), *given]) as url,
+        Progress() as bar,
+    ):
         askers = [Asker(url, "m", key) for key in (keys[0], keys[0], keys[1])]
         victim, itself, other = askers
         for asker in askers:

@@ -7,7 +7,10 @@ import pytest
 
 from miniserve.bench.isolation import median_interval, signed_rank
 
-@pytest.mark.parametrize("values", [[3.0, 1.0, -2.0, 5.0, 4.0, -0.5], [1.0, 1.0, -1.0, 2.0, 2.0, 2.0], [1.0] * 9, [0.0, 1.0]])
+
+@pytest.mark.parametrize(
+    "values", [[3.0, 1.0, -2.0, 5.0, 4.0, -0.5], [1.0, 1.0, -1.0, 2.0, 2.0, 2.0], [1.0] * 9, [0.0, 1.0]]
+)
 def test_signed_rank_is_what_all_signs_give(values):
     """By going through every way to give signs to the same sizes."""
     sizes = [abs(each) for each in values if each]

@@ -25,7 +25,7 @@ TEMPLATE = (
 class Server:
     """One `miniserve serve` process, its address, and clients for it."""
 
-    def __init__(self, model, *options, **environment):
+    def __init__(self, model, *options, verify=True, **environment):
         command = [sys.executable, "-m", "miniserve", "serve", "--served-model-name", "tiny", "--port", "0"]
         command += ["--dtype", "float32", "--device", "cpu", "--backend", "torch", "--threads", "1", *options]
         command += [] if model is None else [model]
@@ -34,12 +34,12 @@ class Server:
             command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=os.environ | environment
         )
         line = self.process.stdout.readline()
-        found = re.search(r"http://\S+:\d+", line)
+        found = re.search(r"https?://\S+:\d+", line)
         if not found:
             self.process.wait(timeout=30)
             raise RuntimeError(f"no address in {line!r}: {self._written()}")
         self.url = found.group()
-        self.http = httpx.Client(base_url=self.url, timeout=60)
+        self.http = httpx.Client(base_url=self.url, timeout=60, verify=verify)
 
     def openai(self, key="none"):
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
@@ -98,8 +98,8 @@ def start(tiny_chat_model):
     """`with start(*options) as server`: a server of one's own, of the tiny model unless another is named, or None."""
 
     @contextlib.contextmanager
-    def run(*options, model=tiny_chat_model, **environment):
-        server = Server(model, *options, **environment)
+    def run(*options, model=tiny_chat_model, **others):
+        server = Server(model, *options, **others)
         try:
             yield server
         finally:

@@ -70,6 +70,7 @@ def test_files_of_keys(tmp_path):
         ("", "no keys"), ("[alice", "keys.toml"), ("alice = 3", "[alice] is no table"),
         ('[alice]\nsha256 = "abc"', "64 hexadecimal"), (f'[a]\nsha256 = "{"0" * 64}"\ncolour = 1', "colour is not known"),
         (f'[a]\nsha256 = "{"0" * 64}"\nmax_concurrent = 0', "max_concurrent is 0"),
+        (f'[a]\nsha256 = "{"0" * 64}"\n[b]\nsha256 = "{"0" * 64}"', "[a] and [b] have one key"),
     ]:  # fmt: skip
         path.write_text(text)
         with pytest.raises(InvalidRequestError, match=r"keys\.toml") as caught:
@@ -77,3 +78,20 @@ def test_files_of_keys(tmp_path):
         assert says in str(caught.value)
     with pytest.raises(InvalidRequestError, match="at least 20"):
         tenant_of("weak", "password")
+
+
+def test_keys_are_replaced_and_what_is_used_of_limits_is_not():
+    access = Access([Tenant("alice", hash_key(ALICE), max_concurrent=2), tenant_of("bob", BOB)])
+    with enter(access, ALICE), enter(access, BOB) as bob:
+        access.replace([Tenant("alicia", hash_key(ALICE), max_concurrent=1)])
+        for key, status in ((ALICE, 429), (BOB, 401)):
+            with pytest.raises(APIError) as caught, enter(access, key):
+                pass
+            assert caught.value.status == status
+        assert bob.num_running == 1  # what has entered goes on
+    with enter(access, ALICE) as alice:
+        assert (alice.name, alice.num_running) == ("alicia", 1)
+    with pytest.raises(InvalidRequestError, match="no key is left"):
+        access.replace([])
+    with enter(access, ALICE):
+        pass

@@ -25,7 +25,11 @@ def test_a_neighbour_cannot_be_heard(server, guess):
     """The same attack from the victim's own key succeeds: it is the tenants that make the difference."""
     url, keys = server
     draw = random.Random(7)
-    with Asker(url, "tiny", keys[0]) as victim, Asker(url, "tiny", keys[0]) as itself, Asker(url, "tiny", keys[1]) as other:
+    with (
+        Asker(url, "tiny", keys[0]) as victim,
+        Asker(url, "tiny", keys[0]) as itself,
+        Asker(url, "tiny", keys[1]) as other,
+    ):
         for asker in (victim, itself, other):
             asker.ask(guess(draw))  # warm
         pairs = [(attack(victim, itself, guess, draw), attack(victim, other, guess, draw)) for _ in range(PAIRS)]

@@ -179,7 +179,7 @@ def signed_rank(differences: Sequence[float]) -> float:
         ways = [count + (ways[at - rank] if at >= rank else 0) for at, count in enumerate(ways)]
     plus = sum(twice[each] for each in differences if each > 0)
     tail = sum(ways[: min(plus, total - plus) + 1])
-    return min(1.0, 2 * tail / 2 ** len(sizes))
+    return min(1.0, 2 * tail / (1 << len(sizes)))
 
 
 def median_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:

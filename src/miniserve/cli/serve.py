@@ -28,6 +28,10 @@ def serve(
         str | None, typer.Option(envvar=KEY_VARIABLE, help="A key that requests must have.", show_envvar=True)
     ] = None,
     api_keys_file: Annotated[Path | None, typer.Option(help="TOML: a table a tenant, with its key's sha256.")] = None,
+    tls_cert: Annotated[
+        Path | None, typer.Option(help="PEM: the certificate, and those that signed it; with --tls-key: https.")
+    ] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="PEM: its private key, which only the owner may read.")] = None,
     max_waiting: Annotated[int, typer.Option(help="Outputs that may wait; more are refused (429).", min=0)] = 256,
     max_body_mib: Annotated[int, typer.Option(help="Largest body of a request.", min=1)] = 16,
     allow_origin: Annotated[
@@ -43,10 +47,12 @@ def serve(
 ) -> None:
     """Serve a model over HTTP as the OpenAI API does."""
     try:
-        from miniserve.server.access import Access, read_keys, tenant_of
+        from miniserve.server.access import Access, Tenant, read_keys, tenant_of
         from miniserve.server.app import ServerSettings
         from miniserve.server.logs import set_up_logs
+        from miniserve.server.reload import Reloads, Source
         from miniserve.server.run import bind, run_server
+        from miniserve.server.tls import Certificate
         from miniserve.server.traces import provider_from_environment
     except ImportError as error:
         raise MiniserveError(f"the server needs {error.name}: pip install 'miniserve[serve]'") from error
@@ -59,10 +65,23 @@ def serve(
         raise InvalidRequestError(f"there is MODEL '{model}' and --models '{versions.models}': it must be one of them")
     if versions.models is not None and engine.kv_cache_mib is None:
         raise InvalidRequestError("versions share the memory: --kv-cache-mib must say how much each may take")
+    if (tls_cert is None) != (tls_key is None):
+        raise InvalidRequestError("--tls-cert goes with --tls-key: a certificate and its private key")
     os.environ.pop(KEY_VARIABLE, None)  # the engine's process has no business with it
-    tenants = read_keys(api_keys_file) if api_keys_file else []
-    if api_key is not None:
-        tenants.append(tenant_of("api-key", api_key))
+    own = [] if api_key is None else [tenant_of("api-key", api_key)]
+
+    def tenants() -> list[Tenant]:
+        return own + (read_keys(api_keys_file) if api_keys_file else [])
+
+    access, control = Access(tenants()), versions.control()
+    certificate = Certificate(tls_cert, tls_key) if tls_cert and tls_key else None
+    sources = []
+    if api_keys_file:
+        sources.append(Source("API keys", lambda: access.replace(tenants()), api_keys_file))
+    if control and (file := versions.admin_keys_file):
+        sources.append(Source("admin keys", lambda: control.access.replace(read_keys(file)), file))
+    if certificate:
+        sources.append(Source("certificate", certificate.reload))
     set_up_logs(log_level)
     run_server(
         versions.lineup(model or MODEL, fleet.maker(engine, max_waiting), served_as=served_model_name),
@@ -72,8 +91,10 @@ def serve(
             provider_from_environment(),
             live_view,
         ),
-        Access(tenants),
+        access,
         bind(host, port),
         drain_s=drain_seconds,
-        control=versions.control(),
+        control=control,
+        certificate=certificate,
+        reloads=Reloads(sources) if sources else None,
     )

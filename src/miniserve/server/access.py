@@ -4,6 +4,7 @@ A key is kept as its SHA-256 only. The slow hashes that passwords need would add
 which nobody can guess, however fast the hash; short keys are refused. Digests are compared in constant time, with all
 of them. A tenant's cache salt is derived from its key: prompts of two tenants never share KV blocks, so that none can
 find out by timing what another one has asked. Without keys there is one tenant, everybody.
+Keys may be replaced at any time: one that is gone enters no more; a request that has entered goes on.
 """
 
 import hashlib
@@ -49,6 +50,12 @@ class Tenant:
         """Of its prompts' KV blocks."""
         return hashlib.sha256(f"cache salt of {self.sha256}".encode()).hexdigest() if self.sha256 else ""
 
+    def become(self, other: "Tenant") -> "Tenant":
+        """Take another one's name and limits; what is used up stays. Gives this one."""
+        self.name, self.may_watch = other.name, other.may_watch
+        self.max_concurrent, self.requests_per_minute = other.max_concurrent, other.requests_per_minute
+        return self
+
     def begin(self, now_s: float) -> None:
         """A request comes.
 
@@ -74,6 +81,17 @@ class Access:
     def __init__(self, tenants: Sequence[Tenant] = (), clock: Callable[[], float] = time.monotonic) -> None:
         self._tenants, self._clock = list(tenants), clock
         self._everybody = Tenant("everybody", "", may_watch=True)
+
+    def replace(self, tenants: Sequence[Tenant]) -> None:
+        """From now on these are the keys, and no others. A key that stays has used of its limits what it had before.
+
+        Raises:
+            InvalidRequestError: there are some now and would be none, which would let everybody in.
+        """
+        if self._tenants and not tenants:
+            raise InvalidRequestError("no key is left")
+        known = {tenant.sha256: tenant for tenant in self._tenants}
+        self._tenants = [known[each.sha256].become(each) if each.sha256 in known else each for each in tenants]
 
     @contextmanager
     def enter(self, authorization: str | None) -> Iterator[Tenant]:
@@ -138,7 +156,12 @@ def read_keys(path: Path) -> list[Tenant]:
         raise InvalidRequestError(f"{path}: {error}") from error
     if not tables:
         raise InvalidRequestError(f"{path} has no keys: it needs a table for each, such as [alice]")
-    return [_tenant(path, name, table) for name, table in tables.items()]
+    tenants = [_tenant(path, name, table) for name, table in tables.items()]
+    names: dict[str, str] = {}
+    for tenant in tenants:
+        if (other := names.setdefault(tenant.sha256, tenant.name)) != tenant.name:
+            raise InvalidRequestError(f"{path}: [{other}] and [{tenant.name}] have one key: each needs its own")
+    return tenants
 
 
 def _tenant(path: Path, name: str, table: object) -> Tenant:

@@ -24,6 +24,7 @@ from miniserve.server.rollout.admin import Control, add_admin
 from miniserve.server.rollout.lineup import Lineup
 from miniserve.server.rollout.shadow import Shadow
 from miniserve.server.routes import Routes
+from miniserve.server.secure_headers import SecureHeaders
 from miniserve.server.traces import Traced
 from miniserve.server.view.pages import add_docs, add_view
 from miniserve.server.view.watchers import Watchers
@@ -72,6 +73,7 @@ def make_app(lineup: Lineup, settings: ServerSettings, access: Access, control: 
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
+    app.add_middleware(SecureHeaders)
     shadow = Shadow()
     routes, started = Routes(lineup, shadow), int(time.time())
 
@@ -133,6 +135,3 @@ def _handle_errors(app: FastAPI) -> None:
     app.add_exception_handler(APIError, handler(lambda error: error))
     app.add_exception_handler(RequestValidationError, handler(lambda error: invalid(error.errors())))
     app.add_exception_handler(HTTPException, handler(lambda error: APIError(error.status_code, str(error.detail))))
-    app.add_exception_handler(
-        Exception, handler(lambda error: APIError(500, f"an error of the server: {type(error).__name__}"))
-    )

@@ -13,7 +13,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 REQUEST_TIMEOUT_S = 60.0  # from the first byte of a request, or from the connection, to the end of its body
 WRITE_TIMEOUT_S = 60.0  # for a full send buffer (64 KiB) to get down to its low mark (16)
 
-_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+_TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncache-control: no-store\r\ncontent-length: 0\r\n\r\n"
 
 
 class Connection(H11Protocol):

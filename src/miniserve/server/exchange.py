@@ -2,7 +2,8 @@
 
 Plain ASGI around the whole application, so that a response that streams passes through unbuffered. A request's id comes
 from its `x-request-id` if that is a plain word, and goes back in the same header of every response.
-The log has methods, paths, statuses and times; never a prompt, an output or a key.
+The log has methods, paths, statuses and times; never a prompt, an output or a key. An error that nobody expected is
+logged by its kind and place (see `logs`).
 """
 
 import logging
@@ -22,6 +23,7 @@ OPEN_PATHS = frozenset(("/health", "/ready", "/version", "/metrics", "/openapi.j
 
 ADMIN_PREFIX = "/admin"
 MAX_HEADER_BYTES = 64 * 2**10
+NOTHING_SENT = 499  # as a status: the client had gone
 
 logger = logging.getLogger("miniserve.server.access")
 
@@ -49,7 +51,7 @@ class Exchange:
         name = given if re.fullmatch(r"[\w.:-]{1,128}", given, re.ASCII) else secrets.token_hex(12)
         state = scope.setdefault("state", {})
         state["request_id"] = name
-        status = 499  # nothing was sent: the client had gone
+        status = NOTHING_SENT
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
@@ -73,6 +75,11 @@ class Exchange:
                     await self._app(scope, self._bounded(receive), send_with_id)
         except APIError as error:
             await send_error(error, send_with_id)
+        except Exception as error:
+            if status != NOTHING_SENT:
+                raise
+            logger.exception("an error of the server", extra={"request_id": name})
+            await send_error(APIError(500, f"an error of the server: {type(error).__name__}"), send_with_id)
         finally:
             tenant = state.get("tenant")
             logger.info(

@@ -2,11 +2,13 @@
 
 The engine is loaded before the first connection is accepted, on a port that is taken before that: a port in use and a
 model that cannot be loaded are errors of the start. On SIGTERM or Ctrl-C no more requests are taken, `/ready` says so,
-and what runs is finished, within a limit; a second signal ends it at once.
+and what runs is finished, within a limit; a second signal ends it at once. On SIGHUP keys and certificate are read
+again.
 """
 
 import asyncio
 import contextlib
+import logging
 import socket
 import time
 from types import FrameType
@@ -20,13 +22,17 @@ from miniserve.server.app import ServerSettings, make_app
 from miniserve.server.connection import Connection
 from miniserve.server.errors import unavailable
 from miniserve.server.exchange import MAX_HEADER_BYTES
+from miniserve.server.reload import Reloads
 from miniserve.server.rollout.admin import Control
 from miniserve.server.rollout.lineup import Lineup
+from miniserve.server.tls import Certificate
 
 KEEP_ALIVE_S = 30
 MAX_CONNECTIONS = 4096  # a request on one more gets a 503
 SPARE_FILES = 256  # open besides
 CLOSE_TIMEOUT_S = 5  # for what has been computed to reach slow readers
+
+logger = logging.getLogger(__name__)
 
 
 class HTTPServer(uvicorn.Server):
@@ -90,6 +96,8 @@ async def serve(
     *,
     drain_s: float,
     control: Control | None = None,
+    certificate: Certificate | None = None,
+    reloads: Reloads | None = None,
 ) -> None:
     """Start the engines, serve until a signal comes, end the engines.
 
@@ -100,11 +108,14 @@ async def serve(
         listener: from `bind`.
         drain_s: how long requests may go on after the signal.
         control: see `make_app`.
+        certificate: for TLS; None: whoever sees the packets reads them.
+        reloads: what is read again meanwhile; None: SIGHUP ends the process, as it does others.
 
     Raises:
         MiniserveError: they could not be started.
     """
     allow_files(MAX_CONNECTIONS + SPARE_FILES)
+    reading = asyncio.create_task(reloads.run()) if reloads else None
     try:
         await lineup.start()
         config = uvicorn.Config(
@@ -120,21 +131,27 @@ async def serve(
             timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=CLOSE_TIMEOUT_S,
         )
+        config.load()
+        if certificate:
+            config.ssl = certificate.context
+            logger.info("TLS", extra={"certificate_expires": certificate.not_after})
         server = HTTPServer(config, lineup, drain_s)
         listener.listen(config.backlog)  # before its address is printed: whoever reads that may connect
         host, port = listener.getsockname()[:2]
-        print_address(host, port, lineup)
+        print_address("https" if certificate else "http", host, port, lineup)
         await server.serve(sockets=[listener])
     finally:
+        if reading:
+            reading.cancel()
         await lineup.stop()
         if settings.traces:
             await asyncio.to_thread(settings.traces.shutdown)  # sends what it has
 
 
-def print_address(host: str, port: int, lineup: Lineup) -> None:
+def print_address(scheme: str, host: str, port: int, lineup: Lineup) -> None:
     """Where it is to be found, for people: the only thing on stdout."""
     shown = f"[{host}]" if ":" in host else host
-    print(f"{lineup.model}: {lineup.facts.description}. http://{shown}:{port}/v1", flush=True)
+    print(f"{lineup.model}: {lineup.facts.description}. {scheme}://{shown}:{port}/v1", flush=True)
 
 
 def run_server(lineup: Lineup, settings: ServerSettings, access: Access, listener: socket.socket, **how: Any) -> None:

@@ -103,7 +103,10 @@ class Traced:
         context = extract(Headers(scope=scope))
         state: dict[str, Any] = scope.setdefault("state", {})
         method, path = scope["method"], scope["path"]
-        with self._tracer.start_as_current_span(f"{method} {path}", context, kind=SpanKind.SERVER) as recorded:
+        with self._tracer.start_as_current_span(
+            f"{method} {path}", context, kind=SpanKind.SERVER,
+            record_exception=False, set_status_on_exception=False,  # an error's message may quote a prompt
+        ) as recorded:  # fmt: skip
             span = state["span"] = RecordedSpan(recorded)
             span.set({"http.request.method": method, "http.route": path})
 

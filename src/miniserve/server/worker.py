@@ -8,8 +8,10 @@ An exception of the executor ends the process: what state the device is in is no
 """
 
 import contextlib
+import logging
 import re
 import signal
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +23,7 @@ from miniserve.core.block_pool import BlockEvent
 from miniserve.core.grammar import Grammar
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.departures import Departures
+from miniserve.server.logs import set_up_logs
 from miniserve.server.messages import (
     Abort,
     Accepted,
@@ -47,6 +50,8 @@ if TYPE_CHECKING:
 
 Opener = Callable[[], "LLM"]
 
+logger = logging.getLogger(__name__)
+
 
 class _Compiled(NamedTuple):
     """A submission whose grammar has been compiled, or cannot be."""
@@ -67,6 +72,7 @@ def run_engine(connection: Connection, opener: Opener) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    set_up_logs("warning")
     try:
         with opener() as llm:
             Worker(connection, llm).run()
@@ -74,6 +80,9 @@ def run_engine(connection: Connection, opener: Opener) -> None:
         connection.send(Failed(str(error), error.exit_code))
     except BrokenPipeError:
         pass  # the server is gone
+    except Exception:
+        logger.exception("the engine ends with an error")  # not as Python would: the message may quote a prompt
+        sys.exit(1)
 
 
 class Worker:
