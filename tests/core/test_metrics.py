@@ -1,6 +1,10 @@
 """Totals and distributions, on a clock that the test moves."""
 
+import math
+
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
@@ -128,3 +132,32 @@ def test_imbalance():
     assert imbalance([2, 2, 2, 2]) == 1.0
     assert imbalance([0, 6, 0]) == 3.0
     assert imbalance([0, 0]) is None
+
+
+@given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=40)
+def test_the_requests_shares_of_the_time_are_all_of_it(asked):
+    device = Timed(8, 4)  # few blocks: some are preempted, and computed again
+    scheduler = Scheduler(BlockPool(8, 4), max_num_seqs=4, max_num_batched_tokens=8, max_model_len=32)
+    engine = Engine(scheduler, device, lambda: device.now)
+    requests = [Request(str(index), [7] * prompt, Limits(most)) for index, (prompt, most, _) in enumerate(asked)]
+    told = 0.0
+    for request, (*_, steps) in zip(requests, asked, strict=True):
+        engine.add_request(request)
+        for _ in range(steps):
+            engine.step()
+        told += request.times.newly_spent_s()
+    engine.finish(requests[0].request_id)  # if it is there still
+    run(engine)
+    busy = engine.metrics.schedule_s + engine.metrics.execute_s
+    assert math.isclose(math.fsum(request.times.spent_s for request in requests), busy)
+    assert math.isclose(told + math.fsum(request.times.newly_spent_s() for request in requests), busy)
+    assert all(request.times.spent_s > 0 for request in requests[1:])
+
+
+def test_who_has_more_computed_in_a_step_pays_more_of_it(engine):
+    long, short = Request("a", list(range(7)), Limits(1)), Request("b", [7], Limits(1))
+    for request in (long, short):
+        engine.add_request(request)
+    run(engine)
+    assert (long.times.spent_s, short.times.spent_s) == (7 / 8, 1 / 8)

@@ -28,8 +28,9 @@ def test_what_is_not_read_is_joined_one_piece_a_choice():
 
 
 def test_prompt_logprobs_survive_joining():
-    first, second = Piece(0, "a", [1], prompt_logprobs=[None]), Piece(0, "b", [2], finish_reason="stop", num_cached=3)
-    assert first.then(second) == Piece(0, "ab", [1, 2], None, "stop", None, 3, [None])
+    first = Piece(0, "a", [1], prompt_logprobs=[None], spent_s=0.5)
+    second = Piece(0, "b", [2], finish_reason="stop", num_cached=3, spent_s=0.25)
+    assert first.then(second) == Piece(0, "ab", [1, 2], None, "stop", None, 3, [None], spent_s=0.75)
 
 
 def test_a_failure_reaches_the_reader_and_closing_is_told_once():

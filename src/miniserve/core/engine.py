@@ -200,6 +200,9 @@ class Engine:
         metrics.num_computed_tokens += step.num_tokens
         metrics.schedule_s += schedule_s
         metrics.execute_s += execute_s
+        token_s = (schedule_s + execute_s) / step.num_tokens
+        for part in step.scheduled:
+            part.request.times.spent_s += token_s * part.num_tokens
         metrics.batch_size.observe(len(step.scheduled))
         for name, seconds in result.seconds.items():
             metrics.seconds[name] = metrics.seconds.get(name, 0.0) + seconds

@@ -113,6 +113,7 @@ class Piece(NamedTuple):
             engine, which may find its KV by `offer`.
         num_cached: tokens of the prompt that were not computed anew: the prefix cache had them, or a tier.
         prompt_logprobs: with the first piece, if asked for: one a prompt token, None for the first.
+        spent_s: its share of the engine's time since the last piece; see `Times`.
     """
 
     choice: int
@@ -124,6 +125,7 @@ class Piece(NamedTuple):
     num_cached: int = 0
     prompt_logprobs: list[TokenLogprob | None] | None = None
     offer: Offer | None = None
+    spent_s: float = 0.0
 
     def without_output(self) -> "Piece":
         """What it says of the prompt."""
@@ -143,6 +145,7 @@ class Piece(NamedTuple):
             tokens=self.tokens + later.tokens,
             logprobs=logprobs,
             prompt_logprobs=self.prompt_logprobs,
+            spent_s=self.spent_s + later.spent_s,
         )
 
 

@@ -248,6 +248,7 @@ class Worker:
             choice.stop_reason,
             request.num_reused,
             list(request.prompt_logprobs) if begins and params.prompt_logprobs is not None else None,
+            spent_s=request.times.newly_spent_s(),
         )
 
     def _forget(self, generation: "Generation") -> None:
