@@ -10,21 +10,28 @@ ALICE, BOB = new_key(), new_key()
 
 
 def enter(access, key):
-    return access.enter(f"Bearer {key}")
+    return access.enter(access.find(f"Bearer {key}"))
 
 
 def test_only_known_keys_enter():
     access = Access([tenant_of("alice", ALICE), tenant_of("bob", BOB)])
-    with enter(access, ALICE) as alice, enter(access, BOB) as bob:
-        assert (alice.name, bob.name) == ("alice", "bob")
-        assert len({alice.cache_salt, bob.cache_salt, ""}) == 3
-        assert ALICE not in repr(alice)
+    alice, bob = (access.find(f"Bearer {key}") for key in (ALICE, BOB))
+    assert (alice.name, bob.name) == ("alice", "bob")
+    assert len({alice.cache_salt, bob.cache_salt, ""}) == 3
+    assert ALICE not in repr(alice)
     for header in (None, "", ALICE, f"Basic {ALICE}", "Bearer ", f"Bearer {ALICE[:-1]}", f"Bearer {hash_key(ALICE)}"):
-        with pytest.raises(APIError) as caught, access.enter(header):
-            pass
+        with pytest.raises(APIError) as caught:
+            access.find(header)
         assert caught.value.status == 401
-    with Access().enter(None) as everybody:
-        assert everybody.cache_salt == ""
+    assert Access().find(None).cache_salt == ""
+
+
+def test_who_may_see_everybody_s_requests():
+    access = Access([tenant_of("alice", ALICE), Tenant("bob", hash_key(BOB))])
+    assert Access().lets_watch(None), "where everybody may ask, everybody may watch"
+    assert [access.lets_watch(header) for header in (None, f"Bearer {ALICE}", f"Bearer {BOB}")] == [False, True, False]
+    with pytest.raises(APIError):
+        access.lets_watch("Bearer of-no-key-that-is-known")
 
 
 def test_concurrency_is_counted_per_key_and_given_back():

@@ -10,6 +10,7 @@ import typer
 from miniserve.cli.engine_options import EngineOptions
 from miniserve.cli.fleet_options import FleetOptions
 from miniserve.cli.loading import MODEL_HELP
+from miniserve.cli.monitor_options import MonitorOptions
 from miniserve.cli.option_tables import with_tables
 from miniserve.cli.version_options import VersionOptions
 from miniserve.errors import InvalidRequestError, MiniserveError
@@ -18,7 +19,7 @@ KEY_VARIABLE = "MINISERVE_API_KEY"
 MODEL = "smollm2"
 
 
-@with_tables(fleet=FleetOptions, versions=VersionOptions, engine=EngineOptions)
+@with_tables(fleet=FleetOptions, versions=VersionOptions, monitor=MonitorOptions, engine=EngineOptions)
 def serve(
     model: Annotated[str | None, typer.Argument(help=f"{MODEL_HELP} Default: {MODEL}.")] = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: all of this machine's.")] = "127.0.0.1",
@@ -43,6 +44,7 @@ def serve(
     *,
     fleet: FleetOptions,
     versions: VersionOptions,
+    monitor: MonitorOptions,
     engine: EngineOptions,
 ) -> None:
     """Serve a model over HTTP as the OpenAI API does."""
@@ -90,6 +92,7 @@ def serve(
             tuple(allow_origin or ()),
             provider_from_environment(),
             live_view,
+            monitor.ledger(),
         ),
         access,
         bind(host, port),

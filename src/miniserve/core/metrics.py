@@ -33,6 +33,13 @@ class Histogram:
         self.sum += value * times
         self.count += times
 
+    def add(self, other: "Histogram") -> None:
+        """Take in what another one of the same bounds has counted."""
+        assert other.bounds == self.bounds, "what is added has the same buckets"
+        self.counts = [own + theirs for own, theirs in zip(self.counts, other.counts, strict=True)]
+        self.sum += other.sum
+        self.count += other.count
+
     @property
     def mean(self) -> float | None:
         """Of all values; None if there were none."""

@@ -94,23 +94,37 @@ class Access:
         self._tenants = [known[each.sha256].become(each) if each.sha256 in known else each for each in tenants]
 
     @contextmanager
-    def enter(self, authorization: str | None) -> Iterator[Tenant]:
+    def enter(self, tenant: Tenant) -> Iterator[None]:
         """The time of one request.
+
+        Raises:
+            APIError: 429, beyond the key's limits.
+        """
+        tenant.begin(self._clock())
+        try:
+            yield
+        finally:
+            tenant.num_running -= 1
+
+    def lets_watch(self, authorization: str | None) -> bool:
+        """Whether who asks may see everybody's requests: by its key, or because there are no keys.
+
+        Raises:
+            APIError: 401, it has given a key that is not known.
+        """
+        if authorization is None and self._tenants:
+            return False
+        return self.find(authorization).may_watch
+
+    def find(self, authorization: str | None) -> Tenant:
+        """Who asks.
 
         Args:
             authorization: the header of that name, `Bearer KEY`.
 
         Raises:
-            APIError: 401 without a known key, 429 beyond the key's limits.
+            APIError: 401, without a known key.
         """
-        tenant = self._find(authorization)
-        tenant.begin(self._clock())
-        try:
-            yield tenant
-        finally:
-            tenant.num_running -= 1
-
-    def _find(self, authorization: str | None) -> Tenant:
         if not self._tenants:
             return self._everybody
         scheme, _, key = (authorization or "").partition(" ")

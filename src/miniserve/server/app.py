@@ -5,7 +5,8 @@
 
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request
@@ -19,9 +20,14 @@ from miniserve.server.access import Access
 from miniserve.server.errors import APIError, invalid
 from miniserve.server.exchange import Exchange
 from miniserve.server.metrics import exposition
+from miniserve.server.monitor.ledger import Ledger
+from miniserve.server.monitor.metered import Metered
+from miniserve.server.monitor.series import served
+from miniserve.server.monitor.usage import add_usage
 from miniserve.server.openapi import CHAT_OUTPUT, ERRORS, KEY, PLAIN_TEXT, TEXT_OUTPUT, describe
 from miniserve.server.rollout.admin import Control, add_admin
 from miniserve.server.rollout.lineup import Lineup
+from miniserve.server.rollout.series import directed
 from miniserve.server.rollout.shadow import Shadow
 from miniserve.server.routes import Routes
 from miniserve.server.secure_headers import SecureHeaders
@@ -42,12 +48,14 @@ class ServerSettings:
         allow_origins: of other sites whose pages may use this server from a browser; "*": of any.
         traces: where OpenTelemetry's spans go; None: nowhere.
         live_view: whether there is a page that shows the engine at work.
+        ledger: where requests are counted.
     """
 
     max_body_bytes: int = 16 * 2**20
     allow_origins: Sequence[str] = ()
     traces: "TracerProvider | None" = None
     live_view: bool = True
+    ledger: Ledger = field(default_factory=Ledger)
 
 
 def make_app(lineup: Lineup, settings: ServerSettings, access: Access, control: Control | None = None) -> FastAPI:
@@ -63,6 +71,7 @@ def make_app(lineup: Lineup, settings: ServerSettings, access: Access, control: 
     # Each layer goes around those before it.
     admins = control.access if control else None
     app.add_middleware(Exchange, access=access, admins=admins, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Metered, ledger=settings.ledger)
     if settings.traces:
         app.add_middleware(Traced, provider=settings.traces)
     if settings.allow_origins:
@@ -102,9 +111,12 @@ def make_app(lineup: Lineup, settings: ServerSettings, access: Access, control: 
         return {"version": __version__}
 
     @app.get("/metrics", response_class=Response, responses=PLAIN_TEXT)
-    async def metrics() -> Response:
-        """For Prometheus."""
-        body, media_type = exposition(await lineup.reports(), lineup.model)
+    async def metrics(request: Request) -> Response:
+        """For Prometheus. By tenant only for a key that may watch, or where there are no keys."""
+        by_tenant = access.lets_watch(request.headers.get("authorization"))
+        counted = served(settings.ledger, lineup.model, by_tenant=by_tenant)
+        more = chain(counted, [directed(lineup.traffic, lineup.model)])
+        body, media_type = exposition(await lineup.reports(), lineup.model, more)
         return Response(body, media_type=media_type)
 
     for path, route, outputs in (
@@ -114,6 +126,7 @@ def make_app(lineup: Lineup, settings: ServerSettings, access: Access, control: 
         app.post(path, response_model=None, dependencies=[KEY], responses=outputs)(route)
     app.post("/tokenize", dependencies=[KEY])(routes.tokenize)
     app.post("/detokenize", dependencies=[KEY])(routes.detokenize)
+    add_usage(app, settings.ledger, for_admins=control is not None)
     if control:
         add_admin(app, lineup, shadow, control.log)
     add_docs(app)

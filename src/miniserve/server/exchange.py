@@ -70,8 +70,8 @@ class Exchange:
             else:
                 of_admins = self._admins is not None and scope["path"].startswith(f"{ADMIN_PREFIX}/")
                 access = self._admins if self._admins is not None and of_admins else self._access
-                with access.enter(headers.get("authorization")) as tenant:
-                    state["tenant"] = tenant
+                state["tenant"] = tenant = access.find(headers.get("authorization"))
+                with access.enter(tenant):
                     await self._app(scope, self._bounded(receive), send_with_id)
         except APIError as error:
             await send_error(error, send_with_id)

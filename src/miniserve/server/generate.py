@@ -21,6 +21,7 @@ from miniserve.errors import InvalidRequestError
 from miniserve.server.backend import Backend
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Piece
+from miniserve.server.monitor.meter import CLIENT_LEFT, Meter
 from miniserve.server.protocol import GenerationRequest
 from miniserve.server.replies import Body, Form, PromptDetails, Usage, encode
 from miniserve.server.reply import Reply
@@ -41,6 +42,7 @@ class Job:
         request_id: part of the response's id.
         cache_salt: of its tenant.
         span: what traces are told of it.
+        meter: counts it.
         on_end: told each choice's tokens when there will be no more; None: nobody is, and they are not kept.
     """
 
@@ -51,6 +53,7 @@ class Job:
     request_id: str
     cache_salt: str = ""
     span: Span = field(default_factory=NoSpan)
+    meter: Meter = field(default_factory=Meter)
     on_end: Callable[[Mapping[int, Sequence[int]]], None] | None = None
     created: int = field(default_factory=lambda: int(time.time()))
     num_tokens: int = 0
@@ -75,6 +78,7 @@ class Job:
         finally:
             if self.on_end:
                 self.on_end(self.outputs)
+            self.meter.usage = self.usage
             self.span.set({
                 "gen_ai.usage.input_tokens": self.usage.prompt_tokens,
                 "gen_ai.usage.output_tokens": self.num_tokens,
@@ -83,7 +87,8 @@ class Job:
             })  # fmt: skip
 
     def count(self, piece: Piece) -> None:
-        """Take note of a piece for `usage` and the span."""
+        """Take note of a piece for `usage`, the meter and the span."""
+        self.meter.count(piece)
         if piece.tokens and not self.num_tokens:
             self.span.event("first output")
         self.num_tokens += len(piece.tokens)
@@ -129,6 +134,7 @@ async def _counted(job: Job, reply: Reply) -> AsyncIterator[Piece]:
             yield piece
     except APIError as error:
         job.span.fail(error.message)
+        job.meter.failure = error.status
         raise
 
 
@@ -171,8 +177,11 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Of ASGI."""
-        with self._reply, self._job.told(), contextlib.suppress(ClientGoneError):
-            await _unless(_disconnected(receive), self._send_all(send))
+        with self._reply, self._job.told():
+            try:
+                await _unless(_disconnected(receive), self._send_all(send))
+            except ClientGoneError as error:
+                self._job.meter.failure = error.status
 
     async def _send_all(self, send: Send) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
@@ -188,7 +197,7 @@ class ClientGoneError(APIError):
     """Nobody is there to read the response. Its status is for the log alone."""
 
     def __init__(self) -> None:
-        super().__init__(499, "the client has disconnected")
+        super().__init__(CLIENT_LEFT, "the client has disconnected")
 
 
 async def unless_gone(request: Request, work: Awaitable[T]) -> T:

@@ -1,11 +1,12 @@
-"""The engine's counts as Prometheus reads them, under the names that vLLM made usual, with the prefix `miniserve:`.
+"""The engines' counts as Prometheus reads them, under the names that vLLM made usual, with the prefix `miniserve:`.
 
 Counted once, in the engine: at each look its `Metrics` are asked for and written down. When the engine is started again
 its counters begin at 0, as Prometheus expects of a process that was. Times are the engine's: from the moment a request
 reaches it.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -36,35 +37,39 @@ TIER_SERIES: Mapping[str, tuple[type[CounterMetricFamily] | type[GaugeMetricFami
 COUNTED = {"load_seconds": "load_s", "save_seconds": "save_s"}  # where a field has another name
 
 
-def exposition(engines: Sequence[EngineReport], model: str) -> tuple[bytes, str]:
+def exposition(engines: Sequence[EngineReport], model: str, more: Iterable[Metric] = ()) -> tuple[bytes, str]:
     """The text of `/metrics`, and its media type.
 
     Args:
         engines: how each is. Where there are several, every series has the label `engine`.
         model: the label `model_name` of every series.
+        more: what others have counted; it may come in parts.
     """
     registry = CollectorRegistry(auto_describe=False)
-    registry.register(_Collector(engines, model))
+    registry.register(_Collector(engines, model, more))
     return generate_latest(registry), CONTENT_TYPE_LATEST
 
 
 class _Collector(Collector):
     """Series of one name belong together, whichever engine they are of."""
 
-    def __init__(self, engines: Sequence[EngineReport], model: str) -> None:
-        self._engines, self._model = engines, model
+    def __init__(self, engines: Sequence[EngineReport], model: str, more: Iterable[Metric]) -> None:
+        self._engines, self._model, self._more = engines, model, more
 
     def collect(self) -> Iterator[Metric]:
         """Every series."""
         families: dict[str, Metric] = {}
+        for family in chain(self._of_engines(), self._more):
+            if family.name in families:
+                families[family.name].samples += family.samples
+            else:
+                families[family.name] = family
+        yield from families.values()
+
+    def _of_engines(self) -> Iterator[Metric]:
         for engine in self._engines:
             labels = {"model_name": self._model} | ({"engine": engine.name} if engine.name else {})
-            for family in _Families(labels).of(engine):
-                if family.name in families:
-                    families[family.name].samples += family.samples
-                else:
-                    families[family.name] = family
-        yield from families.values()
+            yield from _Families(labels).of(engine)
 
 
 class _Families:
@@ -87,6 +92,8 @@ class _Families:
         yield self._counter("generation_tokens", "Output.", metrics.num_output_tokens)
         yield self._counter("prefix_cache_queries", "Prompt tokens looked for.", metrics.num_prompt_tokens)
         yield self._counter("prefix_cache_hits", "Prompt tokens found.", metrics.num_cached_tokens)
+        busy_s = metrics.schedule_s + metrics.execute_s
+        yield self._counter("engine_busy_seconds", "That steps took.", busy_s)
         yield self._counter("num_preemptions", "Outputs that lost their place.", metrics.num_preemptions)
         finished = CounterMetricFamily(
             f"{PREFIX}request_success", "Outputs that ended.", labels=[*self._labels, "finished_reason"]
@@ -155,11 +162,16 @@ class _Families:
         family.add_metric(list(self._labels.values()), value)
         return family
 
-    def _histogram(self, name: str, help: str, histogram: Histogram) -> Metric:
-        total, buckets = 0, []
-        for bound, number in zip((*map(str, histogram.bounds), "+Inf"), histogram.counts, strict=True):
-            total += number
-            buckets.append((bound, total))
-        family = HistogramMetricFamily(PREFIX + name, help, labels=list(self._labels))
-        family.add_metric(list(self._labels.values()), buckets, histogram.sum)
-        return family
+    def _histogram(self, name: str, help: str, counted: Histogram) -> Metric:
+        return histogram(name, help, counted, self._labels)
+
+
+def histogram(name: str, help: str, counted: Histogram, labels: Mapping[str, str]) -> Metric:
+    """As Prometheus has it: of each bucket, what is in it and in all below."""
+    total, buckets = 0, []
+    for bound, number in zip((*map(str, counted.bounds), "+Inf"), counted.counts, strict=True):
+        total += number
+        buckets.append((bound, total))
+    family = HistogramMetricFamily(PREFIX + name, help, labels=list(labels))
+    family.add_metric(list(labels.values()), buckets, counted.sum)
+    return family

@@ -18,6 +18,7 @@ from miniserve.server.chat_protocol import ChatRequest, Message, TokenizeRequest
 from miniserve.server.chat_replies import ChatForm
 from miniserve.server.errors import APIError
 from miniserve.server.generate import Job, respond
+from miniserve.server.monitor.metered import meter_of
 from miniserve.server.protocol import CompletionRequest, DetokenizeRequest
 from miniserve.server.replies import Form, TextForm
 from miniserve.server.rollout.lineup import Lineup
@@ -108,9 +109,8 @@ class Routes:
         with self._lineup.pick(body.model, key, wanted) as (version, engine):
             state.version = version
             ids = await prompts(engine)
-            job = Job(
-                body, params, ids, await form(engine, ids), state.request_id, state.tenant.cache_salt, span_of(request)
-            )
+            of = span_of(request), meter_of(request)
+            job = Job(body, params, ids, await form(engine, ids), state.request_id, state.tenant.cache_salt, *of)
             if (shadow := self._lineup.traffic.copies(key)) is not None and shadow != version:
                 copy = Copy(prompts, params, job.cache_salt)
                 job.on_end = copy.end

@@ -105,13 +105,16 @@ class SLO:
 
     def met_by(self, service: Service) -> bool:
         """Whether it ended without an error within all limits."""
-        return (
-            service.error is None
-            and service.ttft_s <= self.ttft_s
-            and service.e2e_s <= self.e2e_s
-            and (service.tpot_s or 0.0) <= self.tpot_s
-            and max(service.gaps_s, default=0.0) <= self.itl_s
+        return service.error is None and self.holds(
+            ttft_s=service.ttft_s,
+            itl_s=max(service.gaps_s, default=0.0),
+            tpot_s=service.tpot_s or 0.0,
+            e2e_s=service.e2e_s,
         )
+
+    def holds(self, *, ttft_s: float, itl_s: float, tpot_s: float, e2e_s: float) -> bool:
+        """Whether all are within the limits; `itl_s` is the longest gap."""
+        return ttft_s <= self.ttft_s and itl_s <= self.itl_s and tpot_s <= self.tpot_s and e2e_s <= self.e2e_s
 
 
 def spread(values: Sequence[float] | Iterable[float]) -> dict[str, float] | None:

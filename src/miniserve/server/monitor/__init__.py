@@ -1,0 +1,1 @@
+"""What the server counts of the requests that it answers: by whom, by which version, how well, and what it took."""
