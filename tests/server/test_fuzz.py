@@ -21,7 +21,7 @@ CHECKS = [
     checks.response_schema_conformance, checks.response_headers_conformance,
 ]  # fmt: skip
 ENDPOINTS = [
-    ("GET", "/v1/models"), ("GET", "/health"), ("GET", "/ready"), ("GET", "/version"), ("GET", "/metrics"),
+    ("GET", "/v1/models"), ("GET", "/health"), ("GET", "/ready"), ("GET", "/version"), ("GET", "/metrics"), ("GET", "/usage"),
     ("POST", "/v1/completions"), ("POST", "/v1/chat/completions"), ("POST", "/tokenize"), ("POST", "/detokenize"),
 ]  # fmt: skip
 
