@@ -18,6 +18,7 @@ from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.efficiency import Efficiency, load_efficiencies
 from miniserve.hardware.shape import Parallel, Precision, Shape
 from miniserve.simulate.deployment import Deployment, efficiency_for
+from miniserve.simulate.money import usd_per_million
 from miniserve.simulate.report import DEFAULT_PRICE, MILLION
 from miniserve.simulate.speculation import Speculation
 from miniserve.simulate.steady import Lengths, Steady, Yield
@@ -141,7 +142,7 @@ def worth(device: Accelerator, tokens_per_s: float, price: str = DEFAULT_PRICE) 
     """Of so many tokens a second of one device, by the catalogue's price of an hour and its power."""
     usd, watts = device.usd_per_hour.get(price), device.figures.get("all_in_power_w")
     return Worth(
-        usd.value / 3600 / tokens_per_s * MILLION if usd else None,
+        usd_per_million(usd.value, tokens_per_s) if usd else None,
         tokens_per_s / watts.value * MILLION if watts else None,
     )
 
