@@ -62,7 +62,7 @@ test-fleet: $(FLEET)/run.stamp  ## workers killed and silenced under Dynamo: min
 	$(FLEET)/bin/python -m pytest --record results/dynamo.json \
 		tests/dynamo/test_planned.py tests/dynamo/test_deployment.py tests/dynamo/test_faults.py tests/dynamo/test_routing.py
 
-soak: $(VENV)/run.stamp  ## a server under load for 20 minutes with everything done to it: kills, leavers, rollouts, flipped bits
+soak: $(VENV)/dev.stamp  ## a server under load for 20 minutes with everything done to it: kills, leavers, rollouts, flipped bits
 	$(BIN)/miniserve models pull $(MODEL)
 	$(BIN)/python benchmarks/serve_soak.py --model $(MODEL)
 

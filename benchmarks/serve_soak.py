@@ -40,7 +40,6 @@ from rich.table import Table
 
 from miniserve.bench.record import write_record
 from miniserve.model.sources.resolve import resolve
-from miniserve.registry.audit import AuditLog
 from miniserve.registry.store import Registry
 from miniserve.registry.version import Provenance
 from miniserve.server.access import hash_key, new_key
@@ -386,7 +385,7 @@ def main() -> None:
             "--kv-disk-mib",
             str(KV_DISK_MIB),
         ]
-        command += ["--admin-keys-file", str(keys), "--audit-log", str(place / "audit.jsonl")]
+        command += ["--admin-keys-file", str(keys)]
         environment = os.environ | {"MINISERVE_REGISTRY": str(place / "registry")}
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
         try:
@@ -405,7 +404,7 @@ def main() -> None:
             asyncio.run(all_of_it())
             process.terminate()
             code = process.wait(timeout=60)
-            AuditLog(place / "audit.jsonl").verify()
+            Registry(place / "registry").audit.verify()
         finally:
             process.kill()
     whole_minutes = [soak.by_minute[minute] for minute in range(int(args.minutes))]

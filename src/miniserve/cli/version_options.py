@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from miniserve.errors import InvalidRequestError
-from miniserve.registry.audit import AuditLog
+from miniserve.model.sources.resolve import REGISTERED
 from miniserve.registry.stable import set_stable, stable_of
 from miniserve.registry.store import Registry
 
@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from miniserve.server.backend import Backend
     from miniserve.server.rollout.admin import Control
     from miniserve.server.rollout.lineup import Lineup
-
-PREFIX = "registry:"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +32,6 @@ class VersionOptions:
     admin_keys_file: Annotated[
         Path | None, typer.Option(help="TOML, as --api-keys-file: who may direct versions, by /admin.")
     ] = None
-    audit_log: Annotated[Path | None, typer.Option(help="Where every order to /admin is written down.")] = None
 
     def lineup(self, model: str, make: "Callable[[str], Backend]", *, served_as: str | None) -> "Lineup":
         """The versions that are served: those of the registry, or a model that has none.
@@ -55,17 +52,17 @@ class VersionOptions:
         from miniserve.server.rollout.version import Version
 
         if self.models is None:
-            if self.warm or self.smoke or self.admin_keys_file or self.audit_log:
-                raise InvalidRequestError("warm, smoke, admin_keys_file and audit_log are for --models registry:NAME")
+            if self.warm or self.smoke or self.admin_keys_file:
+                raise InvalidRequestError("warm, smoke and admin_keys_file are for --models registry:NAME")
             return Lineup(served_as or model, [Version("", lambda: make(model))])
-        if not self.models.startswith(PREFIX) or "@" in self.models:
+        if not self.models.startswith(REGISTERED) or "@" in self.models:
             message = f"models '{self.models}' is not registry:NAME: all versions of one model in the registry"
             raise InvalidRequestError(message)
-        registry, name = Registry(), self.models.removeprefix(PREFIX)
+        registry, name = Registry(), self.models.removeprefix(REGISTERED)
         gate = read_gate(self.smoke) if self.smoke else ALWAYS
 
         def version(label: str) -> Version:
-            return Version(label, lambda: make(f"{PREFIX}{name}@{label}"), gate)
+            return Version(label, lambda: make(f"{REGISTERED}{name}@{label}"), gate)
 
         def newer(known: Sequence[str]) -> list[Version]:
             return [version(each.version) for each in registry.versions(name) if each.version not in known]
@@ -82,16 +79,12 @@ class VersionOptions:
         )
 
     def control(self) -> "Control | None":
-        """Who may direct versions, and where that is written down; None: nobody.
+        """Who may direct versions; that is written down in the registry's audit log. None: nobody.
 
         Raises:
-            InvalidRequestError: there is one without the other, or the file of keys says something that cannot be.
+            InvalidRequestError: the file of keys says something that cannot be.
         """
         from miniserve.server.access import Access, read_keys
         from miniserve.server.rollout.admin import Control
 
-        if (self.admin_keys_file is None) != (self.audit_log is None):
-            raise InvalidRequestError("--admin-keys-file goes with --audit-log: no order without a record of it")
-        if self.admin_keys_file is None or self.audit_log is None:
-            return None
-        return Control(Access(read_keys(self.admin_keys_file)), AuditLog(self.audit_log))
+        return Control(Access(read_keys(self.admin_keys_file)), Registry().audit) if self.admin_keys_file else None

@@ -12,6 +12,8 @@ import httpx
 import pytest
 
 from miniserve.registry.audit import AuditLog
+from miniserve.registry.keys import PrivateKey, make_keys
+from miniserve.registry.signing import sign
 from miniserve.registry.store import Registry
 from miniserve.registry.version import Provenance
 from miniserve.server.access import hash_key, new_key
@@ -23,18 +25,21 @@ ASKED = {"prompt": "hello", "max_tokens": 48, "temperature": 0, "ignore_eos": Tr
 
 @pytest.fixture(scope="module")
 def registry(tmp_path_factory):
-    """Version 1; version 2, with other weights; and "broken", whose weights are noise."""
+    """Version 1; version 2, with other weights; "broken", whose weights are noise; "unsigned", as the others are not."""
     root = tmp_path_factory.mktemp("registry")
-    for seed, version in enumerate(("1", "2", "broken")):
+    make_keys(root / "key", root / "key.pub")
+    for seed, version in enumerate(("1", "2", "broken", "unsigned")):
         directory, model = tmp_path_factory.mktemp("version"), tiny_models.make("llama", seed)
         if version == "broken":
             model.lm_head.weight.data *= 100
         model.save_pretrained(directory)
         tiny_models.save_tokenizer(directory)
-        Registry(root).register(
+        made = Registry(root).register(
             "shop", directory, card="Of a test.", version=version,
             provenance=Provenance(source="random weights", by="a test", licence="Apache-2.0"),
         )  # fmt: skip
+        if version != "unsigned":
+            sign(made.path, PrivateKey.read(root / "key"))
     return root
 
 
@@ -63,7 +68,7 @@ class Shop:
 @pytest.fixture(scope="module")
 def shop(start, registry, tmp_path_factory):
     tmp_path = tmp_path_factory.mktemp("shop")
-    key, keys, log = new_key(), tmp_path / "admins.toml", tmp_path / "audit.jsonl"
+    key, keys = new_key(), tmp_path / "admins.toml"
     keys.write_text(f'[ann]\nsha256 = "{hash_key(key)}"\n')
     smoke = tmp_path / "smoke.toml"
     smoke.write_text('[[texts]]\ntext = "some words of no meaning"\nmax_nats = 9.0\n')
@@ -77,10 +82,11 @@ def shop(start, registry, tmp_path_factory):
         "--max-model-len",
         "96",
     ]
-    options += ["--smoke", str(smoke), "--admin-keys-file", str(keys), "--audit-log", str(log)]
+    options += ["--require-signed", str(registry / "key.pub")]
+    options += ["--smoke", str(smoke), "--admin-keys-file", str(keys)]
     (registry / "shop" / "stable").write_text("1\n")
     with start(*options, model=None, MINISERVE_REGISTRY=str(registry)) as server:
-        yield Shop(server, key, log)
+        yield Shop(server, key, Registry(registry).audit.path)
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +96,8 @@ def as_at_first(shop):
     shop.order("PUT", "/traffic", shadow=None)
     if shop.states()["2"] == "ready":
         assert shop.order("POST", "/versions/2/unload").status_code == 200
-    assert shop.states() | {"broken": "cold"} == {"1": "ready", "2": "cold", "broken": "cold"}
+    assert {shop.states()[name] for name in ("broken", "unsigned")} <= {"cold", "failed"}
+    assert (shop.states()["1"], shop.states()["2"]) == ("ready", "cold")
 
 
 class Answer(NamedTuple):
@@ -171,17 +178,20 @@ def test_a_rollback_under_64_streams_fails_none_of_them(shop):
     records = AuditLog(shop.log)
     records.verify()
     done = [(each.who, each.what) for each in records.read()[-10:] if each.what.endswith(": done")]
-    assert done == [("ann", f"{what}: done") for what in ("load", "traffic", "promote", "rollback", "unload")]
+    assert done == [("ann", f"rollout.{what}: done") for what in ("load", "traffic", "promote", "rollback", "unload")]
 
 
 def test_a_version_that_does_not_pass_answers_nobody(shop):
     refused = shop.order("POST", "/versions/broken/load")
     assert refused.status_code == 409
     assert "nats a token: at most 9" in refused.json()["error"]["message"]
-    assert shop.states() == {"1": "ready", "2": "cold", "broken": "failed"}
+    assert shop.states() == {"1": "ready", "2": "cold", "broken": "failed", "unsigned": "cold"}
+    refused = shop.order("POST", "/versions/unsigned/load")
+    assert refused.status_code == 409
+    assert "not signed" in refused.json()["error"]["message"]
     assert shop.order("POST", "/promote", version="broken").status_code == 503
     assert shop.answer()[0] == "1"
-    (record,) = [each for each in AuditLog(shop.log).read() if each.what == "load: refused"]
+    (_, record) = [each for each in AuditLog(shop.log).read() if each.what == "rollout.load: refused"]
     assert record.details["reason"] == refused.json()["error"]["message"]
 
 

@@ -19,19 +19,19 @@ SHUTDOWN_S = 20.0
 
 
 @contextlib.contextmanager
-def own_server(model: str, options: Sequence[str] = ()) -> Iterator[str]:
+def own_server(model: str | None, options: Sequence[str] = ()) -> Iterator[str]:
     """Start it and wait until it is ready; gives the URL of its API. It ends with the block.
 
     In the main thread, where alone signals can be handled, it ends with a SIGTERM to this process, too.
 
     Args:
-        model: what `miniserve serve` is given.
+        model: what `miniserve serve` is given; None: the options say it, by --models.
         options: of that command.
 
     Raises:
         MiniserveError: it does not start; has the end of what it said.
     """
-    command = [sys.executable, "-m", "miniserve", "serve", model, "--port", "0", *options]
+    command = [sys.executable, "-m", "miniserve", "serve", *filter(None, [model]), "--port", "0", *options]
     with tempfile.TemporaryFile("w+") as log:
         # In a session of its own, so that Ctrl-C ends the load and not, under its feet, the server.
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True)

@@ -61,7 +61,9 @@ def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log) -> None:
     async def carry_out(request: Request, what: str, work: Callable[[], Awaitable[Any]], **details: Any) -> Any:
         async def note(what: str, **more: Any) -> None:
             try:
-                await asyncio.to_thread(log.append, request.state.tenant.name, what, **details, **more)
+                await asyncio.to_thread(
+                    log.append, request.state.tenant.name, f"rollout.{what}", model=lineup.model, **details, **more
+                )
             except MiniserveError as error:
                 raise APIError(500, str(error), code="audit_log") from error
 
