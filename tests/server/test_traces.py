@@ -6,6 +6,13 @@ import threading
 import httpx
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from miniserve.server.access import new_key, tenant_of
+from miniserve.server.traces import Traced
+from support.asynchronous import run
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -75,9 +82,36 @@ def test_each_request_for_output_is_a_span(start, collector):
         assert (said["gen_ai.request.temperature"], said["http.response.status_code"]) == (0.5, 200)
     assert attributes(whole)["miniserve.request_id"] == "mine"
     assert attributes(whole)["gen_ai.response.id"] == "cmpl-mine"
+    assert {attributes(span)["miniserve.tenant"] for span in spans} == {"everybody"}
+    assert not any("miniserve.version" in attributes(span) for span in spans), "the model has none"
     assert attributes(left)["gen_ai.usage.output_tokens"] < 400
     assert attributes(left)["gen_ai.response.finish_reasons"] == []
     assert "secret" not in str(spans)
+
+
+def test_who_asked_and_which_version_answered():
+    exporter = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+
+    async def answer(scope, receive, send):
+        scope.setdefault("state", {}).update(
+            {"request_id": "mine", "tenant": tenant_of("alice", new_key()), "version": "2"}
+        )
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def ask():
+        transport = httpx.ASGITransport(Traced(answer, provider))
+        async with httpx.AsyncClient(transport=transport, base_url="http://any") as client:
+            await client.post("/v1/completions")
+            await client.post("/tokenize")
+
+    run(ask())
+    (span,) = exporter.get_finished_spans()
+    assert {name: value for name, value in span.attributes.items() if name.startswith("miniserve.")} == {
+        "miniserve.request_id": "mine", "miniserve.tenant": "alice", "miniserve.version": "2",
+    }  # fmt: skip
 
 
 def test_a_collector_that_is_away_disturbs_nobody(start):

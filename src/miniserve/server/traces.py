@@ -2,8 +2,10 @@
 
 Asked for by the variable that every exporter of OpenTelemetry reads, `OTEL_EXPORTER_OTLP_ENDPOINT`; its other `OTEL_…`
 variables hold, too. A span continues the trace that the request's `traceparent` names. Attributes have the names of
-OpenTelemetry's semantic conventions for HTTP and for generative AI; when the engine had accepted the request and when
-its first output came are events. No prompt and no output is ever in a span.
+OpenTelemetry's semantic conventions for HTTP and for generative AI, and names of our own where these have none:
+`miniserve.request_id`, as in the log and in `x-request-id`, `miniserve.tenant`, and `miniserve.version` of a model that
+has several. When the engine had accepted the request and when its first output came are events. No prompt and no output
+is ever in a span.
 Unless it is asked for, nothing of OpenTelemetry is imported and no layer is added.
 """
 
@@ -119,7 +121,12 @@ class Traced:
                 await send(message)
 
             await self._app(scope, receive, send_noting_status)
-            span.set({"miniserve.request_id": state.get("request_id")})
+            tenant = state.get("tenant")
+            span.set({
+                "miniserve.request_id": state.get("request_id"),
+                "miniserve.tenant": tenant.name if tenant else None,
+                "miniserve.version": state.get("version") or None,
+            })  # fmt: skip
 
 
 def provider_from_environment() -> "TracerProvider | None":
