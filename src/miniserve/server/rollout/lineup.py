@@ -161,7 +161,7 @@ class Lineup:
     def states(self) -> list[EngineState]:
         """Of every engine."""
         return [
-            EngineState(_joined(name, state.name), state.ready, state.restarts)
+            EngineState(_joined(name, state.name), state.ready, state.restarts, name, backend.facts.num_blocks)
             for name, backend in self._loaded.items()
             for state in backend.states
         ]

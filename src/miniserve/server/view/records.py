@@ -13,11 +13,21 @@ from miniserve.core.metrics import MoveCounts
 
 
 class EngineState(Struct):
-    """One engine: its name among several ("" if there is only one), whether it takes requests, and its past deaths."""
+    """One engine.
+
+    Attributes:
+        name: among several; "" if there is only one.
+        ready: whether it takes requests.
+        restarts: its past deaths.
+        version: of the model, where there are several. Each numbers its own requests.
+        num_blocks: of its KV pool, where that may be another than `Engine` says.
+    """
 
     name: str
     ready: bool
     restarts: int
+    version: str = ""
+    num_blocks: int | None = None
 
 
 class Engine(Struct):

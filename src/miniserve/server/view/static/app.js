@@ -86,8 +86,10 @@ setInterval(() => {
     $("#n-waiting").textContent = sum(each => each.update.waiting);
     $("#n-output").textContent = whole(sum(each => each.rate("output")));
     $("#n-computed").textContent = whole(sum(each => each.rate("computed")));
-    $("#n-blocks").textContent = whole(sum(each => engine.num_blocks - each.update.free));
-    $("#n-all-blocks").textContent = whole(engine.num_blocks * state.all.length);
+    const blocks = engine.engines.reduce((all, { name }) => all + state.poolOf(name), 0);
+    const free = engine.engines.reduce((all, { name }) => all + (state.of(name).update?.free ?? state.poolOf(name)), 0);
+    $("#n-blocks").textContent = whole(blocks - free);
+    $("#n-all-blocks").textContent = whole(blocks);
     $("#n-cached").textContent = prompt ? `${(100 * cached / prompt).toFixed(0)}%` : "–";
   }
   if (update) {

@@ -32,8 +32,8 @@ export class Blocks {
   update() {
     const { engine, update } = this.state;
     if (!engine) return;
-    this.holders = Array(engine.num_blocks);
-    this.cached = new Uint8Array(engine.num_blocks);
+    this.holders = Array(this.state.numBlocks);
+    this.cached = new Uint8Array(this.state.numBlocks);
     for (const request of update?.requests ?? []) {
       for (const block of blocksOf(request.blocks)) (this.holders[block] ??= []).push(request.name);
     }
@@ -56,7 +56,7 @@ export class Blocks {
     this.shown = shown.map(request => [...blocksOf(request.blocks)]);
     context.textBaseline = "middle";
     shown.forEach((request, at) => {
-      const y = at * ROW + 3, hue = this.state.hue(request.name), mine = this.state.mine.has(request.name.split("/")[0]);
+      const y = at * ROW + 3, hue = this.state.hue(request.name), mine = this.state.isMine(request.name.split("/")[0]);
       context.fillStyle = mine ? colours.ink : colours.dim;
       context.fillText(mine ? `${request.name} yours` : request.name, 0, y + 6);
       const blocks = this.shown[at];

@@ -58,10 +58,10 @@ export class Chat {
     };
     const started = performance.now(), { signal } = this.controller;
     const response = await ask("/v1/chat/completions", { method: "POST", body: JSON.stringify(body), signal });
-    const request = response.headers.get("x-engine-request");
-    this.state.mine.add(request);
-    turn.node.style.setProperty("--hue", this.state.hue(request));
-    turn.who.textContent = `request ${request}`;
+    const request = response.headers.get("x-engine-request"), version = response.headers.get("x-model-version") ?? "";
+    this.state.claim(request, version);
+    turn.node.style.setProperty("--hue", this.state.hue(request, version));
+    turn.who.textContent = `request ${request}${version && ` of version ${version}`}`;
     let first = null, usage = null, reason = null;
     for await (const { data } of events(response)) {
       if (data === "[DONE]") break;

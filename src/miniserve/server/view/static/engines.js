@@ -1,5 +1,5 @@
-// Every engine of a fleet, a row each: what it does, what it holds, and what moved. The one whose name is pressed is the
-// one that the figures show. Nothing is shown of an engine that is alone.
+// Every engine of a fleet, and of each version of a model, a row each: what it does, what it holds, and what moved. The one
+// whose name is pressed is the one that the figures show. Nothing is shown of an engine that is alone.
 
 import { count, whole } from "./figure.js";
 
@@ -12,11 +12,16 @@ export const tiersOf = update => update.tiers.map(tier =>
   `${tier.name} ${whole(tier.used_bytes / MIB)} of ${whole(tier.capacity_bytes / MIB)} MiB, ` +
   `${count(tier.hits, "block")} loaded, ${whole(tier.misses)} looked for in vain`).join("; ") + ".";
 
+// What the rows are to each other.
+const APART = "A long prompt is computed by an engine for prefill; then the request goes on, with its KV, in one that " +
+  "decodes. It has one number and one colour in both. ";
+const VERSIONS = "Versions of the model that are loaded: a request is computed by one of them, which gives it its number. ";
+
 // Of each column its head, and what stands in it, of an engine's history.
 const COLUMNS = [
   ["running", ({ update }) => whole(update.requests.length)],
   ["waiting", ({ update }) => whole(update.waiting)],
-  ["KV in use", ({ update }, engine) => `${(100 * (1 - update.free / engine.num_blocks)).toFixed(0)}%`],
+  ["KV in use", ({ update }, numBlocks) => `${(100 * (1 - update.free / numBlocks)).toFixed(0)}%`],
   ["output tokens/s", history => whole(history.rate("output"))],
   ["computed tokens/s", history => whole(history.rate("computed"))],
   ["left", ({ update: { moves } }) => moves ? moved(moves.num_left, moves.left_bytes) : "–"],
@@ -42,7 +47,7 @@ export class Engines {
       button.setAttribute("aria-pressed", name === this.state.chosen);
       state.textContent = ready ? "ready" : restarts ? "starting again" : "starting";
       cells.forEach((cell, at) => {
-        const text = history.update ? COLUMNS[at][1](history, this.state.engine) : "–";
+        const text = history.update ? COLUMNS[at][1](history, this.state.poolOf(name)) : "–";
         if (cell.textContent !== text) cell.textContent = text;
       });
     }
@@ -56,9 +61,11 @@ export class Engines {
       heads.append(Object.assign(document.createElement("th"), { scope: "col", textContent: head }));
     }
     const body = table.createTBody();
-    for (const { name } of engines) {
+    const several = engines.some(each => each.version), apart = engines.some(each => /\bprefill/.test(each.name));
+    this.section.querySelector("#engines-told").textContent = (several ? VERSIONS : "") + (apart ? APART : "");
+    for (const { name, version } of engines) {
       const row = body.insertRow(), head = Object.assign(document.createElement("th"), { scope: "row" });
-      const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
+      const button = Object.assign(document.createElement("button"), { type: "button", textContent: version ? `version ${name}` : name });
       button.addEventListener("click", () => {
         this.state.choose(name);
         this.update();
