@@ -65,6 +65,10 @@ def test_a_version_has_to_be_ready_before_it_gets_traffic():
             await ask(lineup, "shop@2")
         assert lineup.traffic == Traffic("1")
         await lineup.load("2")
+        assert [(state.name, state.version, state.num_blocks) for state in lineup.states] == [
+            ("1", "1", 16),
+            ("2", "2", 16),
+        ]
         lineup.direct(Traffic("1", "2", 1.0))
         assert (await ask(lineup))[0] == "2"
         assert (await ask(lineup, wanted="1"))[0] == "1" == (await ask(lineup, "shop@1"))[0]
