@@ -34,6 +34,12 @@ from plain_markdown import Converter, Labels
 
 REMEDY = "run `make notebooks` and commit the result"
 WIDGET = "application/vnd.jupyter.widget-view+json"
+#: Extras of the package, and the imports that cannot be had without them.
+EXTRAS = {
+    "serve": ("from miniserve.server", "from miniserve.bench.serving.own_server"),
+    "bench": ("from miniserve.bench.serving", "import aiohttp"),
+    "signing": ("from miniserve.registry.keys",),
+}
 SETUP = """\
 # @title Set-up: finds miniserve, or fetches it (about a minute on Colab). Run this first.
 import importlib.util
@@ -61,7 +67,7 @@ if importlib.util.find_spec("miniserve") is None:
                 pass
         (clone / "installed.txt").write_text("\\n".join(pins))
         pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(clone / "installed.txt")]
-        subprocess.run([*pip, f"{{clone}}[notebook]"], check=True)
+        subprocess.run([*pip, f"{{clone}}[{extras}]"], check=True)
         importlib.invalidate_caches()
 if (clone / "book").is_dir():  # where recorded results and figures are
     os.chdir(clone / "book")
@@ -81,7 +87,8 @@ def is_checked(cell: NotebookNode) -> bool:
 
 def convert(book: Book, document: str, labels: Labels) -> NotebookNode | None:
     """The notebook of `document`, without outputs; None if the document has no code."""
-    source = jupytext.reads(book.source(document).read_text(encoding="utf-8"), fmt="md:myst")
+    text = book.source(document).read_text(encoding="utf-8")
+    source = jupytext.reads(text, fmt="md:myst")
     if not any(cell.cell_type == "code" for cell in source.cells):
         return None
     name = book.repository.rsplit("/", 1)[-1]
@@ -90,15 +97,15 @@ def convert(book: Book, document: str, labels: Labels) -> NotebookNode | None:
         f"This notebook is a chapter of [{book.title}]({book.page('book/index')}); "
         f"[read it in the web book]({book.page(document)})."
     )
-    setup = SETUP.format(repository=book.repository, branch=book.branch, name=name)
+    setup = SETUP.format(repository=book.repository, branch=book.branch, name=name, extras=_extras(text))
     cells = [nbformat.v4.new_markdown_cell(badge), nbformat.v4.new_code_cell(setup, metadata={"tags": ["setup"]})]
     converter = Converter(book, labels, document)
     for cell in source.cells:
         if cell.cell_type == "code":
             tags = cell.metadata.get("tags", [])
             cells.append(nbformat.v4.new_code_cell(cell.source, metadata={"tags": tags} if tags else {}))
-        elif text := converter.cell(cell.source):
-            cells.append(nbformat.v4.new_markdown_cell(text))
+        elif plain := converter.cell(cell.source):
+            cells.append(nbformat.v4.new_markdown_cell(plain))
             if converter.attachments:
                 cells[-1]["attachments"] = converter.attachments
     seen: Counter[str] = Counter()
@@ -108,6 +115,12 @@ def convert(book: Book, document: str, labels: Labels) -> NotebookNode | None:
         seen[digest] += 1
         cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
     return nbformat.v4.new_notebook(cells=cells, metadata=_metadata(document))
+
+
+def _extras(text: str) -> str:
+    """What of the package a chapter needs besides: by what it imports."""
+    needed = (extra for extra, imports in EXTRAS.items() if any(each in text for each in imports))
+    return ",".join(("notebook", *needed))
 
 
 def _fold(cell: NotebookNode) -> None:
