@@ -78,7 +78,7 @@ class Engine:
             next_one = token(prompt, params.seed, at)
             at += 1
             reason = "length" if at == params.max_tokens else None
-            reply.put(Piece(0, f"{next_one} ", [next_one], None, reason, None, cached))
+            reply.put(Piece(0, f"{next_one} ", [next_one], None, reason, None, cached, spent_s=1.0))
             if moves and reason is None:
                 await asyncio.sleep(STEP_S)
                 self.held[reply] = True

@@ -45,13 +45,16 @@ async def ask(fleet, prompt, count=6, n=1, seed=7):
     """Tokens and text of each choice, and how many were cached."""
     params = SamplingParams(max_tokens=count, seed=seed, n=n)
     tokens, texts, reasons, cached = ([[] for _ in range(n)], [""] * n, [None] * n, 0)
+    spent_s = 0.0
     with await fleet.submit([prompt], params, cache_salt="salt") as reply:
         async for piece in reply:
             assert reasons[piece.choice] is None
             tokens[piece.choice] += piece.tokens
             texts[piece.choice] += piece.text
             reasons[piece.choice], cached = piece.finish_reason, piece.num_cached
+            spent_s += piece.spent_s
     assert reasons == ["length"] * n
+    assert spent_s == n * count, "what each engine spent on it is told, once"
     assert texts == ["".join(f"{each} " for each in some) for some in tokens]
     return SimpleNamespace(tokens=tokens, cached=cached)
 

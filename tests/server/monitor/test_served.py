@@ -1,6 +1,8 @@
 """A real server's counts: by whom, how well, at what price; and who may see them. One process, some 4 s."""
 
 import hashlib
+import re
+from pathlib import Path
 
 import httpx
 import pytest
@@ -18,7 +20,16 @@ ASKED = {"model": "tiny", "prompt": "hello world", "max_tokens": 4, "ignore_eos"
 def server(start, tmp_path_factory):
     keys = tmp_path_factory.mktemp("keys") / "keys.toml"
     keys.write_text(KEYS)
-    options = ("--api-keys-file", str(keys), "--slo", "ttft:60000,itl:60000", "--price-per-hour", "3.6")
+    options = (
+        "--api-keys-file",
+        str(keys),
+        "--slo",
+        "ttft:60000,itl:60000",
+        "--price-per-hour",
+        "3.6",
+        "--kv-host-mib",
+        "8",
+    )
     with start("--max-model-len", "512", *options) as server:
         yield server
 
@@ -62,6 +73,17 @@ def test_requests_are_counted_once_by_tenant_and_by_what_became_of_them(server):
     spent, busy = series(server, "served_engine_seconds_total"), series(server, "engine_busy_seconds_total")
     assert 0 < sum(spent.values()) <= sum(busy.values()) * (1 + 1e-9)
     assert sum(spent.values()) > 0.5 * sum(busy.values()), "but for the stream that was left, it is all there"
+
+
+def test_what_rules_and_dashboard_ask_for_is_in_the_text_of_a_real_server(server):
+    deploy = Path(__file__).parents[3] / "deploy"
+    files = [deploy / "prometheus" / "miniserve.rules.yml", deploy / "grafana" / "miniserve.json"]
+    asked = {name for path in files for name in re.findall(r"\bminiserve:(\w+)", path.read_text())} - {"objective"}
+    mixtures_and_fleets = {name for name in asked if name.startswith(("kv_moves_", "expert_"))}
+    assert len(mixtures_and_fleets) < 4
+    assert len(asked) > 20
+    text = server.http.get("/metrics", headers=bearer(ALICE)).text
+    assert asked - mixtures_and_fleets <= set(re.findall(r"^miniserve:(\w+)", text, re.MULTILINE))
 
 
 def test_who_has_no_key_that_may_watch_sees_no_tenants(server):

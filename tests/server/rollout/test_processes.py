@@ -218,6 +218,27 @@ def test_orders_need_a_key_of_their_own_and_sense(shop):
     shop.log.write_text(whole)
 
 
+def test_each_version_s_requests_are_counted_apart_and_admins_see_what_everybody_used(shop):
+    assert shop.order("POST", "/versions/2/load").status_code == 200
+    names = [f'served_requests_total{{model_name="tiny",status="2xx",tenant="everybody",version="{v}"}}' for v in "12"]
+
+    def counts():
+        text = shop.server.http.get("/metrics").text
+        found = dict(line.removeprefix("miniserve:").rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        assert found['traffic_share{model_name="tiny",role="stable",version="1"}'] == "1.0"
+        return [float(found.get(name, 0)) for name in names]
+
+    before = counts()
+    used = shop.order("GET", "/usage").json()["tenants"].get("everybody", {"output_tokens": 0})
+    for version in "122":
+        assert shop.answer(**{"x-model-version": version})[0] == version
+    assert [after - earlier for after, earlier in zip(counts(), before, strict=True)] == [1, 2]
+    now = shop.order("GET", "/usage").json()["tenants"]
+    assert list(now) == ["everybody"]
+    assert now["everybody"]["output_tokens"] - used["output_tokens"] == 3 * ASKED["max_tokens"]
+    assert shop.server.http.get("/admin/usage").status_code == 401
+
+
 def test_a_shadow_computes_copies_that_nobody_sees(shop):
     assert shop.order("POST", "/versions/2/load").status_code == 200
     assert shop.order("PUT", "/traffic", shadow="2").status_code == 200
