@@ -11,13 +11,15 @@ PLAN = """miniserve plan -m qwen3-0.6b --hardware l4 --gpus 1 --input-len 100 --
     --slo ttft:500 --num-requests 2 --max-num-seqs 2 --out plan.json"""
 
 
-def test_the_command_stands_above_what_it_printed(tmp_path):
-    """Two processes, 3 s."""
+def test_the_command_stands_above_what_it_printed(tmp_path, monkeypatch):
+    """Two processes, 3 s. A notebook's kernel asks for colors; a page would show their codes."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
     shown = run_command(PLAN, tmp_path)
     assert json.loads((tmp_path / "plan.json").read_text())["label"] == "simulated"
     lines = repr(shown).splitlines()
     assert lines[:2] == [f"$ {line}" if not at else line for at, line in enumerate(PLAN.splitlines())]
     assert "Take 1 × TP1 in bf16" in shown.text
+    assert "\x1b" not in shown.text
     assert max(map(len, shown.text.splitlines())) <= WIDTH
     assert repr(run_command(PLAN, tmp_path)) == repr(shown)
 

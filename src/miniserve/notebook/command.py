@@ -13,7 +13,9 @@ from pathlib import Path
 
 from miniserve.errors import InvalidRequestError
 
-WIDTH = 92  # columns: as wide as a page is
+WIDTH = 92  # columns: as wide as a page is, in a smaller font
+STYLE = "line-height:1.2;font-size:0.72em"  # so that lines of a table touch
+COLOR = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE")  # a notebook's kernel sets them: codes a page does not know
 
 
 class CommandOutput:
@@ -29,7 +31,7 @@ class CommandOutput:
     def _repr_html_(self) -> str:
         label = html.escape(" ".join(self.typed.split())[:60], quote=True)
         return (
-            f'<pre class="ms-command" tabindex="0" role="region" aria-label="{label}" style="line-height:1.25">'
+            f'<pre class="ms-command" tabindex="0" role="region" aria-label="{label}" style="{STYLE}">'
             f"<strong>$ {html.escape(self.typed)}</strong>\n{html.escape(self.text)}</pre>"
         )
 
@@ -45,9 +47,10 @@ def run_command(typed: str, folder: Path | None = None) -> CommandOutput:
         raise InvalidRequestError(f"{typed!r} is no command of miniserve")
     source = str(Path(__file__).resolve().parents[2])
     paths = os.pathsep.join(filter(None, (source, os.environ.get("PYTHONPATH"))))
+    plain = {name: value for name, value in os.environ.items() if name not in COLOR}
     done = subprocess.run(
         [sys.executable, "-m", *words], cwd=folder, capture_output=True, encoding="utf-8", check=False,
-        env=os.environ | {"PYTHONPATH": paths, "COLUMNS": str(WIDTH), "PYTHONIOENCODING": "utf-8", "NO_COLOR": "1"},
+        env=plain | {"PYTHONPATH": paths, "COLUMNS": str(WIDTH), "PYTHONIOENCODING": "utf-8"},
     )  # fmt: skip
     if done.returncode:
         raise InvalidRequestError(f"{typed!r} ended with {done.returncode}: {done.stderr.strip()}")
