@@ -81,7 +81,7 @@ def test_times_in_words(value, text):
 
 def test_a_tornado_s_bars_end_where_the_assumptions_do():
     axes = Figure().subplots()
-    tornado(axes, [Swing("wide", 1.0, 9.0), Swing("narrow", 6.0, 4.0)], 5.0)
+    tornado(axes, [Swing("wide", 1.0, 9.0), Swing("$1 … $2", 6.0, 4.0)], 5.0)
     assert [bar.get_x() + bar.get_width() for bar in axes.patches] == pytest.approx([1.0, 9.0, 6.0, 4.0])
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["wide", "narrow"]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["wide", r"\$1 … \$2"]
     assert axes.yaxis_inverted()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from miniserve.errors import InvalidRequestError
 
-WIDTH = 92  # columns: as wide as a page is, in a smaller font
+WIDTH = 86  # columns: as wide as a page is, in a smaller font
 STYLE = "line-height:1.2;font-size:0.72em"  # so that lines of a table touch
 COLOR = ("FORCE_COLOR", "CLICOLOR_FORCE", "TTY_COMPATIBLE")  # a notebook's kernel sets them: codes a page does not know
 

@@ -118,7 +118,8 @@ def tornado(axes: "Axes", rows: Sequence[Swing], base: float) -> None:
         for end, color in ((row.low, COLORS["green"]), (row.high, COLORS["vermilion"])):
             axes.barh(at, end - base, left=base, height=0.6, color=color, linewidth=0)
     axes.axvline(base, color=INK, linewidth=1)
-    axes.set_yticks(range(len(rows)), [row.name for row in rows])
+    names = [row.name.replace("$", r"\$") for row in rows]  # a dollar, and no formula
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
     axes.grid(visible=False, axis="y")
 
