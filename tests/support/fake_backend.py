@@ -16,7 +16,9 @@ class FakeBackend:
     def __init__(self, tokens=(1, 2, 3), nats=1.0, fails=None):
         self.tokens, self.nats, self.fails = tokens, nats, fails
         self.facts = Facts("a fake", 64, 4, 32, 16, 4)
-        self.tokenizer = SimpleNamespace(encode=lambda text: [ord(each) for each in text], chat_template=None)
+        self.tokenizer = SimpleNamespace(
+            encode=lambda text, max_model_len=None: [ord(each) for each in text], chat_template=None
+        )
         self.draining, self.ready, self.num_restarts = False, False, 0
         self.on_update = lambda _: None
         self.stopped = self.watched = False

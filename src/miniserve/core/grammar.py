@@ -75,6 +75,7 @@ class JsonSchema:
             if not isinstance(parsed, dict):
                 raise InvalidRequestError(f"the JSON schema is {text:.80}: it must be an object")
             multiples = set(_check_keywords(parsed, "the JSON schema"))
+            ends = has_finite_value(parsed)
         except RecursionError as error:
             raise InvalidRequestError("the JSON schema is nested too deeply") from error
         except (TypeError, ValueError) as error:
@@ -84,7 +85,7 @@ class JsonSchema:
                 f"the JSON schema: its values of multipleOf are too fine or too coarse: as fractions, the product of "
                 f"their numerators and denominators is {product:.3g}, of at most {MAX_MULTIPLE}"
             )
-        if not has_finite_value(parsed):
+        if not ends:
             raise InvalidRequestError("the JSON schema refers to itself so that only endless values satisfy it")
         object.__setattr__(self, "schema", text)
 

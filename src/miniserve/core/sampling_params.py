@@ -18,6 +18,7 @@ MAX_N = 128
 MAX_LOGPROBS = 20
 MAX_STOP_STRINGS = 16
 MAX_STOP_LENGTH = 1000
+MAX_STOP_TOKEN_IDS = 1024
 MAX_LOGIT_BIAS = 1024
 MAX_SEED = 2**63 - 1
 
@@ -140,6 +141,10 @@ class SamplingParams:
                 raise InvalidRequestError(f"stop holds {text!r}: every stop string needs at least one character")
             if len(text) > MAX_STOP_LENGTH:
                 raise InvalidRequestError(f"a stop string has {len(text)} characters: at most {MAX_STOP_LENGTH}")
+        if len(self.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+            raise InvalidRequestError(
+                f"stop_token_ids has {len(self.stop_token_ids)} tokens: at most {MAX_STOP_TOKEN_IDS} are allowed"
+            )
         for token in self.stop_token_ids:
             _whole("a stop_token_id", token, 0, None)
         if len(self.logit_bias) > MAX_LOGIT_BIAS:

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from miniserve.core.grammar import Function, Grammar, JsonSchema, ToolCalls
 from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError
-from miniserve.server.protocol import GenerationRequest, Strict
+from miniserve.server.protocol import GenerationRequest, Listed, Strict
 
 
 class TextPart(Strict):
@@ -38,9 +38,9 @@ class Message(Strict):
     """One turn of a chat."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] = ""
+    content: str | Listed[TextPart] = ""
     name: str | None = None
-    tool_calls: list[ToolCall] = Field(default_factory=list, description="Of the assistant.")
+    tool_calls: Listed[ToolCall] = Field(default_factory=list, description="Of the assistant.")
     tool_call_id: str | None = Field(None, description="Of a tool's message: the call that it is the result of.")
 
     @model_validator(mode="after")
@@ -146,11 +146,11 @@ class NamedTool(Strict):
 class ChatRequest(GenerationRequest):
     """`POST /v1/chat/completions`."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Listed[Message] = Field(min_length=1)
     max_completion_tokens: int | None = Field(None, description="The newer name of max_tokens.")
     logprobs: bool = Field(False, description="Of all tokens, those of calls included.")
     top_logprobs: int = Field(0, description="With logprobs: so many likeliest tokens for each token.")
-    tools: list[Tool] = Field(default_factory=list, description="Functions that the model may call.")
+    tools: Listed[Tool] = Field(default_factory=list, description="Functions that the model may call.")
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
     parallel_tool_calls: bool = Field(True, description="Whether several calls may come.")
     add_generation_prompt: bool = Field(True, description="End the prompt with the header of the assistant's turn.")
@@ -226,7 +226,7 @@ class TokenizeRequest(Strict):
 
     model: str | None = None
     prompt: str | None = Field(None, description="A text; or:")
-    messages: list[Message] | None = Field(None, description="A conversation, in the form the model gets it.")
-    tools: list[Tool] = Field(default_factory=list, description="With messages: functions that the model may call.")
+    messages: Listed[Message] | None = Field(None, description="A conversation, in the form the model gets it.")
+    tools: Listed[Tool] = Field(default_factory=list, description="With messages: functions that the model may call.")
     add_special_tokens: bool = Field(True, description="To a text those the model puts around a prompt.")
     add_generation_prompt: bool = Field(True, description="To a conversation the header of the assistant's turn.")

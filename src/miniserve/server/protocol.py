@@ -7,25 +7,45 @@ other engines' servers use. Types are strict: "3" is no number. Ranges are check
 
 import re
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
 
 from miniserve.core.grammar import Grammar, JsonObject, JsonSchema
-from miniserve.core.sampling_params import SamplingParams
+from miniserve.core.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError
 
+MAX_PROMPTS = 2048  # of one request
+
+T = TypeVar("T")
+
+
+class _FailFast(FailFast):
+    """One that can be part of a union."""
+
+    __hash__ = object.__hash__
+
+
+#: A list that is looked at up to the first thing wrong with it: a million of them would take a minute to name.
+Listed = Annotated[list[T], _FailFast()]
+
 
 class Strict(BaseModel):
-    """A JSON object with these fields and no others."""
+    """A JSON object with these fields and no others; of those it is told of the first."""
 
     model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
 
     @model_validator(mode="before")
     @classmethod
     def _without_nulls(cls, values: Any) -> Any:
-        return {name: value for name, value in values.items() if value is not None} if type(values) is dict else values
+        if type(values) is not dict:
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        known = cls.model_fields.keys() | {field.alias for field in cls.model_fields.values()}
+        for name in list(filter(lambda name: name not in known, given))[1:]:
+            del given[name]
+        return given
 
 
 class StreamOptions(Strict):
@@ -76,7 +96,7 @@ class GenerationRequest(Strict, ABC):
     temperature: float = Field(1.0, description="0 takes the likeliest token each time.")
     top_p: float = 1.0
     n: int = 1
-    stop: str | list[str] = Field(default_factory=list)
+    stop: str | Listed[str] = Field(default_factory=list)
     seed: int | None = Field(None, description="The same tokens again, whatever runs beside it.")
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
@@ -89,10 +109,17 @@ class GenerationRequest(Strict, ABC):
     min_p: float = Field(0.0, description="Draw from tokens of this share of the likeliest one's probability.")
     repetition_penalty: float = 1.0
     min_tokens: int = 0
-    stop_token_ids: list[int] = Field(default_factory=list)
+    stop_token_ids: Listed[int] = Field(default_factory=list)
     ignore_eos: bool = False
     include_stop_str_in_output: bool = False
     skip_special_tokens: bool = True
+
+    @field_validator("logit_bias", mode="before")
+    @classmethod
+    def _few_biases(cls, biases: Any) -> Any:
+        if type(biases) is dict and len(biases) > MAX_LOGIT_BIAS:
+            raise ValueError(f"it names {len(biases)} tokens: at most {MAX_LOGIT_BIAS}")
+        return biases
 
     @property
     def most_tokens(self) -> int | None:
@@ -185,7 +212,9 @@ class GenerationRequest(Strict, ABC):
 class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`."""
 
-    prompt: str | list[str] | list[int] | list[list[int]] = Field(description="A text or token ids, or several.")
+    prompt: str | Listed[str] | Listed[int] | Listed[Listed[int]] = Field(
+        description="A text or token ids, or several."
+    )
     max_tokens: int | None = Field(16, description="With echo it may be 0: the prompt alone is reported.")
     logprobs: int | None = Field(None, description="So many likeliest tokens for each token.")
     echo: bool = Field(False, description="Put the prompt before the output.")
@@ -223,6 +252,8 @@ class CompletionRequest(GenerationRequest):
             return [prompt]
         if not prompt:
             raise APIError(400, "prompt is an empty list: it must hold at least one prompt", param="prompt")
+        if len(prompt) > MAX_PROMPTS:
+            raise APIError(400, f"prompt has {len(prompt)} prompts: at most {MAX_PROMPTS}", param="prompt")
         return list(prompt)
 
 
@@ -230,4 +261,4 @@ class DetokenizeRequest(Strict):
     """`POST /detokenize`."""
 
     model: str | None = None
-    tokens: list[int]
+    tokens: Listed[int]

@@ -25,7 +25,7 @@ from miniserve.server.rollout.lineup import Lineup
 from miniserve.server.rollout.shadow import Copy, Shadow
 from miniserve.server.traces import span_of
 
-CHAT_TEMPLATE_NAMES = frozenset(("messages", "tools", "add_generation_prompt"))
+CHAT_TEMPLATE_NAMES = frozenset(("messages", "tools", "add_generation_prompt", "max_model_len"))
 VERSION_HEADER = "x-model-version"
 
 #: Gives what is asked as token ids, by an engine's tokenizer.
@@ -48,7 +48,9 @@ class Routes:
         params, texts = body.params(), body.prompts
 
         async def prompts(engine: Backend) -> list[list[int]]:
-            return [await _ids(engine.tokenizer, text) if isinstance(text, str) else text for text in texts]
+            return [
+                await _ids(engine, text) if isinstance(text, str) else _short("prompt", engine, text) for text in texts
+            ]
 
         async def form(engine: Backend, ids: Sequence[list[int]]) -> TextForm:
             if not body.echo:
@@ -67,7 +69,7 @@ class Routes:
         variables = {"add_generation_prompt": body.add_generation_prompt, **body.chat_template_kwargs}
 
         async def prompts(engine: Backend) -> list[list[int]]:
-            return [await _chat_ids(engine.tokenizer, body.messages, body.shown_tools, **variables)]
+            return [await _chat_ids(engine, body.messages, body.shown_tools, **variables)]
 
         async def form(engine: Backend, ids: Sequence[list[int]]) -> ChatForm:  # noqa: ARG001
             return ChatForm(engine.tokenizer, reads_calls=bool(body.shown_tools))
@@ -81,19 +83,19 @@ class Routes:
                 raise APIError(400, "give prompt or messages, one of them", param="prompt")
             if body.tools and body.messages is None:
                 raise APIError(400, "tools are for messages: there are none", param="tools")
-            tokenizer = engine.tokenizer
             if body.prompt is not None:
-                ids = await _ids(tokenizer, body.prompt, add_special_tokens=body.add_special_tokens)
+                ids = await _ids(engine, body.prompt, add_special_tokens=body.add_special_tokens)
             else:
                 tools = [tool.for_template() for tool in body.tools]
                 messages = body.messages or []
-                ids = await _chat_ids(tokenizer, messages, tools, add_generation_prompt=body.add_generation_prompt)
+                ids = await _chat_ids(engine, messages, tools, add_generation_prompt=body.add_generation_prompt)
             return {"count": len(ids), "max_model_len": engine.facts.max_model_len, "tokens": ids}
 
     async def detokenize(self, body: DetokenizeRequest, request: Request) -> dict[str, str]:
         """The text of tokens."""
         with self._lineup.pick(body.model or self._lineup.model, *_placed(request)) as (_, engine):
-            return {"prompt": await _tokenizing("tokens", engine.tokenizer.decode, body.tokens)}
+            tokens = _short("tokens", engine, body.tokens)
+            return {"prompt": await _tokenizing("tokens", engine.tokenizer.decode, tokens)}
 
     async def _respond(
         self,
@@ -128,14 +130,25 @@ def _placed(request: Request, user: str | None = None) -> tuple[str, str]:
     return key, request.headers.get(VERSION_HEADER, "")
 
 
-async def _ids(tokenizer: Tokenizer, text: str, **options: Any) -> list[int]:
-    return list(await _tokenizing("prompt", tokenizer.encode, text, **options))
+def _short(param: str, engine: Backend, ids: list[int]) -> list[int]:
+    """Token ids, unless they are so many that no use could be made of them: before they are sent to the engine."""
+    limit = engine.facts.max_model_len
+    if len(ids) > limit:
+        message = f"{param} has {len(ids)} tokens; max_model_len is {limit}"
+        raise APIError(400, message, param=param, code="context_length_exceeded")
+    return ids
+
+
+async def _ids(engine: Backend, text: str, **options: Any) -> list[int]:
+    options["max_model_len"] = engine.facts.max_model_len
+    return list(await _tokenizing("prompt", engine.tokenizer.encode, text, **options))
 
 
 async def _chat_ids(
-    tokenizer: Tokenizer, messages: Sequence[Message], tools: Sequence[dict[str, Any]], **variables: Any
+    engine: Backend, messages: Sequence[Message], tools: Sequence[dict[str, Any]], **variables: Any
 ) -> list[int]:
-    return list(await _tokenizing("messages", _encode_chat, tokenizer, turns(messages), tools, variables))
+    options = variables | {"max_model_len": engine.facts.max_model_len}
+    return list(await _tokenizing("messages", _encode_chat, engine.tokenizer, turns(messages), tools, options))
 
 
 def _encode_chat(
@@ -161,4 +174,5 @@ async def _tokenizing(param: str, work: Callable[..., Any], *given: Any, **optio
     try:
         return await asyncio.to_thread(work, *given, **options)
     except MiniserveError as error:
-        raise APIError(400, str(error), param=param, code="invalid_value") from error
+        code = "context_length_exceeded" if "max_model_len" in str(error) else "invalid_value"
+        raise APIError(400, str(error), param=param, code=code) from error

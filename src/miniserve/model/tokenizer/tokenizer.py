@@ -9,6 +9,7 @@ token.
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from miniserve.model.tokenizer.from_gguf import read_gguf_tokenizer
 from miniserve.model.tokenizer.parts import TokenizerParts, blaming, vocab_size
 from miniserve.model.tokenizer.to_directory import directory_files
 
+LONG_TEXT = 8192  # characters; a shorter one takes some milliseconds
 _NEVER_IN_UTF8 = {0xC0, 0xC1, *range(0xF5, 0x100)}
 
 
@@ -101,20 +103,42 @@ class Tokenizer:
         """Names and texts of the files from which `from_directory` makes this tokenizer again."""
         return directory_files(self._made_of[0])
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, max_model_len: int | None = None) -> list[int]:
         """Return the token ids of `text`, with the special tokens the model puts around a prompt unless told not to.
 
+        Args:
+            text: whatever its length, other threads go on meanwhile.
+            add_special_tokens: see above.
+            max_model_len: refuse at once what would be longer if each of its tokens were the vocabulary's longest.
+
         Raises:
-            InvalidRequestError: half of a surrogate pair, or a character that no token of this vocabulary can spell.
+            InvalidRequestError: half of a surrogate pair, a character that no token of this vocabulary can spell, or
+                too long.
         """
+        if max_model_len is not None and len(text) > LONG_TEXT and len(text) > max_model_len * self._longest_token:
+            raise InvalidRequestError(
+                f"the prompt has {len(text)} characters: max_model_len is {max_model_len}, of tokens with at most "
+                f"{self._longest_token} bytes"
+            )
         self._check_text(text)
         with blaming(f"{self._source}: the tokenizer failed to encode a prompt"):
-            return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            if len(text) <= LONG_TEXT:
+                return list(self._backend.encode(text, add_special_tokens=add_special_tokens).ids)
+            # Of a batch the library lets go of the interpreter's lock; of one text it does not.
+            (found,) = self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+            return list(found.ids)
 
     def encode_chat(
-        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool = True,
+        max_model_len: int | None = None,
+        **variables: Any,
     ) -> list[int]:
         """Return the token ids of a chat; `variables` (such as `tools`) go to `ChatTemplate.render`.
+
+        For `max_model_len` see `encode`.
 
         Raises:
             ChatTemplateError: the model has no chat template, or it rejected the messages.
@@ -126,7 +150,7 @@ class Tokenizer:
                 "or send a plain prompt in the form the model was trained on"
             )
         text = self.chat_template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
-        return self.encode(text, add_special_tokens=False)
+        return self.encode(text, add_special_tokens=False, max_model_len=max_model_len)
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of `ids`; bytes that are no UTF-8 become U+FFFD.
@@ -161,6 +185,11 @@ class Tokenizer:
     def is_special(self, token_id: int) -> bool:
         """Return whether the token is a control token, which `skip_special_tokens` leaves out of a text."""
         return token_id in self._special_ids
+
+    @cached_property
+    def _longest_token(self) -> int:
+        """In bytes."""
+        return max(len(self.token_bytes(token_id)) for token_id in range(self.vocab_size))
 
     def _check_id(self, token_id: int) -> None:
         if not 0 <= token_id < self.vocab_size:
