@@ -9,6 +9,7 @@ import pytest
 import uvicorn
 
 from miniserve.server.connection import Connection
+from miniserve.server.exchange import MAX_HEADER_BYTES
 
 PATIENCE_S = 0.5
 
@@ -41,7 +42,10 @@ def server():
         await send({"type": "http.response.body", "body": b"ok"})
 
     listener = socket.create_server(("127.0.0.1", 0))
-    config = uvicorn.Config(app, http=Impatient, lifespan="off", log_config=None, timeout_keep_alive=30)
+    config = uvicorn.Config(
+        app, http=Impatient, lifespan="off", log_config=None, timeout_keep_alive=30,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
@@ -122,3 +126,22 @@ def test_a_client_that_takes_nothing_is_cut_off(server):
             assert time.monotonic() < deadline, "its connection is still open"
             time.sleep(0.05)
         seen["cut"].set()
+
+
+@pytest.mark.parametrize(
+    ("said", "status", "says"),
+    [
+        (GET[:-2] + b"a: b\r\n" * 11_000, b"431 Request Header Fields Too Large", b"at most 65536 bytes"),
+        (GET[:-2] + b"a: " + b"b" * 66_000, b"431 Request Header Fields Too Large", b"at most 65536 bytes"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", b"400 Bad Request", b"no HTTP request"),  # TLS
+    ],
+    ids=["many headers", "a long header", "no HTTP"],
+)
+def test_a_head_that_cannot_be_read_is_refused(server, said, status, says):
+    with connect(server) as client:
+        with contextlib.suppress(ConnectionError):
+            client.sendall(said)
+        head, _, body = received(client).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 " + status)
+    assert b"x-content-type-options: nosniff" in head
+    assert says in body
