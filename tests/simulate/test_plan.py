@@ -1,4 +1,4 @@
-"""The planner: its search finds the limit, what it leaves out could not have won, and each loser is told why."""
+"""`plan`: its search finds the limit, what it leaves out could not have won, and each loser is told why."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -15,7 +15,7 @@ from miniserve.simulate.candidates import Candidate, Lone
 from miniserve.simulate.capacity import PRECISION, Load, Trial, largest, try_load
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
-from miniserve.simulate.plan import NEAR, Planner
+from miniserve.simulate.plan import NEAR, Search
 from miniserve.simulate.sessions import SharedLoad
 from miniserve.simulate.sizes import Pool, Size, sizes, sizes_apart
 from miniserve.simulate.speculation import Speculation
@@ -83,8 +83,8 @@ def test_more_users_are_served_more_slowly():
 
 
 def test_what_is_ranked_attains_and_what_is_left_out_could_not_have_won():
-    planner = Planner(deployment(), 4, load("ttft:200,tpot:8", least=8))
-    outcomes = planner.outcomes()
+    search = Search(deployment(), 4, load("ttft:200,tpot:8", least=8))
+    outcomes = search.outcomes()
     rates = [outcome.output_tokens_per_s for outcome in outcomes]
     assert rates == sorted(rates, reverse=True)
     assert rates[0] > 0
@@ -94,31 +94,31 @@ def test_what_is_ranked_attains_and_what_is_left_out_could_not_have_won():
             assert outcome.best.attained >= 0.95
             assert sum(outcome.share.values()) == pytest.approx(1)
         if outcome.candidate.prefill:
-            at_most = planner._at_most(outcome.candidate)
+            at_most = search._at_most(outcome.candidate)
             assert outcome.output_tokens_per_s <= NEAR * at_most
             assert not outcome.best or (": its prefill engines" in outcome.reason) == ("TTFT is" in outcome.reason)
             assert outcome.best or NEAR * at_most < rates[0]
     assert {outcome.candidate for outcome in outcomes if not outcome.candidate.prefill} == {
         Candidate("bf16", Pool(4 // tensor, tensor)) for tensor in (1, 2, 4)
     }
-    assert planner.outcomes() == outcomes
+    assert search.outcomes() == outcomes
 
 
 def test_who_may_never_wait_for_another_prompt_needs_engines_of_their_own():
     """A step with 2,048 tokens of somebody's prompt takes longer than the limit on a gap."""
     limits = load("ttft:1000,itl:25", prompt=4000, output=20, least=8)
-    best, *others = Planner(deployment(), 2, limits, link_bandwidth=400e9).outcomes()
+    best, *others = Search(deployment(), 2, limits, link_bandwidth=400e9).outcomes()
     assert best.candidate == Candidate("bf16", Pool(1, 1), Pool(1, 1))
     assert best.best
     assert best.best.users > 2
     assert all(not other.best or other.best.users == other.candidate.decode.engines for other in others)
     assert any("0% have all gaps between tokens" in other.reason for other in others)
-    best, *_ = Planner(deployment(), 2, load("ttft:1000,tpot:200", prompt=4000, output=20, least=8)).outcomes()
+    best, *_ = Search(deployment(), 2, load("ttft:1000,tpot:200", prompt=4000, output=20, least=8)).outcomes()
     assert best.candidate.prefill is None
 
 
 def test_a_model_that_fits_nowhere_says_by_how_much():
-    outcomes = Planner(deployment("llama-3.1-405b"), 2, load("ttft:1000")).outcomes()
+    outcomes = Search(deployment("llama-3.1-405b"), 2, load("ttft:1000")).outcomes()
     assert [outcome.best for outcome in outcomes] == [None, None]
     assert "does not fit: weights of 756.0 GiB" in outcomes[0].reason
     assert "378.0 GiB" in outcomes[1].reason
@@ -129,47 +129,47 @@ def test_a_model_that_fits_nowhere_says_by_how_much():
     [("ttft:1", "the prefill of 1,000 tokens alone takes"), ("tpot:1", "a token of one request alone takes")],
 )
 def test_limits_that_nothing_meets_are_refused_without_a_simulation(slo, why):
-    planner = Planner(deployment(), 2, load(slo))
-    outcomes = planner.outcomes(lambda what, left: pytest.fail("something was simulated"))
+    search = Search(deployment(), 2, load(slo))
+    outcomes = search.outcomes(lambda what, left: pytest.fail("something was simulated"))
     assert all(why in outcome.reason and not outcome.best for outcome in outcomes)
     assert len(outcomes) == 2
-    assert 0.001 < planner.least()[f"{slo[:4]}_s"] < 0.05
+    assert 0.001 < search.least()[f"{slo[:4]}_s"] < 0.05
 
 
 def test_a_limit_that_one_user_alone_exceeds_is_named():
-    outcome, *_ = Planner(deployment(), 1, load("ttft:1000,tpot:20,e2e:100")).outcomes()
+    outcome, *_ = Search(deployment(), 1, load("ttft:1000,tpot:20,e2e:100")).outcomes()
     assert outcome.best is None
     assert outcome.reason.startswith("with one user E2E is")
 
 
 def test_what_keeps_the_winner_from_more():
-    seats, *_ = Planner(deployment(max_num_seqs=3), 1, load("ttft:1000")).outcomes()
+    seats, *_ = Search(deployment(max_num_seqs=3), 1, load("ttft:1000")).outcomes()
     assert seats.best
     assert seats.best.users == 3
     assert seats.reason == "every seat is taken: 3 requests an engine"
     small = replace(deployment(), memory_share=0.25, max_num_seqs=64)  # 20 GB, of which 16 are weights
-    memory, *_ = Planner(small, 1, load("ttft:500")).outcomes()
+    memory, *_ = Search(small, 1, load("ttft:500")).outcomes()
     assert "memory for the KV of" in memory.reason
 
 
 def test_nonsense_is_refused():
     with pytest.raises(InvalidRequestError, match="0 devices"):
-        Planner(deployment(), 0, load("ttft:1000"))
+        Search(deployment(), 0, load("ttft:1000"))
     with pytest.raises(InvalidRequestError, match="bandwidth, 0 bytes/s, must be above 0"):
-        Planner(deployment(), 1, load("ttft:1000"), link_bandwidth=0)
+        Search(deployment(), 1, load("ttft:1000"), link_bandwidth=0)
     with pytest.raises(InvalidRequestError, match=r"attainment 1\.5"):
-        Planner(deployment(), 1, replace(load("ttft:1000"), attainment=1.5))
+        Search(deployment(), 1, replace(load("ttft:1000"), attainment=1.5))
     with pytest.raises(InvalidRequestError, match=r"skew of 1\.2: the model has no experts"):
-        Planner(deployment(), 1, load("ttft:1000"), expert_skew=1.2)
+        Search(deployment(), 1, load("ttft:1000"), expert_skew=1.2)
     with pytest.raises(InvalidRequestError, match="no number format 'bf15'"):
-        Planner(deployment(), 1, load("ttft:1000"), ["bf15"]).outcomes()
+        Search(deployment(), 1, load("ttft:1000"), ["bf15"]).outcomes()
 
 
 def test_a_deployment_of_alike_engines_serves_so_many_times_one():
     limits = load("ttft:200,tpot:8", least=8)
-    one, *_ = Planner(deployment(), 1, limits).outcomes()
+    one, *_ = Search(deployment(), 1, limits).outcomes()
     pair = Candidate("bf16", Pool(2, 1))
-    (two,) = (outcome for outcome in Planner(deployment(), 2, limits).outcomes() if outcome.candidate == pair)
+    (two,) = (outcome for outcome in Search(deployment(), 2, limits).outcomes() if outcome.candidate == pair)
     assert two.output_tokens_per_s == pytest.approx(2 * one.output_tokens_per_s)
     assert two.best
     assert one.best
@@ -177,9 +177,9 @@ def test_a_deployment_of_alike_engines_serves_so_many_times_one():
 
 
 def test_the_ratio_of_the_pools_is_the_one_that_could_serve_most():
-    planner = Planner(deployment(), 6, load("ttft:200,tpot:8", prompt=3000))
-    fronts, backs = planner._pools("bf16")
-    for chosen in planner._disaggregated():
+    search = Search(deployment(), 6, load("ttft:200,tpot:8", prompt=3000))
+    fronts, backs = search._pools("bf16")
+    for chosen in search._disaggregated():
         assert chosen.prefill
         front, back = chosen.prefill.size, chosen.decode.size
         rates = [
@@ -190,7 +190,7 @@ def test_the_ratio_of_the_pools_is_the_one_that_could_serve_most():
             for engines in range(1, 7)
             if engines * front.tensor < 6
         ]
-        assert planner._at_most(chosen) == pytest.approx(50 * max(rates))
+        assert search._at_most(chosen) == pytest.approx(50 * max(rates))
 
 
 def mixture(device: str = "h200", **options) -> Deployment:
@@ -218,10 +218,10 @@ def test_a_mixture_over_two_nodes():
     """One engine of 16 ranks across two boxes is simulated by one rank; experts' skew costs users."""
     limits = load("tpot:300,ttft:9000", prompt=1000, output=20, least=8)
     even, skewed = (
-        Planner(mixture(max_num_seqs=8), 16, limits, ["fp8_block"], expert_skew=skew) for skew in (None, 1.2)
+        Search(mixture(max_num_seqs=8), 16, limits, ["fp8_block"], expert_skew=skew) for skew in (None, 1.2)
     )
     size = Size(1, 16)
-    fair, busy = (planner._engines["fp8_block", size] for planner in (even, skewed))
+    fair, busy = (search._engines["fp8_block", size] for search in (even, skewed))
     assert isinstance(fair, Lone)
     assert isinstance(busy, Lone)
     assert fair.deployment.imbalance == 1
@@ -239,16 +239,16 @@ def test_what_cannot_be_one_engine_says_why():
     alone = replace(accelerator, figures={
         name: figure for name, figure in accelerator.figures.items() if "network" not in name
     })  # fmt: skip
-    planner = Planner(replace(mixture(), device=alone), 16, load("ttft:9000"), ["fp8_block"])
-    assert "has no 'network_bandwidth" in str(planner._engines["fp8_block", Size(1, 16)])
+    search = Search(replace(mixture(), device=alone), 16, load("ttft:9000"), ["fp8_block"])
+    assert "has no 'network_bandwidth" in str(search._engines["fp8_block", Size(1, 16)])
 
 
 def test_guesses_that_are_right_make_a_tighter_limit_attainable():
     """A token takes less than a step: what no engine could do alone, it can with a draft head."""
     limits = load("tpot:4.5", prompt=500, output=50, least=8)
-    none, *_ = Planner(deployment(), 1, limits).outcomes()
+    none, *_ = Search(deployment(), 1, limits).outcomes()
     assert none.best is None
-    drafting, *_ = Planner(replace(deployment(), speculation=Speculation((0.9,))), 1, limits).outcomes()
+    drafting, *_ = Search(replace(deployment(), speculation=Speculation((0.9,))), 1, limits).outcomes()
     assert drafting.best
     assert drafting.best.latencies_s["tpot_s"] <= 0.0045
 
@@ -256,24 +256,24 @@ def test_guesses_that_are_right_make_a_tighter_limit_attainable():
 def test_engines_in_two_parts_are_tried_if_asked_for():
     """Of each number of devices, the ratio and the batches with which most is decoded: none other would do more."""
     asked = load("tpot:20,ttft:2000", output=20, least=4)
-    planner = Planner(deployment("qwen3-30b-a3b", max_num_seqs=24), 3, asked, afd=True)
-    parts = {size: lone for (_, size), lone in planner._engines.items() if size.ffn}
+    search = Search(deployment("qwen3-30b-a3b", max_num_seqs=24), 3, asked, afd=True)
+    parts = {size: lone for (_, size), lone in search._engines.items() if size.ffn}
     assert [size.num_devices for size in parts] == [2, 3]
     for size, lone in parts.items():
-        others = (planner._engine("bf16", other) for other in sizes_apart(3) if other.num_devices == size.num_devices)
+        others = (search._engine("bf16", other) for other in sizes_apart(3) if other.num_devices == size.num_devices)
         rates = [other.deployment.sides.attention * other.outputs_per_s for other in others if isinstance(other, Lone)]
         assert lone.outputs_per_s * size.ranks == max(rates)
-    outcomes = planner.outcomes()
+    outcomes = search.outcomes()
     deployments = [str(outcome.candidate) for outcome in outcomes]
     assert any("F" in name and "prefill" in name for name in deployments)  # with a pool for prompts in front
     assert any("F" in name and "prefill" not in name for name in deployments)
     assert not any(outcome.candidate.prefill and outcome.candidate.prefill.ffn for outcome in outcomes)
-    assert not any(size.ffn for _, size in replace(planner, afd=False)._engines)
+    assert not any(size.ffn for _, size in replace(search, afd=False)._engines)
 
 
 def test_an_engine_in_two_parts_that_fits_nowhere_says_why():
-    planner = Planner(deployment("deepseek-v3"), 2, load("tpot:20,ttft:2000"), afd=True)
-    outcome = next(outcome for outcome in planner.outcomes() if outcome.candidate.decode.ffn)
+    search = Search(deployment("deepseek-v3"), 2, load("tpot:20,ttft:2000"), afd=True)
+    outcome = next(outcome for outcome in search.outcomes() if outcome.candidate.decode.ffn)
     assert "it does not fit: weights of" in outcome.reason
 
 
@@ -309,8 +309,8 @@ def host(size: float = 1e12, bandwidth: float = 50e9) -> TierPlan:
 
 def test_a_tier_gives_back_what_the_device_forgets():
     """Three documents, room for two and a half: without a tier each is computed again."""
-    planner = Planner(hungry(160), 1, readers("ttft:120"), stacks=[[host()]])
-    outcomes = {outcome.tiers: outcome for outcome in planner.outcomes()}
+    search = Search(hungry(160), 1, readers("ttft:120"), stacks=[[host()]])
+    outcomes = {outcome.tiers: outcome for outcome in search.outcomes()}
     without, with_it = outcomes[()], outcomes["host",]
     assert with_it.best
     assert with_it.best.hits["host"] > 0.5
@@ -318,7 +318,7 @@ def test_a_tier_gives_back_what_the_device_forgets():
     assert with_it.output_tokens_per_s > 1.5 * without.output_tokens_per_s
     assert "times as much as without" in with_it.reason or "without, not even one" in with_it.reason
     assert list(outcomes) == [("host",), ()]
-    assert planner.outcomes() == list(outcomes.values())
+    assert search.outcomes() == list(outcomes.values())
 
 
 @pytest.mark.parametrize(
@@ -330,23 +330,23 @@ def test_a_tier_gives_back_what_the_device_forgets():
     ],
 )
 def test_a_stack_that_brings_nothing_says_why(blocks, tier, why):
-    planner = Planner(hungry(blocks), 1, readers("ttft:1000"), stacks=[[tier]])
-    *_, last = (outcome for outcome in planner.outcomes() if outcome.tiers)
+    search = Search(hungry(blocks), 1, readers("ttft:1000"), stacks=[[tier]])
+    *_, last = (outcome for outcome in search.outcomes() if outcome.tiers)
     assert last.reason.startswith(why)
 
 
 def test_nobody_reads_a_tier_where_nothing_is_shared():
     with pytest.raises(InvalidRequestError, match="nobody would read the tiers"):
-        Planner(deployment(), 1, load("ttft:1000"), stacks=[[host()]])
+        Search(deployment(), 1, load("ttft:1000"), stacks=[[host()]])
     with pytest.raises(InvalidRequestError, match="a tier's name, 'host', is taken"):
-        Planner(deployment(), 1, readers("ttft:1000"), stacks=[[host(), host()]])
+        Search(deployment(), 1, readers("ttft:1000"), stacks=[[host(), host()]])
 
 
 def test_what_is_found_does_not_count_against_an_engine_before_it_is_tried():
     """The whole prompt takes longer than the limit; what is left of it does not."""
     cold = load("ttft:60", prompt=4160, output=8)
-    assert "prefill of 4,160 tokens alone takes" in Planner(deployment(max_num_seqs=8), 1, cold).outcomes()[0].reason
-    (warm,) = Planner(deployment(max_num_seqs=8), 1, readers("ttft:60")).outcomes()
+    assert "prefill of 4,160 tokens alone takes" in Search(deployment(max_num_seqs=8), 1, cold).outcomes()[0].reason
+    (warm,) = Search(deployment(max_num_seqs=8), 1, readers("ttft:60")).outcomes()
     assert warm.best
     assert warm.best.hits["device"] > 0.9
 
@@ -360,17 +360,17 @@ def test_a_rate_is_of_what_came_in_the_time():
 
 def test_the_bound_holds_where_prompts_are_found():
     """No disaggregated candidate does better than it is said to be able to; one does better than without sharing."""
-    planner = Planner(deployment(max_num_seqs=16), 2, readers("ttft:400,tpot:30"))
-    (candidate,) = set(planner._disaggregated())
-    rate = planner._simulate(candidate).output_tokens_per_s
-    assert 0 < rate <= NEAR * planner._at_most(candidate)
-    blind = replace(planner, load=load("ttft:400,tpot:30", prompt=4160, output=8))
+    search = Search(deployment(max_num_seqs=16), 2, readers("ttft:400,tpot:30"))
+    (candidate,) = set(search._disaggregated())
+    rate = search._simulate(candidate).output_tokens_per_s
+    assert 0 < rate <= NEAR * search._at_most(candidate)
+    blind = replace(search, load=load("ttft:400,tpot:30", prompt=4160, output=8))
     assert rate > NEAR * blind._at_most(candidate)
 
 
 def test_ratios_are_tried_for_all_found_and_for_nothing_found():
     """Prompts that are found need fewer engines to compute them than prompts that are not."""
-    candidates = Planner(deployment(), 6, readers("ttft:400,tpot:30"))._disaggregated()
+    candidates = Search(deployment(), 6, readers("ttft:400,tpot:30"))._disaggregated()
     ratios = {
         one.prefill.engines for one in candidates if one.prefill and one.prefill.size == one.decode.size == Size(1)
     }

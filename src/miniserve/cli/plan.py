@@ -12,7 +12,7 @@ from miniserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
     from miniserve.simulate.outcome import Outcome
-    from miniserve.simulate.plan import Planner
+    from miniserve.simulate.plan import Search
 
 
 def plan(
@@ -64,7 +64,7 @@ def plan(
     from miniserve.hardware.shape import Precision
     from miniserve.simulate.deployment import Deployment, efficiency_for, kernels_of
     from miniserve.simulate.models import shape_by_name
-    from miniserve.simulate.plan import Planner
+    from miniserve.simulate.plan import Search
     from miniserve.simulate.report import check_price, tier_sources
     from miniserve.simulate.speculation import Speculation
     from miniserve.workloads.service import SLO
@@ -89,10 +89,10 @@ def plan(
         trace, workload, (input_len, output_len), seed, limits, attainment, num_requests, template.max_model_len
     )
     stacks = read_stacks(tiers, device) if tiers else []
-    planner = Planner(
+    search = Search(
         template, gpus or 0, load, weights.split(","), kv, link_gbytes_per_s * 1e9, expert_skew, afd, stacks
     )
-    outcomes = _search(planner)
+    outcomes = _outcomes(search)
     data = {
         "label": "simulated",
         "model": model,
@@ -109,16 +109,16 @@ def plan(
         "user": load.user,
         "found_at_most": load.found / load.prompt,
         "tiers": tier_sources([tier for stack in stacks for tier in stack], device),
-        "least_s": planner.least(),
-        "ranked": [tables.plain(outcome, planner.num_devices, usd_per_hour) for outcome in outcomes],
+        "least_s": search.least(),
+        "ranked": [tables.plain(outcome, search.num_devices, usd_per_hour) for outcome in outcomes],
     }
     give(data, as_json, out, partial(tables.ranked, top=top), simulated=device.name)
 
 
-def _search(planner: "Planner") -> "list[Outcome]":
+def _outcomes(search: "Search") -> "list[Outcome]":
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
     columns = TextColumn("simulating {task.fields[what]}; {task.fields[left]} left"), TimeElapsedColumn()
     with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
         task = shown.add_task("", total=None, what="", left="")
-        return planner.outcomes(lambda what, left: shown.update(task, what=what, left=left))
+        return search.outcomes(lambda what, left: shown.update(task, what=what, left=left))

@@ -2,6 +2,9 @@
 
 The newest version is the last that was registered; the stable one is the last that was promoted. They differ whenever
 a version has not been tried yet, or has been taken back.
+
+No signature covers this file. Whoever may write it can have a server start with any version that is there; where
+signatures are required, with any signed one, an older one too. It is as safe as the registry's directory is.
 """
 
 from miniserve.errors import MiniserveError

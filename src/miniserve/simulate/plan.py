@@ -28,8 +28,8 @@ NEAR = 1.03  # a pool may do a little more than is estimated: where prompts shar
 
 
 @dataclass(frozen=True)
-class Planner:
-    """A question about deployments.
+class Search:
+    """A question about deployments, and the search that answers it.
 
     Args:
         template: of every engine, but for its formats and how it is split.

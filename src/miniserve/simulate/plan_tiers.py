@@ -34,7 +34,7 @@ def stacked(
         load: in which prompts share blocks.
         simulate: a candidate with a stack, given about how many users it may serve.
         computing: what the engines that compute its prompts are.
-        progress: as of `Planner.outcomes`.
+        progress: as of `Search.outcomes`.
     """
     simulated = [each for each in outcomes if each.best or each.missed]
     # Of those that keep the limits with nobody, the nearest to it: it may be for want of memory.
