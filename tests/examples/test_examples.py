@@ -1,4 +1,4 @@
-"""The examples do what their docstrings say, run as a stranger runs them: some 40 s of CPU, most of it torch's start."""
+"""The examples do what their docstrings say, run as a stranger runs them: some 32 s of CPU, most of it torch's start."""
 
 import ast
 import contextlib
