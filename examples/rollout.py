@@ -5,7 +5,7 @@
     ADMIN=KEY python examples/rollout.py http://127.0.0.1:8000 2
 
 It is promoted if the objective of `--slo` holds for enough of the requests that it gets. One that the server's smoke
-evaluation does not pass gets none: the first order is refused, which ends this.
+evaluation does not pass gets none: the first order is refused, which ends this and says why.
 """
 
 from os import environ
@@ -24,9 +24,14 @@ def seen(http: httpx.Client, version: str) -> list[float]:
     return [sum(float(words[-1]) for words in mine if words[0].startswith(name)) for name in names]
 
 
+def check(reply: httpx.Response) -> None:
+    if reply.is_error:
+        raise SystemExit(reply.read().decode())
+
+
 def main(url: str, version: str) -> None:
-    headers, checks = {"authorization": f"Bearer {environ['ADMIN']}"}, {"response": [httpx.Response.raise_for_status]}
-    with httpx.Client(base_url=url, headers=headers, event_hooks=checks, timeout=600) as http:
+    headers, hooks = {"authorization": f"Bearer {environ['ADMIN']}"}, {"response": [check]}
+    with httpx.Client(base_url=url, headers=headers, event_hooks=hooks, timeout=600) as http:
         http.post(f"/admin/versions/{version}/load")
         before = seen(http, version)
         http.put("/admin/traffic", json={"canary": version, "weight": SHARE})

@@ -142,12 +142,12 @@ class Slow(BaseHTTPRequestHandler):
     def do_POST(self):
         type(self).orders.append(self.path)
         self.rfile.read(int(self.headers.get("content-length", 0)))
-        self._say(b"{}")
+        self._say(*((b"it did not pass", 409) if "broken" in self.path else (b"{}", 200)))
 
     do_PUT = do_POST  # noqa: N815
 
-    def _say(self, body):
-        self.send_response(200)
+    def _say(self, body, status=200):
+        self.send_response(status)
         self.send_header("content-length", str(len(body)))
         self.end_headers()
         self.wfile.write(body)
@@ -159,7 +159,16 @@ class Slow(BaseHTTPRequestHandler):
 def test_rollout_takes_back_what_does_not():
     with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        said = run("rollout", f"http://127.0.0.1:{server.server_port}", "2", ADMIN="key")
+        url = f"http://127.0.0.1:{server.server_port}"
+        said = run("rollout", url, "2", ADMIN="key")
+        refused = subprocess.run(
+            command("rollout", url, "broken"),
+            env=os.environ | {"ADMIN": "key"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         server.shutdown()
+    assert (refused.returncode, refused.stderr) == (1, "it did not pass\n")
     assert said == "version 2: 27 of 30 met the objective: taken back\n"
-    assert Slow.orders == ["/admin/versions/2/load", "/admin/traffic", "/admin/rollback"]
+    assert Slow.orders == ["/admin/versions/2/load", "/admin/traffic", "/admin/rollback", "/admin/versions/broken/load"]
