@@ -8,6 +8,7 @@ engine, and only then ends it: no request notices. Single-threaded, on the event
 """
 
 import asyncio
+import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -114,6 +115,7 @@ class Version:
             await asyncio.sleep(LOOK_S)
         await self.stop()
         self.state = State.COLD
+        gc.collect()  # the ended process's objects, pipe and tokenizer among them, refer to each other
 
     async def stop(self) -> None:
         """End it at once; what is open fails."""
