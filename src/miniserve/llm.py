@@ -10,6 +10,7 @@ computes one step, `llm.engine` is the core's engine, `llm.blocks()` says who ho
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self, cast
@@ -77,6 +78,8 @@ class LLM:
             and back when a prompt needs them. None: none.
         kv_disk_dir, kv_disk_mib: a directory for the same, which may be shared and outlives the process, and how much
             its files may take, 10 GiB by default. None: none.
+        kv_disk_key_file: a file with 32 bytes in base64 or hexadecimal, with which they are encrypted. None: they are
+            not.
         kv_compress: "fp8": tiers hold 8-bit codes, a half or a quarter of the bytes, and what comes back is rounded.
         kv_load: "faster": load KV if that is faster than to compute it again; "always".
         moves: "shared-memory" or "nixl": whoever drives several engines may have requests move between them, with their
@@ -121,6 +124,7 @@ class LLM:
         kv_host_mib: int | None = None,
         kv_disk_dir: str | Path | None = None,
         kv_disk_mib: int | None = None,
+        kv_disk_key_file: str | Path | None = None,
         kv_compress: str = "none",
         kv_load: str = "faster",
         moves: str | None = None,
@@ -149,6 +153,7 @@ class LLM:
                 kv_host_mib=kv_host_mib,
                 kv_disk_dir=kv_disk_dir,
                 kv_disk_mib=kv_disk_mib,
+                kv_disk_key_file=kv_disk_key_file,
                 kv_compress=kv_compress,
                 kv_load=kv_load,
             ),
@@ -288,6 +293,33 @@ class LLM:
     def abort(self, request_id: str) -> bool:
         """End a prompt's outputs now; False if there is none by that name (it may just have finished)."""
         return self._driver.abort(request_id)
+
+    def delete_kv(self, cache_salt: str) -> Future[dict[str, int]]:
+        """Forget the KV of all prompts of one salt: on the device, in host memory, in the directory of the disk tier.
+
+        Nothing of it is found from now on. Requests of that salt which run go on, and leave nothing behind; those that
+        come later compute everything anew. See the README for what deleting files cannot promise.
+
+        Returns:
+            How many blocks each place had ("device", and the tiers' names), once they are gone. Its error is an OSError
+            if files could not be deleted; it is cancelled if the engine ends first.
+        """
+        counts = {"device": self.engine.scheduler.forget(cache_salt)}
+        done: Future[dict[str, int]] = Future()
+        if self.tiers is None:
+            done.set_result(counts)
+            return done
+
+        def finish(tiers: Future[dict[str, int]]) -> None:
+            if tiers.cancelled():
+                done.cancel()
+            elif error := tiers.exception():
+                done.set_exception(error)
+            else:
+                done.set_result(counts | tiers.result())
+
+        self.tiers.delete(cache_salt).add_done_callback(finish)
+        return done
 
     @property
     def live_requests(self) -> set[str]:

@@ -16,6 +16,7 @@ from miniserve.kvstore.disk import DiskTier
 from miniserve.kvstore.host import HostTier
 from miniserve.kvstore.layout import KVLayout
 from miniserve.kvstore.packing import choose_packing
+from miniserve.kvstore.record import BlockKey, owner_of
 from miniserve.model.config import ModelConfig, Rope
 from miniserve.runtime.kv_cache import KVCache
 
@@ -35,7 +36,14 @@ class Device:
         packing = choose_packing(compress, LAYOUT)
         self.tiers = [make(packing.stored.block_bytes) for make in tiers]
         copier = BlockCopier(self.cache, LAYOUT)
-        self.kv = TieredKV(copier, packing, self.tiers, num_blocks=BLOCKS, recompute_s=recompute_s)
+        self.kv = TieredKV(
+            copier,
+            packing,
+            self.tiers,
+            identity=packing.stored.digest.hex(),
+            num_blocks=BLOCKS,
+            recompute_s=recompute_s,
+        )
 
     @property
     def tensors(self):
@@ -153,7 +161,7 @@ def test_tenants_share_no_file(device, tmp_path):
 def test_up_to_a_block_that_is_not_sound(device):
     made = device(host())
     made.save(made.request(TOKENS, SOURCE), 16)
-    key = made.request(TOKENS, SOURCE).block_hashes(4, 16)[9]
+    key = BlockKey(owner_of(""), made.request(TOKENS, SOURCE).block_hashes(4, 16)[9])
     made.tiers[0].get(key).payload[5] ^= 1
     again = made.request(TOKENS, TARGET)
     assert made.load(again) == 36
@@ -170,7 +178,7 @@ def test_a_block_that_host_memory_dropped_is_on_disk_and_comes_up_again(device, 
     again = made.request(TOKENS, TARGET)
     assert made.load(again) == 64
     assert torch.equal(made.cache.keys[0][SOURCE[:16]], made.cache.keys[0][TARGET[:16]])
-    keys = again.block_hashes(4, 16)
+    keys = [BlockKey(owner_of(""), content) for content in again.block_hashes(4, 16)]
     assert sum(key in made.tiers[0] for key in keys) == 4
     assert made.load(made.request(TOKENS, TARGET)) == 64
     made.tiers[0].check()

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from miniserve.errors import InvalidRequestError
-from miniserve.kvstore.block_file import HEADER_BYTES, PARTIAL, read_block, write_block
+from miniserve.kvstore.block_file import HEADER_BYTES, PARTIAL, file_bytes, read_block, write_block
 from miniserve.kvstore.disk import ABANDONED_S, DiskTier
 from support.kv_records import DOMAIN, SIZE, record
 
-FILE = SIZE + HEADER_BYTES
+FILE = file_bytes(SIZE, sealed=False)
 
 
 def tier_in(folder, blocks=50, domain=DOMAIN):
@@ -73,12 +73,13 @@ DAMAGES = {
     "empty": lambda data: b"",
     "longer": lambda data: data + b"x",
     "a bit of the payload": lambda data: data[:-7] + bytes([data[-7] ^ 1]) + data[-6:],
-    "a bit of the checksum": lambda data: data[: HEADER_BYTES - 1] + bytes([data[HEADER_BYTES - 1] ^ 1]) + data[HEADER_BYTES:],
+    "a bit of the checksum": lambda data: data[:HEADER_BYTES] + bytes([data[HEADER_BYTES] ^ 1]) + data[HEADER_BYTES + 1 :],
     "zeros where data was": lambda data: data[:HEADER_BYTES] + bytes(SIZE),
     "all zeros": lambda data: bytes(len(data)),
-    "another version": lambda data: data[:8] + b"\2\0\0\0" + data[12:],
+    "another version": lambda data: data[:8] + b"\1\0\0\0" + data[12:],
     "another model's": lambda data: data[:16] + b"e" * 32 + data[48:],
-    "another block's": lambda data: data[:48] + record(2).key + data[80:],
+    "another tenant's": lambda data: data[:48] + b"t" * 16 + data[64:],
+    "another block's": lambda data: data[:64] + record(2).key.content + data[96:],
 }  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from miniserve._version import __version__
-from miniserve.cli import bench, chat, generate, hardware, models, plan, serve, simulate, train
+from miniserve.cli import bench, chat, generate, hardware, kv, models, plan, serve, simulate, train
 from miniserve.errors import MiniserveError
 
 # How long torch's threads spin at the end of a parallel loop before they sleep. By default for milliseconds, which
@@ -33,6 +33,7 @@ app.command("simulate")(simulate.simulate)
 app.command("plan")(plan.plan)
 app.command("train")(train.train)
 app.add_typer(models.app, name="models")
+app.add_typer(kv.app, name="kv")
 app.add_typer(bench.app, name="bench")
 
 

@@ -20,6 +20,7 @@ from miniserve.cli.loading import (
     ExpertParallelOption,
     KVCacheDtypeOption,
     KVCompressOption,
+    KVDiskKeyOption,
     KVDiskMibOption,
     KVDiskOption,
     KVHostOption,
@@ -58,6 +59,7 @@ class EngineOptions:
     kv_host_mib: KVHostOption = None
     kv_disk: KVDiskOption = None
     kv_disk_mib: KVDiskMibOption = None
+    kv_disk_key_file: KVDiskKeyOption = None
     kv_compress: KVCompressOption = "none"
     speculation: SpeculationOption = None
     threads: ThreadsOption = None
@@ -85,6 +87,7 @@ class EngineOptions:
             kv_host_mib=self.kv_host_mib,
             kv_disk_dir=self.kv_disk,
             kv_disk_mib=self.kv_disk_mib,
+            kv_disk_key_file=self.kv_disk_key_file,
             kv_compress=self.kv_compress,
             speculation=self.speculation,
             tensor_parallel_size=self.tensor_parallel_size,

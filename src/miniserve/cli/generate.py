@@ -17,6 +17,7 @@ from miniserve.cli.loading import (
     ExpertParallelOption,
     KVCacheDtypeOption,
     KVCompressOption,
+    KVDiskKeyOption,
     KVDiskMibOption,
     KVDiskOption,
     KVHostOption,
@@ -65,6 +66,7 @@ def generate(
     kv_host_mib: KVHostOption = None,
     kv_disk: KVDiskOption = None,
     kv_disk_mib: KVDiskMibOption = None,
+    kv_disk_key_file: KVDiskKeyOption = None,
     kv_compress: KVCompressOption = "none",
     speculation: SpeculationOption = None,
     threads: ThreadsOption = None,
@@ -110,7 +112,13 @@ def generate(
         "afd_trace": afd_trace,
         "require_signed": require_signed,
     }
-    tiers = {"kv_host_mib": kv_host_mib, "kv_disk_dir": kv_disk, "kv_disk_mib": kv_disk_mib, "kv_compress": kv_compress}
+    tiers = {
+        "kv_host_mib": kv_host_mib,
+        "kv_disk_dir": kv_disk,
+        "kv_disk_mib": kv_disk_mib,
+        "kv_disk_key_file": kv_disk_key_file,
+        "kv_compress": kv_compress,
+    }
     with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options, **tiers) as llm:
         tokenizer = llm.tokenizer
         prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)

@@ -36,6 +36,9 @@ KVDiskOption = Annotated[
     Path | None, typer.Option("--kv-disk", help="A directory for the same; it outlives the process and may be shared.")
 ]
 KVDiskMibOption = Annotated[int | None, typer.Option("--kv-disk-mib", help="What its files may take; default: 10240.")]
+KVDiskKeyOption = Annotated[
+    Path | None, typer.Option("--kv-disk-key-file", help="32 bytes, base64 or hexadecimal: encrypt these files.")
+]
 KVCompressOption = Annotated[str, typer.Option(help="How host and disk hold KV: none, or fp8: half of it, rounded.")]
 TensorParallelOption = Annotated[
     int,

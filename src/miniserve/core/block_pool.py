@@ -58,6 +58,7 @@ class BlockPool:
         self.num_blocks, self.block_size = num_blocks, block_size
         self._references = [0] * num_blocks
         self._hash_of: list[BlockHash | None] = [None] * num_blocks
+        self._salt_of = [""] * num_blocks  # of cached ones
         self._cached: dict[BlockHash, int] = {}
         self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
         self.on_event = on_event
@@ -122,23 +123,30 @@ class BlockPool:
                 self._free[block] = None
 
     def register(
-        self, block: int, content: BlockHash, parent: BlockHash | None = None, token_ids: Sequence[int] = ()
+        self,
+        block: int,
+        content: BlockHash,
+        parent: BlockHash | None = None,
+        token_ids: Sequence[int] = (),
+        salt: str = "",
     ) -> None:
         """The block is full and computed: make it findable, unless an equal one already is.
 
-        `parent` and `token_ids` are for whoever hears of it.
+        `parent` and `token_ids` are for whoever hears of it, `salt` says whose it is.
         """
         assert self._references[block] > 0, f"block {block} registered while nobody uses it"
         if self._hash_of[block] is None and content not in self._cached:
-            self._hash_of[block] = content
+            self._hash_of[block], self._salt_of[block] = content, salt
             self._cached[content] = block
             if self.on_event:
                 self.on_event(BlockStored(content, parent, list(token_ids)))
 
-    def clear_cache(self) -> None:
-        """Forget all content. Blocks in use stay in use."""
-        for block in list(self._cached.values()):
+    def clear_cache(self, salt: str | None = None) -> int:
+        """Forget all content, or that of one salt. Blocks in use stay in use. Returns how many it was."""
+        wanted = [block for block in self._cached.values() if salt is None or self._salt_of[block] == salt]
+        for block in wanted:
             self._forget(block)
+        return len(wanted)
 
     def check(self) -> None:
         """Raise AssertionError unless the pool's invariants hold. Cost: one pass over all blocks."""

@@ -95,10 +95,22 @@ class BlockTables:
                 hashes[index - 1] if index else None,
                 request.token_ids[index * size : (index + 1) * size],
             )
-            self.pool.register(request.block_table[index], hashes[index], parent, token_ids)
+            if request.may_share:
+                self.pool.register(request.block_table[index], hashes[index], parent, token_ids, request.salt)
         request.num_registered = full
         self._pending.settle(request, hashes[first:full])
-        self._hold(self._connector.computed(request, first))
+        if request.may_share:
+            self._hold(self._connector.computed(request, first))
+
+    def forget(self, salt: str) -> int:
+        """Nobody finds any more what this tenant has cached, nor what those who hold its blocks now go on to fill.
+
+        Returns how many blocks could be found.
+        """
+        for request in self._holders:
+            if request.salt == salt:
+                request.may_share = False
+        return self.pool.clear_cache(salt)
 
     def end(self, request: Request) -> None:
         """The request has ended: give its blocks back, but for those that the connector keeps for a peer."""

@@ -116,7 +116,7 @@ class Request:
         params: how its tokens are chosen; the core only passes it on.
         seed: of its random numbers: output i's depends on (seed, i) and on nothing else.
         priority: smaller goes first; equal ones in order of arrival.
-        cache_keys: what the KV content depends on besides the tokens (model, adapter, tenant's salt).
+        cache_keys: what the KV content depends on besides the tokens (model, adapter, and last the tenant's salt).
         matcher: follows its output through `params.grammar`, if there is one; its own, of no output yet.
         offer: where the connector may find its first tokens' KV.
 
@@ -133,6 +133,7 @@ class Request:
         num_reused: these, and what the connector brought then: tokens that need not be computed anew.
         num_loaded: how many tokens' KV came from the connector, all admissions together.
         num_preemptions: how often it lost its blocks.
+        may_share: whether what it computes is kept for others: not once its tenant's KV was deleted.
         may_draft: whether tokens ahead may be guessed for it: not once that has failed.
         block_table: its blocks in order. An array, so that a batch can copy it as one piece of memory.
         arrival: the scheduler's running number, which breaks ties of `priority`.
@@ -164,6 +165,7 @@ class Request:
     num_reused: int = field(default=0, init=False)
     num_loaded: int = field(default=0, init=False)
     num_preemptions: int = field(default=0, init=False)
+    may_share: bool = field(default=True, init=False)
     may_draft: bool = field(default=True, init=False)
     block_table: "array[int]" = field(default_factory=lambda: array("i"), init=False)
     arrival: int = field(default=-1, init=False)
@@ -207,6 +209,11 @@ class Request:
     def rank(self) -> tuple[int, int]:
         """Who goes first: the smaller."""
         return self.priority, self.arrival
+
+    @property
+    def salt(self) -> str:
+        """Its tenant's: only requests of one salt share KV."""
+        return self.cache_keys[-1] if self.cache_keys else ""
 
     @property
     def may_skip_prompt(self) -> bool:

@@ -106,6 +106,10 @@ class Scheduler:
         """Whether any request is unfinished, or the connector still holds blocks."""
         return bool(self.running or self.loading or self._waiting or self._tables.any_held)
 
+    def forget(self, salt: str) -> int:
+        """Forget what a tenant has cached on the device; see `BlockTables.forget`. Its requests go on."""
+        return self._tables.forget(salt)
+
     def check_fits(self, request: Request) -> None:
         """Raise InvalidRequestError if the request is longer than the model or the whole pool allows."""
         prompt, longest = request.num_prompt_tokens, request.max_length

@@ -12,6 +12,7 @@ never hold more than a share of the pool, beyond which blocks are skipped.
 import time
 import weakref
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from miniserve.core.connector import Progress
 from miniserve.core.loading import Piece, Seconds, worth_loading
@@ -20,6 +21,7 @@ from miniserve.core.request import Request
 from miniserve.kvstore.blocks import BlockCopier
 from miniserve.kvstore.jobs import Job, Load, Save
 from miniserve.kvstore.packing import Packing
+from miniserve.kvstore.record import BlockKey, owner_of
 from miniserve.kvstore.worker import Tier, Worker
 
 LOAD_S = 10.0
@@ -35,6 +37,8 @@ class TieredKV:
         copier: to and from the device.
         packing: what is stored of a block.
         tiers: at most one of each kind, the fastest first.
+        identity: of what the blocks hold, for the root of their hashes: equal for equal layouts of what is stored, and,
+            where that is encrypted, for equal keys.
         num_blocks: of the pool.
         recompute_s: how long tokens take to compute; None: whatever is found is loaded.
     """
@@ -45,22 +49,19 @@ class TieredKV:
         packing: Packing,
         tiers: Sequence[Tier],
         *,
+        identity: str,
         num_blocks: int,
         recompute_s: Seconds | None,
     ) -> None:
         self._size, self._stored_bytes = packing.stored.block_size, packing.stored.block_bytes
-        self._copier, self._packing, self._tiers = copier, packing, tiers
+        self._copier, self._tiers, self.identity = copier, tiers, identity
         self._recompute_s = recompute_s
         self._worker = Worker(copier, packing, tiers)
         self._jobs: dict[Job, None] = {}
         self._most_held = max(1, int(num_blocks * HELD_SHARE))
+        self._deleting: list[bytes] = []  # owners, while tiers forget them
         self._declined: str | None = None  # the last request for which something was
         self._close = weakref.finalize(self, self._worker.close)  # also when this object is forgotten
-
-    @property
-    def identity(self) -> str:
-        """Of what the blocks hold, for the root of their hashes: equal for equal layouts of what is stored."""
-        return self._packing.stored.digest.hex()
 
     @property
     def counts(self) -> dict[str, TierCounts]:
@@ -72,8 +73,10 @@ class TieredKV:
         first, full = num_computed // self._size, (len(request.token_ids) - 1) // self._size
         if num_computed % self._size or first >= full:
             return 0
+        if self._deleting and owner_of(request.salt) in self._deleting:
+            return 0
         runs: list[tuple[Tier, int]] = []  # consecutive blocks of one tier
-        for key in request.block_hashes(self._size, full)[first:full]:
+        for key in self._keys(request, first, full):
             tier = next((tier for tier in self._tiers if tier.look(key)), None)
             if tier is None:
                 break
@@ -101,15 +104,15 @@ class TieredKV:
     def load(self, request: Request, start: int, num_tokens: int) -> None:
         """Of `KVConnector`."""
         first, end = start // self._size, (start + num_tokens) // self._size
-        keys = request.block_hashes(self._size, end)[first:end]
+        keys = self._keys(request, first, end)
         blocks = list(request.block_table[first:end])
         self._begin(Load(blocks, keys, self._copier.mark(), time.monotonic() + LOAD_S, request))
 
     def computed(self, request: Request, first_block: int) -> Sequence[int]:
         """Of `KVConnector`."""
         end, fastest = request.num_registered, self._tiers[0]
-        hashes = request.block_hashes(self._size, end)
-        new = [at for at in range(first_block, end) if not any(hashes[at] in tier for tier in self._tiers)]
+        keys = dict(enumerate(self._keys(request, first_block, end), first_block))
+        new = [at for at, key in keys.items() if not any(key in tier for tier in self._tiers)]
         # What is computed again, or was begun in another engine, says nothing of the tiers.
         if not request.num_preemptions and not request.num_resumed:
             missed = sum((at + 1) * self._size <= request.num_prompt_tokens for at in new)
@@ -123,8 +126,8 @@ class TieredKV:
         if not new:
             return ()
         blocks = [request.block_table[at] for at in new]
-        keys = [hashes[at] for at in new]
-        self._begin(Save(blocks, keys, self._copier.mark(), time.monotonic() + SAVE_S))
+        wanted = [keys[at] for at in new]
+        self._begin(Save(blocks, wanted, self._copier.mark(), time.monotonic() + SAVE_S))
         return blocks
 
     def finished(self, request: Request) -> Sequence[int]:  # noqa: ARG002
@@ -148,9 +151,26 @@ class TieredKV:
         """Write what is to be written, within a time, and end the threads. Nothing can be asked for afterwards."""
         self._close()
 
+    def delete(self, salt: str) -> Future[dict[str, int]]:
+        """Have every tier forget a tenant. From now on nothing of what they had of it is loaded.
+
+        Returns:
+            How many blocks each had, by its name, once it has none; an OSError, if files could not be deleted.
+        """
+        owner = owner_of(salt)
+        self._deleting.append(owner)
+        done = self._worker.delete(owner)
+        done.add_done_callback(lambda _: self._deleting.remove(owner))
+        return done
+
     def flush(self) -> bool:
         """Wait until all that was saved is where it is to be; False if that takes too long."""
         return self._worker.flush()
+
+    def _keys(self, request: Request, first: int, end: int) -> list[BlockKey]:
+        """Of its blocks from `first` up to `end`."""
+        owner = owner_of(request.salt)
+        return [BlockKey(owner, content) for content in request.block_hashes(self._size, end)[first:end]]
 
     def _begin(self, job: Load | Save) -> None:
         self._jobs[job] = None

@@ -1,6 +1,8 @@
 """`DiskTier`: KV blocks as files below a directory, which outlive the process and may be shared by several.
 
-    DIRECTORY / domain / first byte of the key / key.kv        (both in hexadecimal)
+    DIRECTORY / domain / owner / first byte of the hash / hash.kv        (all in hexadecimal)
+
+The files of a tenant lie together, of whatever model, and are deleted together.
 
 Any number of processes may use one directory, of one model or of several. None needs another to be right: files appear
 whole (block_file.py), are checked when they are read, and one that is gone or garbled is a miss. What a process knows
@@ -11,7 +13,8 @@ modification time, which a hit renews. Sums are each process's own estimate, put
 estimate is over the limit, one process at a time (the only thing a lock is needed for) lists the directory and deletes
 the oldest down to `LOW_WATER` of the limit. So it may be over the limit for a moment, by what the others wrote since.
 
-Files are for their owner's eyes alone, and not encrypted: they say as much as the prompts did.
+Files are for the eyes alone of the user who runs the process: they say as much as the prompts did. With a key they are
+encrypted (encryption.py), and what has not been written with it is never taken for a block.
 
 Safe to use from several threads.
 """
@@ -23,19 +26,21 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from miniserve.core.hashing import BlockHash
 from miniserve.core.metrics import TierCounts
 from miniserve.errors import InvalidRequestError
-from miniserve.kvstore.block_file import HEADER_BYTES, PARTIAL, read_block, write_block
-from miniserve.kvstore.record import Record
+from miniserve.kvstore.block_file import PARTIAL, SUFFIX, file_bytes, read_block, write_block
+from miniserve.kvstore.deletion import delete_owner
+from miniserve.kvstore.record import BlockKey, Record
+
+if TYPE_CHECKING:
+    from miniserve.kvstore.encryption import MasterKey
 
 LOW_WATER = 0.9
 ABANDONED_S = 600.0  # after which a file that is still partial was left by a process that died
-SUFFIX = ".kv"
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +61,7 @@ class DiskTier:
         capacity_bytes: of all its files.
         stored_bytes: of one payload.
         domain: 32 bytes; blocks of other domains are never found.
+        master: encrypts them; under another key is another domain.
 
     Raises:
         InvalidRequestError: no room for one block, or the directory cannot be made or written to.
@@ -63,8 +69,18 @@ class DiskTier:
 
     name = "disk"
 
-    def __init__(self, directory: Path, capacity_bytes: int, stored_bytes: int, domain: bytes) -> None:
-        self._file_bytes, self._stored_bytes, self._domain = HEADER_BYTES + stored_bytes, stored_bytes, domain
+    def __init__(
+        self,
+        directory: Path,
+        capacity_bytes: int,
+        stored_bytes: int,
+        domain: bytes,
+        master: "MasterKey | None" = None,
+    ) -> None:
+        if master:
+            domain = master.derived(domain)
+        self._file_bytes = file_bytes(stored_bytes, sealed=master is not None)
+        self._stored_bytes, self._domain = stored_bytes, domain
         if capacity_bytes < self._file_bytes:
             raise InvalidRequestError(
                 f"the disk tier may take {capacity_bytes} bytes: a KV block of this model takes {self._file_bytes}"
@@ -77,18 +93,19 @@ class DiskTier:
                 raise PermissionError(f"{self._home} cannot be written to")
         except OSError as error:
             raise InvalidRequestError(f"the disk tier cannot use {directory}: {error}") from error
+        self._keys = master.tenants(domain, self._home) if master else None
         self.counts = TierCounts(capacity_bytes=capacity_bytes)
         self._lock = threading.Lock()
-        self._known: set[BlockHash] = set()
+        self._known: set[BlockKey] = set()
         self._evicting = FileLock(directory / "evicting.lock", mode=0o600)
         self._survey()
         if self.counts.used_bytes > capacity_bytes:
             self._evict()
 
-    def __contains__(self, key: BlockHash) -> bool:
+    def __contains__(self, key: BlockKey) -> bool:
         return key in self._known
 
-    def look(self, key: BlockHash) -> bool:
+    def look(self, key: BlockKey) -> bool:
         """Whether it is here, though another process may have written it: asks the file system if need be."""
         if key in self._known:
             return True
@@ -104,7 +121,8 @@ class DiskTier:
             return
         began_s = time.monotonic()
         try:
-            write_block(self._path(record.key), self._domain, record)
+            cipher = self._keys.make(record.key.owner) if self._keys else None
+            write_block(self._path(record.key), self._domain, record, cipher)
         except OSError as error:
             self._failed(f"cannot be written to: {error}")
             return
@@ -118,7 +136,7 @@ class DiskTier:
         if full:
             self._evict()
 
-    def expect(self, keys: Sequence[BlockHash]) -> None:
+    def expect(self, keys: Sequence[BlockKey]) -> None:
         """These are going to be read: let the system begin with all of them at once, where it takes the hint."""
         if not hasattr(os, "posix_fadvise"):
             return
@@ -130,11 +148,11 @@ class DiskTier:
                 finally:
                     os.close(descriptor)
 
-    def get(self, key: BlockHash) -> Record | None:
+    def get(self, key: BlockKey) -> Record | None:
         """A block; None if it is not here, or not what was written: then it is deleted."""
         path = self._path(key)
         try:
-            found = read_block(path, self._domain, key, self._stored_bytes)
+            found = self._read(path, key)
             if isinstance(found, Record):
                 os.utime(path)
                 return found
@@ -153,24 +171,44 @@ class DiskTier:
             self.counts.used_bytes = max(0, self.counts.used_bytes - self._file_bytes)
         return None
 
+    def delete(self, owner: bytes) -> int:
+        """Delete a tenant's files, those of other models in this directory too. Returns how many blocks it had.
+
+        Raises:
+            OSError: some are still there.
+        """
+        try:
+            return delete_owner(self.directory, owner)
+        finally:
+            self._survey()
+
     @property
     def _low_water(self) -> float:
         """Bytes that are left when room has been made: of a few blocks none is deleted that still fits."""
         capacity = self.counts.capacity_bytes
         return capacity if capacity < 10 * self._file_bytes else LOW_WATER * capacity
 
-    def _key(self, path: Path) -> BlockHash | None:
+    def _read(self, path: Path, key: BlockKey) -> Record | str:
+        """As `read_block`."""
+        cipher = None
+        if self._keys and not (cipher := self._keys.find(key.owner)):
+            path.stat()  # without a file there is nothing to say of it
+            return "the key that it was written with is gone"
+        return read_block(path, self._domain, key, self._stored_bytes, cipher)
+
+    def _key(self, path: Path) -> BlockKey | None:
         """Of a file of this domain."""
-        if path.parent.parent == self._home:
+        owner = path.parent.parent
+        if owner.parent == self._home:
             with suppress(ValueError):
-                return bytes.fromhex(path.stem)
+                return BlockKey(bytes.fromhex(owner.name), bytes.fromhex(path.stem))
         return None
 
-    def _path(self, key: BlockHash) -> Path:
-        name = key.hex()
-        return self._home / name[:2] / (name + SUFFIX)
+    def _path(self, key: BlockKey) -> Path:
+        name = key.content.hex()
+        return self._home / key.owner.hex() / name[:2] / (name + SUFFIX)
 
-    def _forget(self, key: BlockHash) -> None:
+    def _forget(self, key: BlockKey) -> None:
         with self._lock:
             self._known.discard(key)
 

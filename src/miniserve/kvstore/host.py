@@ -8,10 +8,9 @@ from collections import OrderedDict
 
 import numpy as np
 
-from miniserve.core.hashing import BlockHash
 from miniserve.core.metrics import TierCounts
 from miniserve.errors import InvalidRequestError
-from miniserve.kvstore.record import Record
+from miniserve.kvstore.record import BlockKey, Record
 
 
 class HostTier:
@@ -36,12 +35,12 @@ class HostTier:
         self.counts = TierCounts(capacity_bytes=num_slots * stored_bytes)
         self._slots = np.empty((num_slots, stored_bytes), np.uint8)
         self._free = list(range(num_slots))
-        self._places: OrderedDict[BlockHash, tuple[int, int]] = OrderedDict()  # slot and checksum, oldest first
+        self._places: OrderedDict[BlockKey, tuple[int, int]] = OrderedDict()  # slot and checksum, oldest first
 
-    def __contains__(self, key: BlockHash) -> bool:
+    def __contains__(self, key: BlockKey) -> bool:
         return key in self._places
 
-    def look(self, key: BlockHash) -> bool:
+    def look(self, key: BlockKey) -> bool:
         """Whether it is here."""
         return key in self._places
 
@@ -61,7 +60,7 @@ class HostTier:
         self._places[record.key] = slot, record.checksum
         self._note(saved=1)
 
-    def get(self, key: BlockHash) -> Record | None:
+    def get(self, key: BlockKey) -> Record | None:
         """A block, whose payload is the tier's own memory: to be used before the next `put`. None if it is not here.
 
         One that is not sound any more is forgotten.
@@ -79,6 +78,16 @@ class HostTier:
         self._free.append(slot)
         self._note()
         return None
+
+    def delete(self, owner: bytes) -> int:
+        """Forget a tenant's blocks, and overwrite them. Returns how many it had."""
+        wanted = [key for key in self._places if key.owner == owner]
+        for key in wanted:
+            slot, _ = self._places.pop(key)
+            self._slots[slot] = 0
+            self._free.append(slot)
+        self._note()
+        return len(wanted)
 
     def check(self) -> None:
         """Raise AssertionError unless every slot is free or has one block. For tests."""

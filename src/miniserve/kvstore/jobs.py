@@ -8,12 +8,14 @@ requests nor blocks.
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from miniserve.core.hashing import BlockHash
 from miniserve.core.request import Request
 from miniserve.kvstore.blocks import Mark
+from miniserve.kvstore.record import BlockKey
 
 
 @dataclass(eq=False)
@@ -25,7 +27,7 @@ class Job:
     """
 
     blocks: list[int]
-    keys: list[BlockHash]
+    keys: list[BlockKey]
     after: Mark
     deadline_s: float
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False)
@@ -73,3 +75,14 @@ class Load(Job):
 @dataclass(eq=False)
 class Save(Job):
     """Take KV out."""
+
+
+class Delete(NamedTuple):
+    """Have the tiers forget a tenant.
+
+    Attributes:
+        done: how many blocks each had, by its name; or what went wrong.
+    """
+
+    owner: bytes
+    done: Future[dict[str, int]]

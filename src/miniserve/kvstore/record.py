@@ -2,9 +2,10 @@
 
 Whoever takes a block out of a tier compares, so that bytes which changed on the way, in memory or on disk, are a miss
 and never somebody's past. XXH3 finds accidents (a flipped bit in a block of any size) at the speed of memory; it is no
-defence against someone who can write into the tier.
+defence against someone who can write into the tier: encryption is (encryption.py).
 """
 
+import hashlib
 from typing import NamedTuple
 
 import numpy as np
@@ -13,6 +14,21 @@ import xxhash
 from miniserve.core.hashing import BlockHash
 
 Payload = np.ndarray[tuple[int], np.dtype[np.uint8]]
+OWNER_BYTES = 16
+
+
+class BlockKey(NamedTuple):
+    """Whose block it is, and which.
+
+    The hash alone tells blocks apart, as it covers the salt; the owner is what finds all of a tenant's.
+
+    Attributes:
+        owner: see `owner_of`.
+        content: its hash.
+    """
+
+    owner: bytes
+    content: BlockHash
 
 
 class Record(NamedTuple):
@@ -24,7 +40,7 @@ class Record(NamedTuple):
         checksum: of key and payload, as it came.
     """
 
-    key: BlockHash
+    key: BlockKey
     payload: Payload
     checksum: int
 
@@ -34,8 +50,13 @@ class Record(NamedTuple):
         return checksum_of(self.key, self.payload) == self.checksum
 
 
-def checksum_of(key: BlockHash, payload: Payload) -> int:
+def checksum_of(key: BlockKey, payload: Payload) -> int:
     """64 bits. The key is part of it: another block's bytes are as wrong as garbled ones."""
-    digest = xxhash.xxh3_64(key)
+    digest = xxhash.xxh3_64(key.owner + key.content)
     digest.update(payload.data)
     return digest.intdigest()
+
+
+def owner_of(salt: str) -> bytes:
+    """Stands for a tenant wherever its blocks lie: 16 bytes that tell nobody the salt."""
+    return hashlib.sha256(b"miniserve-kv-owner" + salt.encode()).digest()[:OWNER_BYTES]

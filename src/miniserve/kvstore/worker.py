@@ -1,6 +1,7 @@
 """`Worker`: the thread that moves KV blocks between the device and the tiers, and the one that writes to disk.
 
-Loads go before saves, since a request waits for a load, and a save only holds blocks. What is saved is written through:
+Loads go before saves, since a request waits for a load, and a save only holds blocks. A deletion takes its turn among
+the saves, so that nothing which was begun before it can come after it. What is saved is written through:
 to host memory and, a little later and by a thread of its own, to disk. So a block that host memory has no room for any
 more is simply dropped (the disk has it), nothing is left to be written when the process ends or dies, and other
 processes find blocks soon. Written once in any case, as it would be if it went to disk only when host memory is short:
@@ -16,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 import torch
 
@@ -23,9 +25,9 @@ from miniserve.core.loading import Rate
 from miniserve.kvstore.blocks import STAGED_BLOCKS, BlockCopier
 from miniserve.kvstore.disk import DiskTier
 from miniserve.kvstore.host import HostTier
-from miniserve.kvstore.jobs import Job, Load, Save
+from miniserve.kvstore.jobs import Delete, Job, Load, Save
 from miniserve.kvstore.packing import Packing
-from miniserve.kvstore.record import Record, checksum_of
+from miniserve.kvstore.record import BlockKey, Record, checksum_of
 
 BACKLOG_BYTES = 2**27  # of blocks that wait to be written to disk; 16 blocks at least
 CLOSE_S = 10.0  # for the backlog, when the worker is closed
@@ -55,7 +57,7 @@ class Worker:
         self._host = next((tier for tier in tiers if isinstance(tier, HostTier)), None)
         self._disk = next((tier for tier in tiers if isinstance(tier, DiskTier)), None)
         self._loads: deque[Load] = deque()
-        self._saves: deque[Save] = deque()
+        self._saves: deque[Save | Delete] = deque()
         self._ended: deque[Job] = deque()
         self._backlog: deque[Record] = deque()
         self._longest = max(16, BACKLOG_BYTES // packing.stored.block_bytes)
@@ -77,6 +79,14 @@ class Worker:
             (self._loads if isinstance(job, Load) else self._saves).append(job)  # type: ignore[arg-type]
             self.changed.notify_all()
 
+    def delete(self, owner: bytes) -> Future[dict[str, int]]:
+        """Have every tier forget a tenant's blocks, those that are being saved too."""
+        order = Delete(owner, Future())
+        with self.changed:
+            self._saves.append(order)
+            self.changed.notify_all()
+        return order.done
+
     def take_ended(self, wait_s: float = 0.0) -> list[Job]:
         """The jobs that have ended by themselves since the last call; waits a little for the first."""
         with self.changed:
@@ -96,6 +106,9 @@ class Worker:
         self.flush()
         with self.changed:
             self._closing = True
+            for job in self._saves:
+                if isinstance(job, Delete):
+                    job.done.cancel()
             self._loads.clear()
             self._saves.clear()
             self._backlog.clear()
@@ -110,7 +123,14 @@ class Worker:
                 self.changed.wait_for(lambda: self._loads or self._saves or self._closing)
                 if self._closing:
                     return
-                job = (self._loads or self._saves)[0]
+                job = self._loads[0] if self._loads else self._saves[0]
+            if isinstance(job, Delete):
+                self._delete(job)
+                with self.changed:
+                    if not self._closing:
+                        self._saves.popleft()
+                    self.changed.notify_all()
+                continue
             try:
                 if isinstance(job, Load):
                     self._load(job)
@@ -158,7 +178,7 @@ class Worker:
             if len(sources) < len(keys):
                 return
 
-    def _find(self, key: bytes) -> tuple[Record | None, Tier | None]:
+    def _find(self, key: BlockKey) -> tuple[Record | None, Tier | None]:
         """A block, in the first tier that has it."""
         for at, tier in enumerate(self._tiers):
             if record := tier.get(key):
@@ -190,6 +210,22 @@ class Worker:
                     self._host.counts.save_s += time.monotonic() - began_s
                 if self._disk is not None and key not in self._disk:
                     self._put_off(self._disk, record)
+
+    def _delete(self, order: Delete) -> None:
+        if not order.done.set_running_or_notify_cancel():
+            return
+        try:
+            with self.changed:  # the first is being written: the other thread takes it out itself
+                waiting = list(self._backlog)[1:]
+                while len(self._backlog) > 1:
+                    self._backlog.pop()
+                self._backlog.extend(record for record in waiting if record.key.owner != order.owner)
+                if self._backlog and self._backlog[0].key.owner == order.owner:
+                    record = self._backlog[0]
+                    self.changed.wait_for(lambda: not self._backlog or self._backlog[0] is not record, CLOSE_S)
+            order.done.set_result({tier.name: tier.delete(order.owner) for tier in self._tiers})
+        except Exception as error:
+            order.done.set_exception(error)
 
     def _put_off(self, disk: DiskTier, record: Record) -> None:
         """Have a copy of a block written to disk."""
