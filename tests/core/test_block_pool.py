@@ -164,3 +164,22 @@ class PoolMachine(RuleBasedStateMachine):
 
 TestPoolMachine = PoolMachine.TestCase
 TestPoolMachine.settings = settings(derandomize=True, deadline=None, max_examples=80, stateful_step_count=40)
+
+
+def test_one_salts_content_is_forgotten_and_no_other():
+    heard = []
+    pool = BlockPool(4, 2, heard.append)
+    mine, theirs, used = pool.allocate(3)
+    for block, content, salt in ((mine, b"m", "a"), (theirs, b"t", "b"), (used, b"u", "a")):
+        pool.register(block, content, salt=salt)
+    pool.release([mine, theirs])
+    heard.clear()
+    assert pool.clear_cache("a") == 2
+    assert heard == [BlockRemoved(b"m"), BlockRemoved(b"u")]
+    assert [pool.find([content]) for content in (b"m", b"t", b"u")] == [[], [theirs], []]
+    pool.check()
+    pool.release([used])
+    for block in pool.allocate(4):
+        pool.register(block, bytes([block]))
+    assert pool.clear_cache("b") == 0, "whose a block was is forgotten with what it held"
+    pool.check()

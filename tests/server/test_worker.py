@@ -7,7 +7,7 @@ import pytest
 
 from miniserve import LLM, SamplingParams
 from miniserve.core.grammar import Choices, Regex
-from miniserve.server.messages import Abort, Accepted, Ask, Ready, Refused, Report, Stepped, Submit
+from miniserve.server.messages import Abort, Accepted, Ask, Deleted, DeleteKV, Ready, Refused, Report, Stepped, Submit
 from miniserve.server.worker import Worker
 
 
@@ -128,3 +128,19 @@ def test_what_a_tier_brings_counts_as_cached(tiny_chat_model):
             assert llm.tiers.flush()
             llm.engine.scheduler.pool.clear_cache()  # it computes nothing now
         engine.close()
+
+
+def test_a_tenants_kv_is_deleted_and_another_ones_is_not(engine):
+    def cached(key, salt):
+        engine.pipe.send(Submit(key, [list(range(5, 25))], SamplingParams(max_tokens=2, ignore_eos=True), salt))
+        engine.until(Accepted, key)
+        while True:
+            message = engine.next()
+            pieces = [piece for k, piece in message.pieces if k == key] if isinstance(message, Stepped) else []
+            if pieces and pieces[-1].finish_reason:
+                return pieces[-1].num_cached
+
+    assert [cached(1, "a"), cached(2, "b"), cached(3, "a")] == [0, 0, 16]
+    engine.pipe.send(DeleteKV(4, "a"))
+    assert engine.until(Deleted, 4) == Deleted(4, {"device": 1})
+    assert [cached(5, "a"), cached(6, "b")] == [0, 16]

@@ -24,7 +24,7 @@ class FakeBackend:
         self.stopped = self.watched = False
         self.go = asyncio.Event()
         self.go.set()
-        self.asked = []
+        self.asked, self.deleted = [], []
         self._open = set()
 
     @property
@@ -54,6 +54,11 @@ class FakeBackend:
     def fail_all(self, error):
         for reply in list(self._open):
             reply.fail(error)
+
+    async def delete_kv(self, cache_salt):
+        self.check_ready()
+        self.deleted.append(cache_salt)
+        return {"device": 2, "disk": 3}
 
     async def reports(self):
         return []

@@ -19,14 +19,11 @@ import struct
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 
 from miniserve.kvstore.record import BlockKey, Record
-
-if TYPE_CHECKING:
-    from miniserve.kvstore.encryption import Cipher
 
 MAGIC = b"msKVblk\n"
 PLAIN, SEALED = 2, 3
@@ -39,12 +36,24 @@ SUFFIX, PARTIAL, KEY_SUFFIX = ".kv", ".partial", ".key"
 _numbers = itertools.count()
 
 
+class Seals(Protocol):
+    """Encrypts under one key; see `encryption.Cipher`."""
+
+    def seal(self, content: bytes, bound: bytes) -> tuple[bytes, bytes]:
+        """The nonce, and the encrypted content with its tag, which goes with `bound` only."""
+        ...
+
+    def open(self, sealed: bytes | memoryview, bound: bytes) -> bytes | None:
+        """What was sealed; None if it is not what this key sealed with `bound`, bit by bit."""
+        ...
+
+
 def file_bytes(stored_bytes: int, *, sealed: bool) -> int:
     """The size of a file with a payload of so many bytes."""
     return HEADER_BYTES + _CHECKSUM.size + stored_bytes + (SEAL_BYTES if sealed else 0)
 
 
-def write_block(path: Path, domain: bytes, record: Record, cipher: "Cipher | None" = None) -> None:
+def write_block(path: Path, domain: bytes, record: Record, cipher: Seals | None = None) -> None:
     """Write a block to `path`, over whatever is there. Raises OSError as the system does, and leaves nothing then."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     partial = path.with_name(f"{path.name}.{os.getpid()}.{next(_numbers)}{PARTIAL}")
@@ -66,7 +75,7 @@ def write_block(path: Path, domain: bytes, record: Record, cipher: "Cipher | Non
 
 
 def read_block(
-    path: Path, domain: bytes, key: BlockKey, stored_bytes: int, cipher: "Cipher | None" = None
+    path: Path, domain: bytes, key: BlockKey, stored_bytes: int, cipher: Seals | None = None
 ) -> Record | str:
     """The block in a file; or why it is not the one wanted, whole and sound. Raises OSError as the system does.
 

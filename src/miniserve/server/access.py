@@ -116,6 +116,13 @@ class Access:
             return False
         return self.find(authorization).may_watch
 
+    def named(self, name: str) -> Tenant:
+        """The tenant of that name. Raises APIError: 404, there is none."""
+        for tenant in self._tenants or [self._everybody]:
+            if tenant.name == name:
+                return tenant
+        raise APIError(404, f"there is no tenant {name!r}", param="name", code="tenant_not_found")
+
     def find(self, authorization: str | None) -> Tenant:
         """Who asks.
 

@@ -128,7 +128,7 @@ def make_app(lineup: Lineup, settings: ServerSettings, access: Access, control: 
     app.post("/detokenize", dependencies=[KEY])(routes.detokenize)
     add_usage(app, settings.ledger, for_admins=control is not None)
     if control:
-        add_admin(app, lineup, shadow, control.log)
+        add_admin(app, lineup, shadow, control.log, access)
     add_docs(app)
     if settings.live_view:
         add_view(app, Watchers(lineup, lineup.model))

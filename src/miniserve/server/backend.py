@@ -1,6 +1,8 @@
 """What the server's HTTP side needs of whatever computes: one engine, a fleet of them, several versions of a model."""
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 from miniserve.core.sampling_params import SamplingParams
@@ -85,6 +87,10 @@ class Running(Protocol):
         """How each engine is."""
         ...
 
+    async def delete_kv(self, cache_salt: str) -> dict[str, int]:
+        """Have every engine forget a tenant's KV: how many blocks, by place. Raises APIError: see `EngineClient`."""
+        ...
+
     def watch(self, on: bool) -> None:
         """Have updates sent to `on_update`, or no more."""
         ...
@@ -101,3 +107,18 @@ class Backend(Running, Protocol):
     async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
         """Have prompts continued; see `EngineClient.submit`."""
         ...
+
+
+async def delete_everywhere(engines: Iterable[Running], cache_salt: str) -> dict[str, int]:
+    """Have each forget a tenant's KV: their blocks together, by place. Raises the first APIError, when all are done."""
+    asked = [engine.delete_kv(cache_salt) for engine in engines]
+    total: Counter[str] = Counter()
+    failed: BaseException | None = None
+    for outcome in await asyncio.gather(*asked, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            failed = failed or outcome
+        else:
+            total.update(outcome)
+    if failed:
+        raise failed
+    return dict(total)

@@ -28,6 +28,8 @@ from miniserve.server.messages import (
     Accepted,
     Ask,
     Cached,
+    Deleted,
+    DeleteKV,
     Facts,
     Failed,
     Follow,
@@ -81,6 +83,7 @@ class EngineClient:
         self._replies: dict[int, Reply] = {}
         self._keys = count()
         self._asked: list[asyncio.Future[Report]] = []
+        self._deletions: dict[int, asyncio.Future[dict[str, int]]] = {}
         self._process: EngineProcess | None = None
         self._started: asyncio.Future[None]
         self._restart: asyncio.Task[None] | None = None
@@ -189,6 +192,23 @@ class EngineClient:
                 report = await asyncio.wait_for(answer, REPORT_TIMEOUT_S)
         return [EngineReport("", self.ready, self.num_restarts, self.facts.num_blocks, report)]
 
+    async def delete_kv(self, cache_salt: str) -> dict[str, int]:
+        """Have the engine forget a tenant's KV; see `LLM.delete_kv`.
+
+        Raises:
+            APIError: 503, the engine is not there, or has died; 500, files could not be deleted.
+        """
+        if not self._running:
+            raise unavailable("the engine is not there: order it again when it is")
+        key = next(self._keys)
+        deleted: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
+        self._deletions[key] = deleted
+        try:
+            self._send(DeleteKV(key, cache_salt))
+            return await deleted
+        finally:
+            del self._deletions[key]
+
     def watch(self, on: bool) -> None:
         """Have the engine send updates to `on_update`, the next one, too, should this one die; or no more."""
         self._watched = on
@@ -203,6 +223,9 @@ class EngineClient:
             if not answer.done():
                 answer.set_exception(error)
         self._asked.clear()
+        for deleted in self._deletions.values():
+            if not deleted.done():
+                deleted.set_exception(error)
 
     def _send(self, message: ToEngine) -> None:
         assert self._process is not None, "there is a process while the engine runs"
@@ -240,6 +263,12 @@ class EngineClient:
             case Cached():
                 if self.on_cached:
                     self.on_cached(message)
+            case Deleted(key, blocks, reason):
+                if (deleted := self._deletions.get(key)) and not deleted.done():
+                    if reason:
+                        deleted.set_exception(APIError(500, f"some KV is still there: {reason}", code="kv_not_deleted"))
+                    else:
+                        deleted.set_result(blocks)
             case Report():
                 self._last_report = message
                 for answer in self._asked:

@@ -51,6 +51,13 @@ class Abort(NamedTuple):
     name: str = ""
 
 
+class DeleteKV(NamedTuple):
+    """Forget a tenant's KV, wherever it is. `key` is the server's number for it; the answer is `Deleted`."""
+
+    key: int
+    cache_salt: str
+
+
 class Ask(NamedTuple):
     """Send a `Report`."""
 
@@ -99,6 +106,14 @@ class Refused(NamedTuple):
 
     key: int
     message: str
+
+
+class Deleted(NamedTuple):
+    """A tenant's KV is gone: how many blocks there were, by place. With an error, some may still be there."""
+
+    key: int
+    blocks: dict[str, int]
+    error: str = ""
 
 
 class Piece(NamedTuple):
@@ -182,5 +197,5 @@ class Cached(NamedTuple):
     from_nothing: bool = False
 
 
-ToEngine = Submit | Abort | Ask | Watch | Follow  # and None: end
-FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report | Update | Cached
+ToEngine = Submit | Abort | Ask | Watch | Follow | DeleteKV  # and None: end
+FromEngine = Ready | Failed | Accepted | Refused | Stepped | Report | Update | Cached | Deleted

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import Connection
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
@@ -29,6 +29,8 @@ from miniserve.server.messages import (
     Accepted,
     Ask,
     Cached,
+    Deleted,
+    DeleteKV,
     Facts,
     Failed,
     Follow,
@@ -90,7 +92,7 @@ class Worker:
 
     def __init__(self, connection: Connection, llm: "LLM") -> None:
         self._connection, self._llm, self._text = connection, llm, llm.text_engine
-        self._inbox: SimpleQueue[ToEngine | _Compiled | None] = SimpleQueue()
+        self._inbox: SimpleQueue[ToEngine | _Compiled | Deleted | None] = SimpleQueue()
         self._compiler = ThreadPoolExecutor(1, "grammars")
         self._compiling: set[int] = set()
         self._live: dict[int, list[Generation]] = {}
@@ -150,10 +152,14 @@ class Worker:
                 self._recorder.switch(message.on)
             elif isinstance(message, Follow):
                 self._follow()
+            elif isinstance(message, DeleteKV):
+                self._delete_kv(message)
+            elif isinstance(message, Deleted):
+                self._send(message)
             self._recorder.changed()
         return True
 
-    def _next_message(self) -> "ToEngine | _Compiled | None":
+    def _next_message(self) -> "ToEngine | _Compiled | Deleted | None":
         """Wait for one. Whoever watches is told meanwhile how the last step left things."""
         if (due_in_s := self._recorder.due_in_s) is not None:
             with contextlib.suppress(Empty):
@@ -223,6 +229,15 @@ class Worker:
         assert not pool.cached_blocks, "it is asked for before anything is submitted"
         self._send(Cached([], from_nothing=True))
         pool.on_event = self._note_event
+
+    def _delete_kv(self, order: DeleteKV) -> None:
+        def tell(done: Future[dict[str, int]]) -> None:  # in the tiers' thread: only this one writes to the pipe
+            if done.cancelled():
+                return
+            error = done.exception()
+            self._inbox.put(Deleted(order.key, {} if error else done.result(), str(error or "")))
+
+        self._llm.delete_kv(order.cache_salt).add_done_callback(tell)
 
     def _note_event(self, event: BlockEvent) -> None:
         self._cached.append(event)

@@ -222,3 +222,18 @@ def test_as_a_whole():
 def test_a_lineup_needs_its_stable_version():
     with pytest.raises(InvalidRequestError, match="shop has no version '1': there is none"):
         Lineup("shop", [], "1")
+
+
+def test_a_tenants_kv_is_deleted_in_every_version_that_is_loaded():
+    async def story():
+        made = Made()
+        await made.lineup.start()
+        assert await made.lineup.delete_kv("salt") == {"device": 2, "disk": 3}
+        await made.lineup.load("2")
+        assert await made.lineup.delete_kv("salt") == {"device": 4, "disk": 6}
+        made.backends["1"].ready = False
+        with refused(503, "not ready"):
+            await made.lineup.delete_kv("other")
+        assert made.backends["2"].deleted == ["salt", "other"], "whoever can, does"
+
+    run(story())

@@ -251,3 +251,28 @@ def test_a_shadow_computes_copies_that_nobody_sees(shop):
     shop.server.until(lambda: copies()["copies"] == 4)
     assert copies()["different"] == 4
     assert shop.answer(**{"x-model-version": "2"})[0] == "2"
+
+
+def test_a_tenants_kv_is_deleted_by_order(shop):
+    asked = ASKED | {"model": "tiny", "prompt": "words to remember " * 3, "max_tokens": 2}
+
+    def cached():
+        usage = shop.server.http.post("/v1/completions", json=asked).json()["usage"]
+        return usage["prompt_tokens_details"]["cached_tokens"]
+
+    assert cached() == 0
+    assert cached() >= 16
+    done = shop.order("DELETE", "/tenants/everybody/kv")
+    assert done.status_code == 200, done.text
+    assert done.json()["tenant"] == "everybody"
+    assert done.json()["deleted_blocks"]["device"] >= 1
+    assert cached() == 0
+    assert shop.order("DELETE", "/tenants/eve/kv").status_code == 404
+    assert shop.server.http.delete("/admin/tenants/everybody/kv").status_code == 401
+    ordered = [each for each in AuditLog(shop.log).read() if each.what.startswith("rollout.delete_kv")]
+    assert [(each.what, each.details["tenant"]) for each in ordered] == [
+        ("rollout.delete_kv", "everybody"),
+        ("rollout.delete_kv: done", "everybody"),
+        ("rollout.delete_kv", "eve"),
+        ("rollout.delete_kv: refused", "eve"),
+    ]

@@ -30,7 +30,7 @@ from miniserve.core.routing import KVAware, Router
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.server.backend import EngineReport
+from miniserve.server.backend import EngineReport, delete_everywhere
 from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import APIError, busy, unavailable
 from miniserve.server.fleet.journey import Journey
@@ -198,6 +198,10 @@ class Fleet:
         members = self.members  # engines may come and go meanwhile
         several = await asyncio.gather(*(member.client.reports() for member in members))
         return [report._replace(name=member.name) for member, (report,) in zip(members, several, strict=True)]
+
+    async def delete_kv(self, cache_salt: str) -> dict[str, int]:
+        """Have every engine forget a tenant's KV."""
+        return await delete_everywhere((member.client for member in self.members), cache_salt)
 
     def watch(self, on: bool) -> None:
         """Have every engine send updates, or no more."""

@@ -1,4 +1,5 @@
-"""The admin API: which versions there are, and who gets which. Behind keys of its own; every order is in the audit log.
+"""The admin API: which versions there are, who gets which, whose KV is deleted. Behind keys of its own; every order is
+in the audit log.
 
 An order is written down before it is carried out, and again with what became of it: what cannot be written down is not
 done. Orders that change traffic take effect at once, for the next request.
@@ -55,8 +56,8 @@ class VersionOrder(Strict):
     version: str
 
 
-def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log) -> None:
-    """Add the routes."""
+def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log, tenants: Access) -> None:
+    """Add the routes. `tenants`: whose KV may be deleted."""
 
     async def carry_out(request: Request, what: str, work: Callable[[], Awaitable[Any]], **details: Any) -> Any:
         async def note(what: str, **more: Any) -> None:
@@ -118,6 +119,16 @@ def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log) -> None:
 
         return await carry_out(request, "rollback", work)
 
+    async def delete_kv(name: str, request: Request) -> Any:
+        """Delete a tenant's KV, on devices, in memory and on disk. Answers when it is gone: how many blocks it was."""
+        deleted: dict[str, int] = {}
+
+        async def work() -> None:
+            deleted.update(await lineup.delete_kv(tenants.named(name).cache_salt))
+
+        await carry_out(request, "delete_kv", work, tenant=name)
+        return {"tenant": name, "deleted_blocks": deleted}
+
     for method, path, route in (
         ("GET", "/versions", versions),
         ("POST", "/versions/{version}/load", load),
@@ -125,6 +136,7 @@ def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log) -> None:
         ("PUT", "/traffic", traffic),
         ("POST", "/promote", promote),
         ("POST", "/rollback", rollback),
+        ("DELETE", "/tenants/{name}/kv", delete_kv),
     ):
         app.add_api_route(ADMIN_PREFIX + path, route, methods=[method], dependencies=[KEY])
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from miniserve.errors import InvalidRequestError, MiniserveError
-from miniserve.server.backend import Backend, EngineReport
+from miniserve.server.backend import Backend, EngineReport, delete_everywhere
 from miniserve.server.errors import APIError, unavailable
 from miniserve.server.messages import Facts
 from miniserve.server.rollout.traffic import Traffic
@@ -205,6 +205,10 @@ class Lineup:
             for name, reports in zip(loaded, several, strict=True)
             for report in reports
         ]
+
+    async def delete_kv(self, cache_salt: str) -> dict[str, int]:
+        """Have every version's engines forget a tenant's KV."""
+        return await delete_everywhere(self._loaded.values(), cache_salt)
 
     def watch(self, on: bool) -> None:
         """Have the engines of every version send updates to `on_update`, or no more."""
