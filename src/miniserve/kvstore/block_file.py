@@ -39,12 +39,12 @@ _numbers = itertools.count()
 class Seals(Protocol):
     """Encrypts under one key; see `encryption.Cipher`."""
 
-    def seal(self, content: bytes, bound: bytes) -> tuple[bytes, bytes]:
-        """The nonce, and the encrypted content with its tag, which goes with `bound` only."""
+    def seal(self, parts: Sequence[bytes | memoryview], bound: bytes) -> tuple[bytes, memoryview]:
+        """The nonce, and the encrypted parts with a tag, all of which goes with `bound` only."""
         ...
 
-    def open(self, sealed: bytes | memoryview, bound: bytes) -> bytes | None:
-        """What was sealed; None if it is not what this key sealed with `bound`, bit by bit."""
+    def open(self, sealed: memoryview, bound: bytes) -> memoryview | None:
+        """What was sealed, in its place; None if it is not what this key sealed with `bound`, bit by bit."""
         ...
 
 
@@ -60,7 +60,7 @@ def write_block(path: Path, domain: bytes, record: Record, cipher: Seals | None 
     header = _HEADER.pack(MAGIC, SEALED if cipher else PLAIN, len(record.payload), domain, *record.key)
     body: Sequence[bytes | memoryview] = _CHECKSUM.pack(record.checksum), record.payload.data
     if cipher:
-        body = cipher.seal(b"".join(body), header)
+        body = cipher.seal(body, header)
     try:
         with partial.open("xb", buffering=0) as file:
             for part in (header, *body):

@@ -27,9 +27,11 @@ import binascii
 import hmac
 import os
 import stat
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
+import numpy as np
 from filelock import FileLock
 
 from miniserve.errors import InvalidRequestError, MiniserveError
@@ -38,35 +40,55 @@ from miniserve.registry.files import write_whole
 
 try:
     from cryptography.exceptions import InvalidTag
-    from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+    from cryptography.hazmat.primitives import ciphers
+    from cryptography.hazmat.primitives.ciphers.algorithms import AES
+    from cryptography.hazmat.primitives.ciphers.modes import GCM
 except ImportError as error:
     raise MiniserveError(
         "an encrypted disk tier needs the package cryptography: pip install 'miniserve[encryption]'"
     ) from error
 
-KEY_BYTES, NONCE_BYTES = 32, 12
+KEY_BYTES, NONCE_BYTES, TAG_BYTES = 32, 12, 16
 KEY_FILE = f"tenant{KEY_SUFFIX}"
 LOCK_S = 10.0
 HOW_TO_MAKE_ONE = "(umask 077; head -c 32 /dev/urandom | base64 > FILE)"
 
 
 class Cipher:
-    """AES-256-GCM under one key, with a fresh random nonce for each message."""
+    """AES-256-GCM under one key, with a fresh random nonce for each message.
+
+    With as few large buffers as can be: a second one of a block's size costs more than to encrypt it, as the system
+    takes such memory back, and fills it with zeros, every time.
+    """
 
     def __init__(self, key: bytes) -> None:
-        self._aead = AESGCM(key)
+        self._aes = AES(key)
 
-    def seal(self, content: bytes, bound: bytes) -> tuple[bytes, bytes]:
-        """The nonce, and the encrypted content with its tag, which goes with `bound` only."""
+    def seal(self, parts: Sequence[bytes | memoryview], bound: bytes) -> tuple[bytes, memoryview]:
+        """The nonce, and the encrypted parts with a tag, all of which goes with `bound` only."""
         nonce = os.urandom(NONCE_BYTES)
-        return nonce, self._aead.encrypt(nonce, content, bound)
+        sealing = ciphers.Cipher(self._aes, GCM(nonce)).encryptor()
+        sealing.authenticate_additional_data(bound)
+        sealed, end = np.empty(sum(map(len, parts)) + TAG_BYTES, np.uint8).data, 0
+        for part in parts:
+            end += sealing.update_into(part, sealed[end:])
+        sealing.finalize()
+        sealed[end:] = sealing.tag
+        return nonce, sealed
 
-    def open(self, sealed: bytes | memoryview, bound: bytes) -> bytes | None:
-        """What was sealed; None if it is not what this key sealed with `bound`, bit by bit."""
-        try:
-            return self._aead.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], bound)
-        except (InvalidTag, ValueError):  # ValueError: too short for a nonce
+    def open(self, sealed: memoryview, bound: bytes) -> memoryview | None:
+        """What was sealed, in its place; None if it is not what this key sealed with `bound`, bit by bit."""
+        if len(sealed) < NONCE_BYTES + TAG_BYTES:
             return None
+        nonce, content, tag = sealed[:NONCE_BYTES].tobytes(), sealed[NONCE_BYTES:], sealed[-TAG_BYTES:].tobytes()
+        opening = ciphers.Cipher(self._aes, GCM(nonce, tag)).decryptor()
+        opening.authenticate_additional_data(bound)
+        length = opening.update_into(content[:-TAG_BYTES], content)
+        try:
+            opening.finalize()
+        except InvalidTag:
+            return None
+        return content[:length]
 
 
 class MasterKey:
@@ -135,13 +157,13 @@ class TenantKeys:
             stamp, known = (status.st_ino, status.st_mtime_ns), self._known.get(owner)
             if known and known[0] == stamp:
                 return known[1]
-            key = self._master.wrapping.open(path.read_bytes(), self._domain + owner)
+            key = self._master.wrapping.open(memoryview(bytearray(path.read_bytes())), self._domain + owner)
         except FileNotFoundError:
             key = None
         if key is None:
             self._known.pop(owner, None)
             return None
-        cipher = Cipher(key)
+        cipher = Cipher(key.tobytes())
         self._known[owner] = stamp, cipher
         return cipher
 
@@ -155,5 +177,5 @@ class TenantKeys:
             if found := self.find(owner):
                 return found  # another process was first
             key = os.urandom(KEY_BYTES)
-            write_whole(folder / KEY_FILE, b"".join(self._master.wrapping.seal(key, self._domain + owner)), 0o600)
+            write_whole(folder / KEY_FILE, b"".join(self._master.wrapping.seal([key], self._domain + owner)), 0o600)
             return self.find(owner) or Cipher(key)
