@@ -302,7 +302,8 @@ class LLM:
 
         Returns:
             How many blocks each place had ("device", and the tiers' names), once they are gone. Its error is an OSError
-            if files could not be deleted; it is cancelled if the engine ends first.
+            if files could not be deleted, or one is being written and that does not end; it is cancelled if the engine
+            ends first.
         """
         counts = {"device": self.engine.scheduler.forget(cache_salt)}
         done: Future[dict[str, int]] = Future()

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from miniserve.cli import app
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import MiniserveError
+from miniserve.kvstore import worker
 from miniserve.kvstore.block_file import KEY_SUFFIX
 from miniserve.kvstore.deletion import delete_owner
 from miniserve.kvstore.disk import DiskTier
@@ -132,6 +133,25 @@ def test_what_waits_to_be_written_is_not_written(opened, tmp_path, monkeypatch):
         assert done.result(WAIT_S)["disk"] <= 1
         assert llm.tiers.flush()
         assert len(of(tmp_path / "kv", owner_of("b"), "*.kv")) == 11
+
+
+def test_a_write_that_does_not_end_is_an_error_and_not_a_deletion(opened, tmp_path, monkeypatch):
+    go_on, put = threading.Event(), DiskTier.put
+
+    def slow(tier, what):
+        assert go_on.wait(WAIT_S)
+        put(tier, what)
+
+    with monkeypatch.context() as patch, opened() as llm:
+        patch.setattr(DiskTier, "put", slow)
+        patch.setattr(worker, "CLOSE_S", 0.01)
+        ask(llm, "a")
+        with pytest.raises(TimeoutError, match=r"a block is being written since 0.01 s"):
+            llm.delete_kv("a").result(WAIT_S)
+        go_on.set()
+        patch.setattr(worker, "CLOSE_S", 10.0)
+        llm.delete_kv("a").result(WAIT_S)
+        assert not of(tmp_path / "kv", owner_of("a"))
 
 
 def test_a_tenants_files_of_every_model_go_with_their_keys(tmp_path):

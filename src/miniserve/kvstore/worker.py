@@ -222,7 +222,8 @@ class Worker:
                 self._backlog.extend(record for record in waiting if record.key.owner != order.owner)
                 if self._backlog and self._backlog[0].key.owner == order.owner:
                     record = self._backlog[0]
-                    self.changed.wait_for(lambda: not self._backlog or self._backlog[0] is not record, CLOSE_S)
+                    if not self.changed.wait_for(lambda: not self._backlog or self._backlog[0] is not record, CLOSE_S):
+                        raise TimeoutError(f"a block is being written since {CLOSE_S:g} s: delete again when it is")
             order.done.set_result({tier.name: tier.delete(order.owner) for tier in self._tiers})
         except Exception as error:
             order.done.set_exception(error)

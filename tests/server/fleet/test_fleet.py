@@ -327,3 +327,21 @@ def test_every_engine_is_watched():
 def test_a_fleet_needs_an_engine_that_decodes():
     with pytest.raises(InvalidRequestError, match="no engine that decodes"):
         Fleet([], [], max_waiting=1)
+
+
+def test_a_tenants_kv_is_deleted_in_every_engine():
+    async def story(fleet, front, back):
+        async def deleted(salt):
+            return {"device": len(salt)}
+
+        async def away(salt):
+            raise APIError(503, "the engine is not there")
+
+        for engine in (*front, *back):
+            engine.delete_kv = deleted
+        assert await fleet.delete_kv("salt") == {"device": 12}
+        front[0].delete_kv = away
+        with pytest.raises(APIError, match="not there"):
+            await fleet.delete_kv("salt")
+
+    play(story, prefill=1, decode=2)

@@ -200,7 +200,7 @@ class Fleet:
         return [report._replace(name=member.name) for member, (report,) in zip(members, several, strict=True)]
 
     async def delete_kv(self, cache_salt: str) -> dict[str, int]:
-        """Have every engine forget a tenant's KV."""
+        """Have every engine forget a tenant's KV. A request that is on its way to another is a new one there."""
         return await delete_everywhere((member.client for member in self.members), cache_salt)
 
     def watch(self, on: bool) -> None:
