@@ -89,7 +89,8 @@ def test_files_of_keys(tmp_path):
 
 def test_keys_are_replaced_and_what_is_used_of_limits_is_not():
     access = Access([Tenant("alice", hash_key(ALICE), max_concurrent=2), tenant_of("bob", BOB)])
-    with enter(access, ALICE), enter(access, BOB) as bob:
+    bob = access.find(f"Bearer {BOB}")
+    with enter(access, ALICE), enter(access, BOB):
         access.replace([Tenant("alicia", hash_key(ALICE), max_concurrent=1)])
         for key, status in ((ALICE, 429), (BOB, 401)):
             with pytest.raises(APIError) as caught, enter(access, key):
@@ -102,3 +103,13 @@ def test_keys_are_replaced_and_what_is_used_of_limits_is_not():
         access.replace([])
     with enter(access, ALICE):
         pass
+
+
+def test_a_tenant_is_found_by_its_name():
+    access = Access([tenant_of("alice", ALICE), tenant_of("bob", BOB)])
+    assert access.named("bob") is access.find(f"Bearer {BOB}")
+    assert Access().named("everybody").cache_salt == ""
+    for name in ("eve", "everybody"):
+        with pytest.raises(APIError, match=f"there is no tenant '{name}'") as caught:
+            access.named(name)
+        assert caught.value.status == 404
