@@ -97,7 +97,8 @@ def test_keys_are_replaced_and_what_is_used_of_limits_is_not():
                 pass
             assert caught.value.status == status
         assert bob.num_running == 1  # what has entered goes on
-    with enter(access, ALICE) as alice:
+    alice = access.find(f"Bearer {ALICE}")
+    with enter(access, ALICE):
         assert (alice.name, alice.num_running) == ("alicia", 1)
     with pytest.raises(InvalidRequestError, match="no key is left"):
         access.replace([])
