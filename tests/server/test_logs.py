@@ -1,6 +1,5 @@
 """Nothing that a client sends gets into the log, or into spans. One server process, some 5 s of CPU."""
 
-import asyncio
 import io
 import itertools
 import json
@@ -17,6 +16,7 @@ from miniserve.server.app import ServerSettings, make_app
 from miniserve.server.logs import JSONFormatter
 from miniserve.server.rollout.lineup import Lineup
 from miniserve.server.rollout.version import Version
+from support.asynchronous import run
 from support.fake_backend import FakeBackend
 
 MARK = "Zanzibar"  # in everything that is sent; those who run the server must not read it
@@ -109,7 +109,7 @@ def test_an_error_of_the_server_is_told_by_kind_and_place():
     root = logging.getLogger()
     root.addHandler(handler)
     try:
-        reply = asyncio.run(ask())
+        reply = run(ask())
     finally:
         root.removeHandler(handler)
     assert reply.status_code == 500
