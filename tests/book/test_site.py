@@ -195,7 +195,8 @@ def _drive(tab, explorer, slider) -> list[str]:
             slider.press("Home" if slider.input_value() != "0" else "End")
         else:
             box = slider.bounding_box()
-            tab.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + box["height"] / 2)
+            beyond = slider.evaluate("s => (s.value - s.min) / (s.max - s.min) > 0.5")
+            tab.mouse.click(box["x"] + (0.2 if beyond else 0.8) * box["width"], box["y"] + box["height"] / 2)
         after = state()
         if after[1] == before[1]:
             problems.append(f"{title}: slider {label!r} does not move by {how}")
