@@ -117,7 +117,12 @@ class Routes:
                 copy = Copy(prompts, params, job.cache_salt)
                 job.on_end = copy.end
                 self._shadow.begin(self._lineup.version(shadow), copy)
-            return await respond(engine, job, request)
+            try:
+                return await respond(engine, job, request)
+            except BaseException:  # refused, or nobody waits: the copy must not wait either
+                if job.on_end:
+                    job.on_end({})
+                raise
 
 
 def _placed(request: Request, user: str | None = None) -> tuple[str, str]:

@@ -66,6 +66,17 @@ def test_what_is_drawn_at_random_is_not_compared():
     run(story())
 
 
+def test_one_whose_original_was_refused_is_not_compared():
+    async def story():
+        shadow, version, copy = Shadow(), await ready(), Copy(prompts, GREEDY, "")
+        shadow.begin(version, copy)
+        copy.end({})
+        await settled(shadow)
+        assert shadow.counts["2"] == Counts(copies=1)
+
+    run(story())
+
+
 def test_too_many_and_those_nobody_can_make_are_skipped():
     async def story():
         shadow, version = Shadow(), await ready()

@@ -96,9 +96,9 @@ def add_admin(app: FastAPI, lineup: Lineup, shadow: Shadow, log: Log, tenants: A
 
     async def traffic(order: TrafficOrder, request: Request) -> Any:
         """Send a share of requests to a canary, copies to a shadow, or neither."""
-        now = lineup.traffic
 
         async def work() -> None:
+            now = lineup.traffic  # not before: a rollback may have come while the order was written down
             lineup.direct(Traffic(now.stable, **order.model_dump(), previous=now.previous))
 
         return await carry_out(request, "traffic", work, **order.model_dump())

@@ -66,7 +66,7 @@ class Copy:
     original: asyncio.Future[Outputs] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
     def end(self, outputs: Outputs) -> None:
-        """The original has ended."""
+        """The original has ended; without outputs if it was refused."""
         if not self.original.done():
             self.original.set_result(outputs)
 
@@ -109,7 +109,7 @@ class Shadow:
             return
         original = await copy.original
         counts.copies += 1
-        if copy.params.temperature == 0 or copy.params.seed is not None:
+        if original and (copy.params.temperature == 0 or copy.params.seed is not None):
             counts.compare(original, outputs)
 
 
