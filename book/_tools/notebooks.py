@@ -3,6 +3,7 @@
     python book/_tools/notebooks.py [files.md]            convert, execute, write where something changed
     python book/_tools/notebooks.py --check [files.md]    convert only, compare; status 1 and what to run if stale
     python book/_tools/notebooks.py --force [files.md]    write even where only unchecked outputs differ
+    python book/_tools/notebooks.py --text [files.md]     prose alone changed: run nothing, keep the stored outputs
 
 A notebook is the chapter with a Colab badge, a set-up cell, plain Markdown in place of MyST, Colab's metadata, stable
 cell ids (hashes of the cells' text) and stored outputs without PNG copies, timings, widget state or stderr. Cells
@@ -22,6 +23,7 @@ import re
 import sys
 import time
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from nbformat import NotebookNode
 from plain_markdown import Converter, Labels
 
 REMEDY = "run `make notebooks` and commit the result"
+#: Stands for a cell that the other notebook lacks: its source equals none.
+NO_CELL = NotebookNode(source=None)
 WIDGET = "application/vnd.jupyter.widget-view+json"
 #: Extras of the package, and the imports that cannot be had without them.
 EXTRAS = {
@@ -232,6 +236,27 @@ def check(book: Book, document: str, labels: Labels) -> list[str]:
     return compare(fresh, stored, outputs=False) + unclean(stored)
 
 
+def rewrite(book: Book, document: str, labels: Labels) -> str:
+    """Write the notebook with the outputs that it has; refuses if its code is no longer what made them."""
+    path = book.source(document).with_suffix(".ipynb")
+    fresh = convert(book, document, labels)
+    if fresh is None:
+        return "no code, no notebook"
+    stored = nbformat.read(path, as_version=4)
+    new, old = ([cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (fresh, stored))
+    changed = [a.source for a, b in zip_longest(new, old, fillvalue=NO_CELL) if a.source != b.source]
+    if changed:
+        raise BookError(f"{document}: code has changed, outputs must be made anew: {str(changed[0])[:70]!r}")
+    for a, b in zip(new, old, strict=True):
+        a.outputs, a.execution_count = b.outputs, b.execution_count
+    fresh.metadata = stored.metadata
+    fresh = nbformat.reads(nbformat.writes(fresh), as_version=4)
+    if fresh == stored:
+        return "unchanged"
+    path.write_text(nbformat.writes(fresh) + "\n", encoding="utf-8")
+    return "written, nothing was run"
+
+
 def write(book: Book, document: str, labels: Labels, *, force: bool = False) -> str:
     """Convert, execute, and write if something that counts changed. Returns what happened."""
     source = book.source(document)
@@ -258,6 +283,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("files", nargs="*", type=Path, help="chapters (.md); all of _toc.yml if none is given")
     parser.add_argument("--check", action="store_true", help="compare, write nothing, run nothing")
     parser.add_argument("--force", action="store_true", help="write even where only unchecked outputs differ")
+    parser.add_argument("--text", action="store_true", help="prose alone changed: keep the stored outputs, run nothing")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
     given = parser.parse_args(arguments)
     try:
@@ -268,6 +294,8 @@ def main(arguments: list[str] | None = None) -> None:
         for document in names or book.documents:
             if given.check:
                 stale += [f"{document}.ipynb: {problem}" for problem in check(book, document, labels)]
+            elif given.text:
+                print(f"{document}: {rewrite(book, document, labels)}", flush=True)
             else:
                 print(f"\r{document}: {write(book, document, labels, force=given.force)}", flush=True)
     except (BookError, FileNotFoundError) as error:

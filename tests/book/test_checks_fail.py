@@ -116,6 +116,24 @@ def test_notebooks_are_stable_and_a_stale_one_is_caught(tiny):
     assert "1 failed" in ran.stdout
 
 
+def test_outputs_outlive_changed_prose_and_nothing_else(tiny):
+    assert notebooks(tiny).returncode == 0
+    path, source = tiny / "book" / "01_tiny.ipynb", tiny / "book" / "01_tiny.md"
+    path.write_text(path.read_text().replace('"42"', '"stored"'))
+
+    source.write_text(source.read_text().replace("as {cite:t}", "as, first, {cite:t}"))
+    assert "nothing was run" in notebooks(tiny, "--text").stdout
+    text = path.read_text()
+    assert "as, first," in text
+    assert '"stored"' in text
+
+    source.write_text(source.read_text().replace("6 * 7", "6 * 8"))
+    refused = notebooks(tiny, "--text")
+    assert refused.returncode == 1
+    assert "'6 * 8'" in refused.stderr
+    assert path.read_text() == text
+
+
 def test_a_cell_that_raises_is_caught_by_both(tiny):
     nbformat.write(
         nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell("1 / 0")]), tiny / "book" / "01_tiny.ipynb"
