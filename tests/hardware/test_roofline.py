@@ -98,15 +98,44 @@ def test_time_grows_with_batch_and_context(key, batch, context, more, longer):
 
 
 def test_an_all_to_all_beyond_the_links_goes_over_the_network_too():
-    """6 ranks of 2 devices where 4 are joined: of 60 bytes, a rank's 50 for the others are 10 near and 40 far."""
+    """6 groups of 2 devices where 4 are joined: of 60 bytes, a group's 50 for the others are 10 near and 40 far.
+
+    Each of the two takes 20 of the far ones through its own end of the network; then the links bring it the other's.
+    """
     machine = Toy(link_bandwidth=10.0)
     machine.link_domain, machine.network_bandwidth = 4, 1.0
     op = collective("all_to_all", 60, 6, stride=2)
-    assert Roofline(machine).seconds(op) == pytest.approx(40)
+    assert Roofline(machine).seconds(op) == pytest.approx(20 + 2)
     machine.network_bandwidth = 1000.0
-    assert Roofline(machine).seconds(op) == pytest.approx(1)
+    assert Roofline(machine).seconds(op) == pytest.approx(1 + 2)
     machine.link_domain = 12
     assert Roofline(machine).seconds(op) == pytest.approx(5)
+
+
+@given(st.integers(1, 200), st.sampled_from([1, 2, 4, 8]), st.sampled_from([2, 4, 8]), st.sampled_from([8, 16, 64]))
+def test_a_tensor_groups_rows_cross_the_network_once(tokens, tensor, ranks, domain):
+    """Whatever the split: of all ranks' rows, those for another domain's experts, through all devices alike."""
+    domain = max(domain, tensor)
+    ops = step_operators(MIXTRAL, [Part(0, 1)] * tokens, Precision.of("bf16"), Parallel(tensor, ranks))
+    (dispatch,) = (op for op in ops if op.name == "dispatch")
+    far = max(0, ranks - domain // tensor) / ranks  # of the experts, those that no link leads to
+    one_rank = dispatch.times * tokens * 2 * 4096 * 2  # rows of 4,096 numbers in bfloat16, each to two experts
+    idle_links = Toy(link_bandwidth=math.inf, link_domain=domain, network_bandwidth=1.0)
+    through_one_nic = Roofline(idle_links).seconds(dispatch)
+    assert through_one_nic * ranks * tensor == pytest.approx(far * one_rank * ranks)
+    # Every device needs all rows that come to its group, whichever way: by the links what it did not get otherwise.
+    idle_network = Toy(link_bandwidth=1.0, link_domain=domain, network_bandwidth=math.inf)
+    by_links = Roofline(idle_network).seconds(dispatch)
+    assert through_one_nic + by_links == pytest.approx(one_rank * (ranks - 1) / ranks)
+
+
+@given(st.floats(1, 1e9), st.integers(2, 64), st.integers(1, 64))
+def test_single_devices_gather_nothing(message, ranks, domain):
+    """Without tensor parallelism: what goes over the links and what over the network, at once."""
+    machine = Toy(link_bandwidth=10.0, link_domain=domain, network_bandwidth=1.0)
+    each, near = message * (ranks - 1) / ranks / (ranks - 1), min(ranks, domain)
+    expected = max(each * (near - 1) / 10, each * (ranks - near) / 1)
+    assert Roofline(machine).seconds(collective("all_to_all", message, ranks)) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ class Operator(NamedTuple):
         depth: what is gone through in sequence: a product's inner length, the longest context, the experts here, a
             message's bytes.
         head_dim: attention's; context: rows of KV read and written, mean of a request.
-        ranks: of a collective; each is a group of `stride` devices, of which one takes part.
+        ranks: of a collective; each is a group of `stride` devices, which all have what it sends and need what comes.
     """
 
     name: str

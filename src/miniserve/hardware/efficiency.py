@@ -8,7 +8,11 @@ in tiles, so that a short context costs as a longer one. The values are in `effi
 `benchmarks/fit_kernel_timings.py` writes; of kernels for which there are no timings, but a statement of whoever wrote
 them, in `stated.toml`. Without a curve, an operator takes its roofline: `IDEAL`, a lower bound.
 
-An all-to-all among more devices than the links join goes over the network, but for what stays within a domain.
+An all-to-all among more devices than the links join goes over the network, but for what stays within a domain. Where
+tensor-parallel groups exchange rows, all devices of a group have what it sends and need what it gets. So a row crosses
+the network once, through the device whose share of the rows it is in, and the group hands it on over its links: an
+all-gather behind the dispatch, a reduce-scatter of as many bytes before the combine. So does Megatron-Core's dispatcher
+(`MoEAlltoAllTokenDispatcher`), and so does vLLM since it was found to send each row once a device (pull request 24134).
 """
 
 import math
@@ -20,7 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from miniserve.errors import CorruptFileError, InvalidRequestError
-from miniserve.hardware.cost import Operator
+from miniserve.hardware.cost import Operator, collective
 
 FITTED = Path(__file__).with_name("efficiency.toml")
 STATED = Path(__file__).with_name("stated.toml")
@@ -124,7 +128,9 @@ class Efficiency:
         timed takes its roofline.
         """
         if op.kind == "all_to_all" and op.ranks * op.stride > device.link_domain:
-            return max(self.seconds(part, device) for part in _near_and_far(op, device.link_domain))
+            near, far, handed_on = _over_the_network(op, device.link_domain)
+            at_once = max(self.seconds(near, device), self.seconds(far, device))
+            return at_once + (self.seconds(handed_on, device) if handed_on.ranks > 1 else 0.0)
         curves = self.curves.get(op.kind)
         if curves is None:
             return ROOFLINE.seconds(op, device)
@@ -137,13 +143,18 @@ class Efficiency:
         return curves[op.format].seconds(op, device)
 
 
-def _near_and_far(op: Operator, domain: float) -> tuple[Operator, Operator]:
-    """What goes over the links and what over the network, at once: every rank sends every other one as much."""
+def _over_the_network(op: Operator, domain: float) -> tuple[Operator, Operator, Operator]:
+    """What one device sends over the links and, at once, over the network; and what its group then hands on.
+
+    Every group sends every other one as much; of what goes far, each of its devices its share.
+    """
     near = max(1, domain // op.stride)
     each = op.link_bytes / (op.ranks - 1)
+    far = each * (op.ranks - near)
     return (
         op._replace(link_bytes=each * (near - 1), depth=op.depth * near / op.ranks, ranks=near),
-        op._replace(kind=NETWORK, link_bytes=each * (op.ranks - near)),
+        op._replace(kind=NETWORK, link_bytes=far / op.stride),
+        collective("all_gather", far, op.stride),
     )
 
 
