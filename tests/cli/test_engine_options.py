@@ -6,8 +6,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from miniserve.cli import app, bench, chat, engine_options
+from miniserve.cli import app, engine_options
 from miniserve.cli.engine_options import EngineOptions
+from miniserve.cli.loading import ModelOptions
 from miniserve.cli.option_tables import with_tables
 from miniserve.errors import InvalidRequestError
 
@@ -70,23 +71,24 @@ def test_an_engine_is_opened_as_the_table_says(monkeypatch):
         "device": "cpu",
     }
     EngineOptions(**table).opener("m", moves="nixl")()
-    assert called["how"] == {"dtype": "auto", "device": "cpu", "backend": "auto", "quantization": "auto", "threads": 2}
+    how = called["how"]
+    assert (how.dtype, how.device, how.backend, how.quantization, how.threads) == ("auto", "cpu", "auto", "auto", 2)
     assert (called["model"], called["moves"], called["kv_cache_memory"]) == ("m", "nixl", 3 * 2**20)
     assert (called["max_num_seqs"], called["speculation"], called["kv_host_mib"]) == (5, "ngram", 9)
     names = {"kv_cache_mib": "kv_cache_memory", "kv_disk": "kv_disk_dir", "prefix_caching": "enable_prefix_caching"}
-    told = called.keys() | called["how"].keys() | {"silence_seconds"}
+    told = called.keys() | ModelOptions.__annotations__.keys() | {"silence_seconds"}
     assert {names.get(field.name, field.name) for field in fields(EngineOptions)} <= told, "an option that nobody reads"
 
 
-@pytest.mark.parametrize(("command", "module"), [(["bench", "throughput"], bench), (["chat"], chat)])
-def test_commands_that_list_their_options_can_take_an_engine_apart(command, module, monkeypatch):
+@pytest.mark.parametrize("command", [["bench", "throughput"], ["chat"], ["generate", "Hello."]])
+def test_every_command_with_an_engine_can_take_it_apart(command, monkeypatch):
     told = {}
 
     def open_llm(model, how, **options):
         told.update(options)
         raise InvalidRequestError("seen")
 
-    monkeypatch.setattr(module, "open_llm", open_llm)
+    monkeypatch.setattr(engine_options, "open_llm", open_llm)
     result = CliRunner().invoke(app, [*command, "--model", "tiny-moe", "--afd", "1x2"])
     assert "seen" in str(result.exception)
     assert told["afd"] == "1x2"

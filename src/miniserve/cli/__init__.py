@@ -1,7 +1,8 @@
 """The `miniserve` command. Each group of commands is a file here; heavy imports wait until a command runs.
 
-Expected errors end in one line on stderr and the error's exit code; Ctrl-C ends in 130. Results go to stdout and
-everything about progress to stderr, so that a pipe sees results alone.
+Expected errors, and files that cannot be read or written, end in one line on stderr and an exit code; Ctrl-C ends in
+130. Results go to stdout and everything about progress to stderr, so that a pipe sees results alone. Help is plain
+text: no option's name is cut in a narrow terminal, and nothing that draws tables is imported for it.
 """
 
 import os
@@ -23,6 +24,7 @@ app = typer.Typer(
     help="A small, readable LLM serving engine.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("generate")(generate.generate)
@@ -64,3 +66,8 @@ def main() -> None:
         # The reader of our output went away (`| head`), as it may. Closing stderr keeps Python from complaining.
         sys.stderr.close()
         sys.exit(141)
+    except OSError as error:
+        if error.filename is None:
+            raise
+        typer.echo(f"error: {error.filename}: {error.strerror}", err=True)
+        sys.exit(1)

@@ -1,6 +1,5 @@
 """`miniserve bench serve`: load on an OpenAI-compatible server, ours or another."""
 
-import asyncio
 import json
 import math
 import shlex
@@ -9,10 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from miniserve.cli import bench_tables as tables
-from miniserve.cli.results import AsJson, Out, give
+from miniserve.cli.results import AsJson, Out, give, progress
 from miniserve.errors import InvalidRequestError, MiniserveError
 
 if TYPE_CHECKING:
@@ -64,10 +61,16 @@ def serve(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Percentiles of TTFT, ITL, TPOT and end-to-end latency, throughput, errors by kind, goodput.
+    """Put load on an OpenAI-compatible server.
+
+    Percentiles of TTFT, ITL, TPOT and end-to-end latency, throughput, errors by kind, goodput.
 
     In an open loop, latencies count from when a request was due, whenever it was sent.
     """
+    import asyncio
+
+    from rich.console import Console
+
     try:
         from miniserve.bench.serving.client import PATHS, Client
         from miniserve.bench.serving.own_server import own_server
@@ -76,6 +79,7 @@ def serve(
         raise MiniserveError(f"this benchmark needs {error.name}: pip install 'miniserve[bench]'") from error
     from miniserve.bench.serving.prompts import token_prompts, word_prompts
     from miniserve.bench.serving.spec import LoadSpec
+    from miniserve.cli.bench_tables import serving as table
     from miniserve.workloads.arrivals import Lengths
     from miniserve.workloads.service import SLO
 
@@ -121,7 +125,7 @@ def serve(
         "body": body,
         "prompts": "words" if vocab_size is None else f"token ids below {vocab_size}",
     }
-    give(about | data, as_json, out, tables.serving)
+    give(about | data, as_json, out, table)
 
 
 def _fields(ignore_eos: bool) -> dict[str, bool]:
@@ -142,13 +146,11 @@ def _object(text: str) -> dict[str, Any]:
 async def _run(client: "Client", spec: "LoadSpec", make_prompt: "MakePrompt") -> dict[str, Any]:
     """The load, with a line on stderr that says how far it is."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
 
     from miniserve.bench.serving.run import Progress, run_load
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    console = Console(stderr=True)
-    with Bar(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with progress(*columns) as bar:
         task = bar.add_task("warming up", total=spec.num_requests)
 
         def report(now: Progress) -> None:

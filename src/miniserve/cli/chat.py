@@ -10,33 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from miniserve.cli.loading import (
-    AfdOption,
-    BackendOption,
-    DeviceOption,
-    DtypeOption,
-    ExpertLoadsOption,
-    ExpertParallelOption,
-    KVCacheDtypeOption,
-    ModelOption,
-    QuantizationOption,
-    RedundantExpertsOption,
-    RequireSignedOption,
-    SpeculationOption,
-    TensorParallelOption,
-    ThreadsOption,
-    open_llm,
-)
-from miniserve.core.sampling_params import SamplingParams
+from miniserve.cli.engine_options import LLMOptions
+from miniserve.cli.loading import ModelOption
+from miniserve.cli.option_tables import with_tables
 from miniserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
+    from miniserve.core.sampling_params import SamplingParams
     from miniserve.llm import LLM
     from miniserve.outputs import RequestOutput
 
 HELP = "/reset forgets the conversation, /exit or Ctrl-D ends it, Ctrl-C stops a reply."
 
 
+@with_tables(engine=LLMOptions)
 def chat(
     model: ModelOption = "smollm2",
     system: Annotated[str | None, typer.Option(help="A system message to begin with.")] = None,
@@ -45,35 +32,16 @@ def chat(
     ] = None,
     temperature: Annotated[float, typer.Option(help="0 takes the likeliest token each time.")] = 0.0,
     seed: Annotated[int | None, typer.Option(help="Makes sampling repeatable.")] = None,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    quantization: QuantizationOption = "auto",
-    kv_cache_dtype: KVCacheDtypeOption = "auto",
-    speculation: SpeculationOption = None,
-    threads: ThreadsOption = None,
-    tensor_parallel_size: TensorParallelOption = 1,
-    expert_parallel: ExpertParallelOption = False,
-    redundant_experts: RedundantExpertsOption = 0,
-    expert_loads: ExpertLoadsOption = None,
-    afd: AfdOption = None,
-    require_signed: RequireSignedOption = None,
+    *,
+    engine: LLMOptions,
 ) -> None:
     """Talk to a model."""
+    from miniserve.core.sampling_params import SamplingParams
+
     with contextlib.suppress(ImportError):  # absent on Windows
         import readline  # noqa: F401, gives input() editing keys and a history
     params = SamplingParams(max_tokens=max_tokens, temperature=temperature, seed=seed)
-    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    options = {
-        "speculation": speculation,
-        "tensor_parallel_size": tensor_parallel_size,
-        "expert_parallel": expert_parallel,
-        "redundant_experts": redundant_experts,
-        "expert_loads": expert_loads,
-        "afd": afd,
-        "require_signed": require_signed,
-    }
-    llm = open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options)
+    llm = engine.open(model)
     typer.echo(f"{llm.settings}. {HELP}", err=True)
     opening = [{"role": "system", "content": system}] if system is not None else []
     messages = list(opening)
@@ -91,7 +59,7 @@ def chat(
             _turn(llm, messages, line, params)
 
 
-def _turn(llm: "LLM", messages: list[dict[str, str]], line: str, params: SamplingParams) -> None:
+def _turn(llm: "LLM", messages: list[dict[str, str]], line: str, params: "SamplingParams") -> None:
     """One question and its reply, both added to `messages` if there was a reply."""
     asked = [*messages, {"role": "user", "content": line}]
     try:

@@ -11,7 +11,6 @@ from miniserve.core.disaggregation import MIN_TOKENS, Disaggregation
 from miniserve.core.routing import ROUTERS
 from miniserve.core.scaling import Counts, Planner
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.this_machine import num_cores
 
 if TYPE_CHECKING:
     from miniserve.server.backend import Backend
@@ -50,6 +49,7 @@ class FleetOptions:
         Raises:
             InvalidRequestError: the table says something that cannot be.
         """
+        from miniserve.hardware.this_machine import num_cores
         from miniserve.server.engine_client import EngineClient
         from miniserve.server.fleet.fleet import Fleet
         from miniserve.server.fleet.launcher import Launcher, parse_capacity, parse_range

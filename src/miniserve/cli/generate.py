@@ -3,38 +3,20 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from miniserve.cli.loading import (
-    AfdOption,
-    AfdTraceOption,
-    BackendOption,
-    DeviceOption,
-    DtypeOption,
-    ExpertLoadsOption,
-    ExpertParallelOption,
-    KVCacheDtypeOption,
-    KVCompressOption,
-    KVDiskKeyOption,
-    KVDiskMibOption,
-    KVDiskOption,
-    KVHostOption,
-    ModelOption,
-    QuantizationOption,
-    RedundantExpertsOption,
-    RequireSignedOption,
-    SpeculationOption,
-    TensorParallelOption,
-    ThreadsOption,
-    open_llm,
-)
-from miniserve.core.grammar import JsonSchema, Regex
-from miniserve.core.sampling_params import SamplingParams
+from miniserve.cli.engine_options import LLMOptions, TierOptions
+from miniserve.cli.loading import ModelOption
+from miniserve.cli.option_tables import with_tables
 from miniserve.errors import InvalidRequestError
 
+if TYPE_CHECKING:
+    from miniserve.core.grammar import JsonSchema
 
+
+@with_tables(engine=LLMOptions, tiers=TierOptions)
 def generate(
     prompt: Annotated[str, typer.Argument(help="The text to continue; - reads it from standard input.")],
     model: ModelOption = "smollm2",
@@ -58,27 +40,14 @@ def generate(
     regex: Annotated[str | None, typer.Option(help="The output is a match of it.")] = None,
     stream: Annotated[bool, typer.Option("--stream/--no-stream", help="Print text as it is made.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object with ids and timings.")] = False,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    backend: BackendOption = "auto",
-    quantization: QuantizationOption = "auto",
-    kv_cache_dtype: KVCacheDtypeOption = "auto",
-    kv_host_mib: KVHostOption = None,
-    kv_disk: KVDiskOption = None,
-    kv_disk_mib: KVDiskMibOption = None,
-    kv_disk_key_file: KVDiskKeyOption = None,
-    kv_compress: KVCompressOption = "none",
-    speculation: SpeculationOption = None,
-    threads: ThreadsOption = None,
-    tensor_parallel_size: TensorParallelOption = 1,
-    expert_parallel: ExpertParallelOption = False,
-    redundant_experts: RedundantExpertsOption = 0,
-    expert_loads: ExpertLoadsOption = None,
-    afd: AfdOption = None,
-    afd_trace: AfdTraceOption = None,
-    require_signed: RequireSignedOption = None,
+    *,
+    engine: LLMOptions,
+    tiers: TierOptions,
 ) -> None:
     """Continue a text."""
+    from miniserve.core.grammar import Regex
+    from miniserve.core.sampling_params import SamplingParams
+
     if stream and (as_json or n > 1):
         raise InvalidRequestError("--stream excludes --json and -n: it prints one text as it is made")
     if json_schema and regex:
@@ -101,25 +70,7 @@ def generate(
     )
     if prompt == "-":
         prompt = sys.stdin.read()
-    how = {"dtype": dtype, "device": device, "backend": backend, "quantization": quantization, "threads": threads}
-    options = {
-        "speculation": speculation,
-        "tensor_parallel_size": tensor_parallel_size,
-        "expert_parallel": expert_parallel,
-        "redundant_experts": redundant_experts,
-        "expert_loads": expert_loads,
-        "afd": afd,
-        "afd_trace": afd_trace,
-        "require_signed": require_signed,
-    }
-    tiers = {
-        "kv_host_mib": kv_host_mib,
-        "kv_disk_dir": kv_disk,
-        "kv_disk_mib": kv_disk_mib,
-        "kv_disk_key_file": kv_disk_key_file,
-        "kv_compress": kv_compress,
-    }
-    with open_llm(model, how, kv_cache_dtype=kv_cache_dtype, **options, **tiers) as llm:
+    with engine.open(model, **tiers.tiers()) as llm:
         tokenizer = llm.tokenizer
         prompt_ids = tokenizer.encode_chat([{"role": "user", "content": prompt}]) if chat else tokenizer.encode(prompt)
         if stream:
@@ -138,7 +89,9 @@ def generate(
         typer.echo(completion.text)
 
 
-def _schema(path: Path) -> JsonSchema:
+def _schema(path: Path) -> "JsonSchema":
+    from miniserve.core.grammar import JsonSchema
+
     try:
         return JsonSchema(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:

@@ -24,7 +24,7 @@ def hardware(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
-    """Accelerators, systems and memory tiers: each number with its source."""
+    """Accelerators, systems, memory tiers: each number sourced."""
     from miniserve.hardware.catalog import load_catalog
 
     catalog = load_catalog()

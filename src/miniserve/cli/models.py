@@ -21,13 +21,12 @@ from miniserve.cli.models_shared import (
     size,
     weight_bytes,
 )
-from miniserve.model.sources.aliases import Alias, load_aliases
-from miniserve.model.sources.embedded import Embedded, load_embedded
-from miniserve.registry.store import Registry
-from miniserve.registry.version import Version
 
 if TYPE_CHECKING:
+    from miniserve.model.sources.aliases import Alias
+    from miniserve.model.sources.embedded import Embedded
     from miniserve.model.sources.files import ModelFiles
+    from miniserve.registry.version import Version
 
 app = typer.Typer(help="List, fetch and inspect models.", no_args_is_help=True)
 
@@ -44,11 +43,13 @@ for command in (
 
 @app.command("list")
 def list_models(as_json: AsJson = False) -> None:
-    """Models with a short name, the newest of each in the registry, and Hub snapshots already on this disk."""
+    """Models by short name, in the registry, and on this disk. Of each in the registry the newest version."""
+    from miniserve.model.sources.aliases import load_aliases
+    from miniserve.model.sources.embedded import load_embedded
     from miniserve.model.sources.resolve import cached_hub_models
+    from miniserve.registry.store import Registry
 
     registry = Registry()
-
     rows = [_embedded_row(model) for model in load_embedded().values()]
     rows += [_alias_row(alias) for alias in load_aliases().values()]
     rows += [_registered_row(registry.find(name)) for name in registry.names()]
@@ -65,7 +66,7 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command()
 def pull(name: Name, as_json: AsJson = False) -> None:
-    """Fetch a model, unless it is here already, and print where it lies."""
+    """Fetch a model, unless it is here, and print where it lies."""
     from miniserve.model.sources.resolve import resolve
 
     files = resolve(name)
@@ -119,7 +120,7 @@ def _facts(files: "ModelFiles") -> dict[str, Any]:
     }
 
 
-def _alias_row(alias: Alias) -> dict[str, Any]:
+def _alias_row(alias: "Alias") -> dict[str, Any]:
     return {
         "name": alias.name,
         "cached": alias.is_cached(),
@@ -132,7 +133,7 @@ def _alias_row(alias: Alias) -> dict[str, Any]:
     }
 
 
-def _embedded_row(model: Embedded) -> dict[str, Any]:
+def _embedded_row(model: "Embedded") -> dict[str, Any]:
     return {
         "name": model.name,
         "cached": True,
@@ -145,7 +146,7 @@ def _embedded_row(model: Embedded) -> dict[str, Any]:
     }
 
 
-def _registered_row(version: Version) -> dict[str, Any]:
+def _registered_row(version: "Version") -> dict[str, Any]:
     files = on_disk(f"registry:{version.reference}")
     return {
         "name": files.name,

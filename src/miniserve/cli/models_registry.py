@@ -13,19 +13,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from miniserve.cli.models_shared import AsJson, Name, files_json, licence_of, on_disk, plain, print_table, size
 from miniserve.errors import InvalidRequestError, ManifestError, ModelNotFoundError
-from miniserve.model.sources.files import ModelFiles
-from miniserve.model.sources.progress import byte_bar, say
-from miniserve.model.sources.resolve import REGISTERED
-from miniserve.registry.audit import AuditLog
-from miniserve.registry.manifest import MANIFEST, SIGNATURE, Manifest
-from miniserve.registry.store import Registry
-from miniserve.registry.version import Provenance, Version
+
+if TYPE_CHECKING:
+    from miniserve.model.sources.files import ModelFiles
+    from miniserve.registry.version import Version
 
 PASSWORD_VARIABLE = "MINISERVE_KEY_PASSWORD"
 By = Annotated[str | None, typer.Option("--by", help="Who does it; default: the user of this machine.")]
@@ -42,7 +39,12 @@ def register(
     version: Annotated[str | None, typer.Option(help="Default: the next number.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Take a model into the registry, as a new version that does not change any more."""
+    """Take a model into the registry, as a new version. It does not change any more."""
+    from miniserve.model.sources.progress import byte_bar
+    from miniserve.model.sources.resolve import REGISTERED
+    from miniserve.registry.store import Registry
+    from miniserve.registry.version import Provenance
+
     files = on_disk(source)
     licence = licence or licence_of(files)
     if not licence:
@@ -67,7 +69,10 @@ def versions(
     name: Annotated[str | None, typer.Argument(help="Of one model; default: of all.", show_default=False)] = None,
     as_json: AsJson = False,
 ) -> None:
-    """What is in the registry, oldest first; the last one of a name is what `registry:NAME` means."""
+    """What is in the registry, oldest first. The last one of a name is what `registry:NAME` means."""
+    from miniserve.model.sources.resolve import REGISTERED
+    from miniserve.registry.store import Registry
+
     registry = Registry()
     names = registry.names() if name is None else [name.removeprefix(REGISTERED)]
     rows = [_row(version) for each in names for version in registry.versions(each)]
@@ -84,9 +89,12 @@ def sign(
     by: By = None,
     as_json: AsJson = False,
 ) -> None:
-    """Sign a version in the registry, or a model's directory, which gets a manifest if it has none."""
+    """Sign a version in the registry, or a model's directory. The latter gets a manifest if it has none."""
+    from miniserve.model.sources.resolve import REGISTERED
     from miniserve.registry.keys import PrivateKey
+    from miniserve.registry.manifest import MANIFEST, Manifest
     from miniserve.registry.signing import sign as sign_directory
+    from miniserve.registry.store import Registry
 
     private = PrivateKey.read(key, os.environ.get(PASSWORD_VARIABLE))
     files = on_disk(name)
@@ -108,8 +116,10 @@ def verify(
     key: Annotated[Path | None, typer.Option(help="A public key (PEM): its owner must have signed the model.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read every file of a model: manifest and signature, hashes on record elsewhere, structure for the rest."""
+    """Read every file of a model, and check it. Manifest and signature, hashes on record elsewhere, or structure."""
+    from miniserve.model.sources.progress import say
     from miniserve.model.sources.verify import verify as verify_files
+    from miniserve.registry.manifest import SIGNATURE
 
     public = None
     if key:
@@ -141,7 +151,8 @@ def keygen(
     private: Annotated[Path, typer.Argument(help="Where the private key goes; its public half: PRIVATE.pub.")],
     as_json: AsJson = False,
 ) -> None:
-    """Make a key to sign with (ECDSA, P-256), encrypted if MINISERVE_KEY_PASSWORD is set."""
+    """Make a key to sign with (ECDSA, P-256). It is encrypted if MINISERVE_KEY_PASSWORD is set."""
+    from miniserve.model.sources.progress import say
     from miniserve.registry.keys import make_keys
 
     public = private.with_name(f"{private.name}.pub")
@@ -160,7 +171,11 @@ def audit(
     known: Annotated[str | None, typer.Option(help="A hash that was kept elsewhere: it must be in the log.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Who did what, after a look at the chain of hashes; the newest hash goes to stderr, to be kept elsewhere."""
+    """Who did what, after a look at the chain of hashes. The newest hash goes to stderr, to be kept elsewhere."""
+    from miniserve.model.sources.progress import say
+    from miniserve.registry.audit import AuditLog
+    from miniserve.registry.store import Registry
+
     if log and not log.is_file():
         raise ModelNotFoundError(f"{log}: no such file")
     trail = AuditLog(log) if log else Registry().audit
@@ -174,7 +189,7 @@ def audit(
     say(f"whole; newest hash: {newest}")
 
 
-def _row(version: Version) -> dict[str, Any]:
+def _row(version: "Version") -> dict[str, Any]:
     recorded = version.provenance
     return {
         "name": version.reference,
@@ -190,7 +205,7 @@ def _row(version: Version) -> dict[str, Any]:
     }
 
 
-def _origin(files: ModelFiles) -> str:
+def _origin(files: "ModelFiles") -> str:
     """Where a model is from, in words; of the Hub's snapshots with the revision, which its folder is named by."""
     if re.fullmatch("[0-9a-f]{40}", files.path.name):
         return f"{files.source}, revision {files.path.name}"

@@ -9,10 +9,6 @@ import typer
 
 from miniserve.cli.loading import MODEL_HELP
 from miniserve.errors import ModelNotFoundError
-from miniserve.model.sources.aliases import load_aliases
-from miniserve.model.sources.embedded import load_embedded
-from miniserve.model.sources.resolve import REGISTERED
-from miniserve.registry.store import Registry
 
 if TYPE_CHECKING:
     from miniserve.model.sources.files import ModelFiles
@@ -23,6 +19,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 
 def on_disk(name: str) -> "ModelFiles":
     """The model, never fetching it. Raises ModelNotFoundError."""
+    from miniserve.model.sources.aliases import load_aliases
     from miniserve.model.sources.resolve import cached, resolve
 
     if files := cached(name):
@@ -51,6 +48,11 @@ def weight_bytes(files: "ModelFiles") -> int:
 
 def licence_of(files: "ModelFiles") -> str | None:
     """What our tables and the registry record; for others it stands in the model's card, which is not fetched."""
+    from miniserve.model.sources.aliases import load_aliases
+    from miniserve.model.sources.embedded import load_embedded
+    from miniserve.model.sources.resolve import REGISTERED
+    from miniserve.registry.store import Registry
+
     if files.name.startswith(REGISTERED):
         return Registry().find(files.name.removeprefix(REGISTERED)).provenance.licence
     known = {alias.path: alias.licence for alias in load_aliases().values()}

@@ -5,9 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
-from miniserve.cli.results import AsJson, Out, give
+from miniserve.cli.results import AsJson, Out, give, progress
 from miniserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -46,7 +45,10 @@ def plan(
         float | None, typer.Option(help="Exponent of a power law that experts are chosen by.")
     ] = None,
     draft_acceptance: Annotated[str | None, typer.Option(help="A draft head's guesses: 0.8,0.6,… are right.")] = None,
-    afd: Annotated[bool, typer.Option("--afd", help="Try attention and feed-forward on devices apart, too.")] = False,
+    afd: Annotated[
+        bool, typer.Option("--afd", help="Try attention and feed-forward on devices apart, too, of the same kind.")
+    ] = False,
+    ffn_hardware: Annotated[str | None, typer.Option(hidden=True)] = None,
     overlap: Annotated[
         bool, typer.Option("--overlap", help="Half of a step computes while the other's tokens travel.")
     ] = False,
@@ -57,7 +59,7 @@ def plan(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """The deployment that serves most within the limits, and why the others lost. Nothing of it is measured."""
+    """Find the deployment that serves most within the limits. Says why the others lost; nothing of it is measured."""
     from miniserve.cli import plan_tables as tables
     from miniserve.cli.plan_load import read_load, read_stacks
     from miniserve.hardware.catalog import load_catalog
@@ -69,6 +71,11 @@ def plan(
     from miniserve.simulate.speculation import Speculation
     from miniserve.workloads.service import SLO
 
+    if ffn_hardware:
+        raise InvalidRequestError(
+            "a plan is over devices of one kind, which it counts; engines of two are simulated one by one: "
+            f"miniserve simulate --hardware {hardware} --afd 2x6 --ffn-hardware {ffn_hardware}"
+        )
     device = load_catalog().accelerator(hardware)
     check_price(price, device)
     usd_per_hour = device.usd_per_hour[price].value if price in device.usd_per_hour else None
@@ -78,6 +85,8 @@ def plan(
         if usd_per_hour is None:
             raise InvalidRequestError(f"the catalogue has no price of a {device.name}: give --gpus")
         gpus = int(budget // usd_per_hour)
+        if not gpus:
+            raise InvalidRequestError(f"${budget:g} an hour: one {device.name} costs ${usd_per_hour:g} ({price})")
     efficiency = efficiency_for(device)
     template = Deployment(
         device, shape_by_name(model), Precision.of(), efficiency=efficiency, block_size=block_size,
@@ -116,9 +125,9 @@ def plan(
 
 
 def _outcomes(search: "Search") -> "list[Outcome]":
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TextColumn, TimeElapsedColumn
 
     columns = TextColumn("simulating {task.fields[what]}; {task.fields[left]} left"), TimeElapsedColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    with progress(*columns) as shown:
         task = shown.add_task("", total=None, what="", left="")
         return search.outcomes(lambda what, left: shown.update(task, what=what, left=left))

@@ -1,12 +1,17 @@
-"""How a benchmark or a simulation gives its result: a table, or one JSON object; in a file with its provenance."""
+"""How a benchmark or a simulation gives its result: a table, or one JSON object; in a file with its provenance.
+
+The result goes to stdout, and how far it is to stderr.
+"""
 
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, ProgressColumn
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Out = Annotated[Path | None, typer.Option(help="Write the result with its provenance to this file.")]
@@ -30,4 +35,15 @@ def give(data: dict[str, Any], as_json: bool, out: Path | None, table: Any, *, s
     if as_json:
         typer.echo(json.dumps(data))
     else:
+        from rich.console import Console
+
         Console().print(table(data))
+
+
+def progress(*columns: "ProgressColumn") -> "Progress":
+    """A display on stderr of how far a command is, gone when it ends; in a pipe there is none."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

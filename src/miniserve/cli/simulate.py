@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
-from miniserve.cli.results import AsJson, Out, give
+from miniserve.cli.results import AsJson, Out, give, progress
 from miniserve.errors import InvalidRequestError
 
 if TYPE_CHECKING:
@@ -101,12 +100,14 @@ def simulate(
     as_json: AsJson = False,
     out: Out = None,
 ) -> None:
-    """Latencies, throughput, cost and use of a cluster that need not exist. Nothing of it is measured."""
+    """Simulate a cluster: latencies, throughput, cost and use. It need not exist, and nothing of it is measured."""
     from miniserve.cli import simulate_flags as flags
     from miniserve.cli import simulate_tables as tables
     from miniserve.simulate.build import cluster_of
     from miniserve.simulate.scenario import Scenario, read_table
 
+    if not config and not (model and hardware):
+        raise InvalidRequestError("--model and --hardware say what is simulated, or a CONFIG does")
     table = read_table(config) if config else {}
     flags.put(table, {"model": model, "router": router, "slo": slo, "price": price, "prefill_from": prefill_from})
     if link_gbytes_per_s is not None:
@@ -233,9 +234,9 @@ def _check_plot(path: Path) -> None:
 
 @contextmanager
 def _progress() -> "Iterator[Callable[[int, float], None]]":
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("simulating: {task.completed:,} requests, {task.fields[hours]:.2f} h"), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    with progress(*columns) as shown:
         task = shown.add_task("", total=None, hours=0.0)
         yield lambda done, now_s: shown.update(task, completed=done, hours=now_s / 3600)

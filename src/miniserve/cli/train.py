@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 
 from miniserve.errors import InvalidRequestError
 
@@ -67,6 +66,7 @@ def _processes(device: str) -> "Iterator[None]":
 
 
 def _run(session: "Session") -> None:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from miniserve.train.flops import product_flops_per_s, token_flops

@@ -8,9 +8,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from miniserve.errors import InvalidRequestError
-from miniserve.model.sources.resolve import REGISTERED
-from miniserve.registry.stable import set_stable, stable_of
-from miniserve.registry.store import Registry
 
 if TYPE_CHECKING:
     from miniserve.server.backend import Backend
@@ -47,6 +44,9 @@ class VersionOptions:
             InvalidRequestError: the table says something that cannot be.
             ModelNotFoundError: there is no such model or version in the registry.
         """
+        from miniserve.model.sources.resolve import REGISTERED
+        from miniserve.registry.stable import set_stable, stable_of
+        from miniserve.registry.store import Registry
         from miniserve.server.rollout.gate import ALWAYS, read_gate
         from miniserve.server.rollout.lineup import Lineup
         from miniserve.server.rollout.version import Version
@@ -84,6 +84,7 @@ class VersionOptions:
         Raises:
             InvalidRequestError: the file of keys says something that cannot be.
         """
+        from miniserve.registry.store import Registry
         from miniserve.server.access import Access, read_keys
         from miniserve.server.rollout.admin import Control
 

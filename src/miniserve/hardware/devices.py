@@ -174,7 +174,8 @@ class Catalog:
         """As `catalog[name]`, of the accelerators alone."""
         found = self[name]
         if isinstance(found, System):
-            raise InvalidRequestError(f"'{name}' is a system of {found.num_accelerators} × {found.accelerator.key}")
+            one = found.accelerator.key
+            raise InvalidRequestError(f"'{name}' is a system of {found.num_accelerators} × {one}: name one, '{one}'")
         return found
 
     def system(self, name: str) -> System:
