@@ -48,6 +48,10 @@ def test_a_simulation_is_labelled_as_one(tmp_path):
         (("--gpus", "1", "--slo", "ttft:1,tpot:1"), "Nothing meets the limits. One request alone could have a TTFT of"),
         (("--gpus", "1", "--slo", "ttft:200", "--weights", "nvfp4"), "No engine can serve even one request"),
         (("--gpus", "2", "--slo", "ttft:200", "--max-num-seqs", "2", "--afd"), "1 × 1A+1F"),
+        (
+            ("--gpus", "1", "--slo", "ttft:200", "--max-num-seqs", "2", "--hardware", "b300"),
+            "b300: $2.34 an hour, a place",
+        ),
     ],
 )
 def test_the_answer_in_words(options, answer):

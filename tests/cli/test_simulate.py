@@ -30,6 +30,12 @@ def test_json_is_the_same_every_time():
     assert other["ttft_s"] != data["ttft_s"]
 
 
+def test_a_placeholder_of_a_price_is_said_beside_what_follows_from_it():
+    shown = " ".join(run("--rate", "20", "--hardware", "gb300").stdout.split())
+    assert "assumed the price of a gb300: $2.652 an hour, a placeholder: 1.2 × GB200" in shown
+    assert "assumed" not in run("--rate", "20").stdout
+
+
 def test_a_trace_and_a_split_cluster(tmp_path):
     trace = tmp_path / "trace.csv"
     rows = [f"2023-11-16 18:15:{second:02}.0000000,{100 + second},10" for second in range(20)]

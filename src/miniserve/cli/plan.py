@@ -67,7 +67,7 @@ def plan(
     from miniserve.simulate.deployment import Deployment, efficiency_for, kernels_of
     from miniserve.simulate.models import shape_by_name
     from miniserve.simulate.plan import Search
-    from miniserve.simulate.report import check_price, tier_sources
+    from miniserve.simulate.report import assumed_prices, check_price, tier_sources
     from miniserve.simulate.speculation import Speculation
     from miniserve.workloads.service import SLO
 
@@ -109,6 +109,7 @@ def plan(
         "kernels": kernels_of(efficiency, template.shape),
         "devices": gpus,
         "usd_per_device_hour": usd_per_hour,
+        "assumed": assumed_prices(price, [device]),
         "slo": limits.as_dict(),
         "attainment": attainment,
         "load": asked,

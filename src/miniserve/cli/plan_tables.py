@@ -44,6 +44,7 @@ def ranked(data: dict[str, Any], top: int | None = None) -> Table:
     title = (
         f"Simulated: {data['model']} on {data['devices']} × {data['hardware']}, in {data['mean_prompt_tokens']:,}, out "
         f"{data['mean_output_tokens']:,}, {limits} for {data['attainment']:.0%}; kernels {data['kernels']}"
+        + "".join(f"; assumed {what}: {text}" for what, text in data["assumed"].items())
     )
     if shares:
         title += f"; of prompts' tokens {data['found_at_most']:.0%} could be found if nothing were forgotten"

@@ -165,9 +165,14 @@ def _described(scenario: "Scenario") -> dict[str, Any]:
 
 def _assumed(scenario: "Scenario") -> dict[str, Any]:
     """What no source says, but whoever asked."""
+    from miniserve.hardware.catalog import load_catalog
+    from miniserve.simulate.report import assumed_prices
+
     ways = [pool.afd_link for pool in scenario.engines if pool.afd_link]
     said = [f"{way.bandwidth / 1e9:g} GB/s of each device, {way.latency_s * 1e6:g} us a crossing" for way in ways]
-    return {"assumed": {"between attention and feed-forward": "; ".join(dict.fromkeys(said))}} if said else {}
+    found = {"between attention and feed-forward": "; ".join(dict.fromkeys(said))} if said else {}
+    found |= assumed_prices(scenario.price, map(load_catalog().accelerator, _devices(scenario)))
+    return {"assumed": found} if found else {}
 
 
 def _hardware(scenario: "Scenario") -> str:

@@ -4,7 +4,7 @@ Prices and powers are the catalogue's, each with its source and mark; where it h
 than guessed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import product
 from typing import Any
 
@@ -97,7 +97,18 @@ def tier_sources(tiers: Sequence[TierPlan], device: Accelerator) -> dict[str, st
 
 
 def _cited(figure: Figure) -> str:
-    return f"{figure.value:g} ({figure.mark}, {figure.source.title})"
+    note = f"; {figure.note}" if figure.note else ""
+    return f"{figure.value:g} ({figure.mark}, {figure.source.title}{note})"
+
+
+def assumed_prices(price: str, devices: Iterable[Accelerator]) -> dict[str, str]:
+    """Of prices that are placeholders, which: nobody states them, and every $ that follows is as good as they are."""
+    figures = ((device.key, device.usd_per_hour.get(price)) for device in devices)
+    return {
+        f"the price of a {key}": f"${figure.value:g} an hour, {figure.note}"
+        for key, figure in figures
+        if figure and "placeholder" in figure.note
+    }
 
 
 def check_price(price: str, device: Accelerator) -> None:
