@@ -18,7 +18,6 @@ DeepEP's takes besides its bytes. How busy an engine keeps its GPUs between kern
 Writes results/afd_beside_megascale.json.
 """
 
-import tomllib
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,6 +34,7 @@ from miniserve.hardware.devices import Accelerator
 from miniserve.hardware.shape import Experts, Parallel, Precision, Shape
 from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.models import shape_by_name
+from miniserve.tables import read_toml
 
 ROOT = Path(__file__).parent
 NODE, TENSOR, TURNS = 8, (1, 2, 4, 8), (2, 3, 4)
@@ -174,7 +174,7 @@ def compared(setting: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Simulate, print, and write the record."""
-    setting = tomllib.loads((ROOT / "published" / "megascale.toml").read_text(encoding="utf-8"))
+    setting = read_toml(ROOT / "published" / "megascale.toml")
     models = [compared(setting, model) for model in track(setting.pop("models"), "models")]
     for row in models:
         print(row["model"], row["published"], row["over_as_compared"], row["over_best_together"], row["third_batch"])

@@ -14,7 +14,6 @@
 import argparse
 import math
 import statistics
-import tomllib
 from bisect import bisect_right
 from dataclasses import replace
 from itertools import repeat
@@ -38,6 +37,7 @@ from miniserve.simulate.deployment import Deployment, efficiency_for
 from miniserve.simulate.ingredients import times_better
 from miniserve.simulate.models import shape_by_name
 from miniserve.simulate.published import load_published
+from miniserve.tables import read_toml
 from miniserve.workloads.arrivals import Arrival
 
 PUBLISHED = Path(__file__).parent / "published"
@@ -46,7 +46,7 @@ MOST_SEQUENCES, STEP_TOKENS = 2048, 8192
 
 def published(name: str) -> dict[str, Any]:
     """A file of published figures."""
-    return tomllib.loads((PUBLISHED / f"{name}.toml").read_text(encoding="utf-8"))
+    return read_toml(PUBLISHED / f"{name}.toml")
 
 
 def deployment(model: str, hardware: str, tensor: int, weights: str, kv: str | None) -> Deployment:

@@ -1,21 +1,33 @@
 """Tables, as TOML has them, to and from frozen dataclasses: strictly. What is not known is refused by its name.
 
-Of fields there may be numbers, texts, truth values, other dataclasses and tuples of these; `None` stands for what is
-not in the table. A whole number will do where another number is wanted.
+`read_toml` reads a file. Of fields there may be numbers, texts, truth values, other dataclasses and tuples of these;
+`None` stands for what is not in the table. A whole number will do where another number is wanted.
 """
 
 import dataclasses
 import difflib
 import json
+import tomllib
 import types
 import typing
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
-from miniserve.errors import InvalidRequestError
+from miniserve.errors import CorruptFileError, InvalidRequestError
 
 T = TypeVar("T")
 KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A file's values. Raises CorruptFileError where there are none: names the file, and the line if it can."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise CorruptFileError(f"{path}: {error.strerror}") from error
+    except ValueError as error:  # not TOML, or not UTF-8
+        raise CorruptFileError(f"{path} cannot be read as TOML: {error}") from error
 
 
 def from_table(cls: type[T], table: Mapping[str, Any], where: str = "") -> T:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from miniserve import LLM, SamplingParams
 from miniserve.cli import app
-from miniserve.errors import InvalidRequestError
+from miniserve.errors import CorruptFileError, InvalidRequestError
 
 CONFIG = """
 text = "text.txt"
@@ -86,7 +86,7 @@ def test_other_settings_in_the_same_folder_are_refused(config, tmp_path):
 )
 def test_nonsense_is_explained(change, says, config, tmp_path):
     config.write_text(CONFIG.replace(*change), encoding="utf-8")
-    with pytest.raises(InvalidRequestError, match=says):
+    with pytest.raises((InvalidRequestError, CorruptFileError), match=says):
         run(config, "--out", tmp_path / "run")
 
 

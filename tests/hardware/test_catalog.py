@@ -331,11 +331,11 @@ def test_a_small_file_reads(tmp_path):
         ('name = "X8"', 'name = "x-1"', r"the name 'x-1' is also that of x1"),
         ("https://example.org/", "a book", r"sources.sheet: url 'a book' is no web address"),
         ('date = "2026"', 'date = "last year"', r"sources.sheet: date 'last year' is not YYYY"),
-        ('publisher = "Maker"\n', "", r"sources.sheet: has no publisher"),
+        ('publisher = "Maker"\n', "", r"'sources.sheet.publisher' is missing"),
         ("[sources.sheet]", "[source.sheet]", r"unknown key 'source'"),
         ("[systems.x8]", "[ambiguous]\nx1 = ['x1', 'x8']\n[systems.x8]", r"ambiguous.x1: must be no entry's name"),
         ("[systems.x8]", "[ambiguous]\nxx = ['x8', 'x9']\n[systems.x8]", r"ambiguous.xx: must be"),
-        ("[systems.x8]", "[systems.x8", r"catalog.toml: .*line"),
+        ("[systems.x8]", "[systems.x8", r"catalog.toml cannot be read as TOML: .*line"),
     ],
 )
 def test_a_broken_file_is_refused_with_the_entrys_name(tmp_path, old, new, complaint):

@@ -11,7 +11,7 @@ from miniserve.errors import InvalidRequestError
 from miniserve.simulate.build import cluster_of, run
 from miniserve.simulate.outage import Outage
 from miniserve.simulate.report import report
-from miniserve.simulate.scenario import Engines, Scenario, Transfer, Workload, read_table
+from miniserve.simulate.scenario import Engines, Scenario, Transfer, Workload
 from miniserve.simulate.tier_plan import TierPlan
 
 positive = st.floats(1e-3, 1e15)
@@ -112,15 +112,6 @@ TIER = {"name": "host", "num_bytes": 1e12, "bandwidth": 1e9}
 def test_what_cannot_be_built_says_why(table, message):
     with pytest.raises(InvalidRequestError, match=message):
         cluster_of(Scenario.from_table(table))
-
-
-def test_a_file_that_is_none(tmp_path):
-    path = tmp_path / "x.toml"
-    path.write_text("model = \n")
-    with pytest.raises(InvalidRequestError, match=r"x\.toml cannot be read as TOML: .*line 1"):
-        read_table(path)
-    with pytest.raises(InvalidRequestError, match=r"none\.toml cannot be read"):
-        read_table(tmp_path / "none.toml")
 
 
 def test_pools_tiers_and_an_outage_in_one():

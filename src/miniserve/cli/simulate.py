@@ -104,11 +104,12 @@ def simulate(
     from miniserve.cli import simulate_flags as flags
     from miniserve.cli import simulate_tables as tables
     from miniserve.simulate.build import cluster_of
-    from miniserve.simulate.scenario import Scenario, read_table
+    from miniserve.simulate.scenario import Scenario
+    from miniserve.tables import read_toml
 
     if not config and not (model and hardware):
         raise InvalidRequestError("--model and --hardware say what is simulated, or a CONFIG does")
-    table = read_table(config) if config else {}
+    table = read_toml(config) if config else {}
     flags.put(table, {"model": model, "router": router, "slo": slo, "price": price, "prefill_from": prefill_from})
     if link_gbytes_per_s is not None:
         flags.put(table, {"bandwidth": link_gbytes_per_s * 1e9}, "link")

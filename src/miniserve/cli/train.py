@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from miniserve.errors import InvalidRequestError
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -26,18 +24,13 @@ def train(
     precision: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or fp8, other than the file says.")] = None,
 ) -> None:
     """Train a model. Ctrl-C ends it behind the step that is being done, and saves it; the same command goes on."""
-    import tomllib
-
     import torch
 
-    from miniserve.tables import from_table
+    from miniserve.tables import from_table, read_toml
     from miniserve.train.session import Session
     from miniserve.train.settings import TrainSettings
 
-    try:
-        table = tomllib.loads(config.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequestError(f"{config} cannot be read as TOML: {error}") from error
+    table = read_toml(config)
     table |= {name: value for name, value in (("steps", steps), ("precision", precision)) if value is not None}
     if "text" in table:
         table["text"] = str(config.parent / str(table["text"]))

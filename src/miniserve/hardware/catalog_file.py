@@ -5,16 +5,15 @@ A figure is a bare number, which takes the `source` and `mark` of the table it s
 is not listed, a missing mark, or a value no device can have is refused. Lookup and arithmetic are `devices.py`'s.
 """
 
-import re
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
-from miniserve.errors import CorruptFileError
+from miniserve.errors import CorruptFileError, InvalidRequestError
 from miniserve.hardware.devices import Accelerator, Catalog, System, plain
-from miniserve.hardware.figures import MARKS, Figure, Source
+from miniserve.hardware.figures import MARKS, Figure, Source, read_sources
 from miniserve.hardware.memory_tiers import MemoryTier
+from miniserve.tables import read_toml
 
 #: Scalar quantities: unit, and the least and the most that is believable. A slip of a prefix falls outside.
 QUANTITIES: Mapping[str, tuple[str, float, float]] = {
@@ -61,16 +60,15 @@ _ACCELERATOR = {"kind", "memory", "link", "source", "mark", "checked_against"}
 _TEXTS = {"name", "vendor", "generation", "released"}
 _LISTS = {"aliases", "notes"}
 _KINDS = ("gpu", "lpu", "asic", "dpu")
-_DATE = re.compile(r"\d{4}(-\d\d(-\d\d)?)?")
 
 
 def read_catalog(path: Path) -> Catalog:
     """The catalogue in the file at `path`. Raises CorruptFileError, naming the entry, for whatever is not sound."""
+    raw = read_toml(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"{path}: {error}") from None
-    return _Reader(path.name).catalog(raw)
+        return _Reader(path.name).catalog(raw)
+    except InvalidRequestError as error:
+        raise CorruptFileError(f"{path.name}: {error}") from None
 
 
 class _Reader:
@@ -85,7 +83,7 @@ class _Reader:
         for section in ("sources", "accelerators", "systems"):
             if section not in raw:
                 self.fail("the file", f"has no [{section}]")
-        self.sources = {key: self.source(f"sources.{key}", key, value) for key, value in raw["sources"].items()}
+        self.sources = read_sources(raw["sources"])
         accelerators = {k: self.accelerator(f"accelerators.{k}", k, v) for k, v in raw["accelerators"].items()}
         systems = {k: self.system(f"systems.{k}", k, v, accelerators) for k, v in raw["systems"].items()}
         ambiguous = {word: tuple(keys) for word, keys in raw.get("ambiguous", {}).items()}
@@ -113,18 +111,6 @@ class _Reader:
                 if beside.setdefault((tier.kind, key), tier.key) != tier.key:
                     other = beside[tier.kind, key]
                     self.fail(f"tiers.{tier.key}", f"{key} has a '{tier.kind}' already, tiers.{other}")
-
-    def source(self, at: str, key: str, raw: dict[str, Any]) -> Source:
-        self.only(at, raw, {"title", "publisher", "url", "date", "via"})
-        for name in ("title", "publisher", "url", "date"):
-            if not raw.get(name):
-                self.fail(at, f"has no {name}")
-        for name in ("url", "via"):
-            if raw.get(name) and not raw[name].startswith(("https://", "http://")):
-                self.fail(at, f"{name} {raw[name]!r} is no web address")
-        if not _DATE.fullmatch(raw["date"]):
-            self.fail(at, f"date {raw['date']!r} is not YYYY, YYYY-MM or YYYY-MM-DD")
-        return Source(key=key, **raw)
 
     def accelerator(self, at: str, key: str, raw: dict[str, Any]) -> Accelerator:
         self.only(at, raw, _TEXTS | _LISTS | set(QUANTITIES) | set(TABLES) | _ACCELERATOR)

@@ -16,7 +16,6 @@ all-gather behind the dispatch, a reduce-scatter of as many bytes before the com
 """
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -25,6 +24,7 @@ from typing import Any, Protocol
 
 from miniserve.errors import CorruptFileError, InvalidRequestError
 from miniserve.hardware.cost import Operator, collective
+from miniserve.tables import read_toml
 
 FITTED = Path(__file__).with_name("efficiency.toml")
 STATED = Path(__file__).with_name("stated.toml")
@@ -182,14 +182,14 @@ def load_efficiencies(fitted: Path = FITTED, stated: Path = STATED) -> Mapping[s
 
 def _devices(path: Path, known_by: str) -> dict[str, dict[str, dict[str, tuple[Curve, Any]]]]:
     """Curves with what they are known by: an error, or a source."""
+    raw = read_toml(path)
     try:
-        devices: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))["devices"]
         return {
             key: {
                 kind: {name: (_curve(entry), entry[known_by]) for name, entry in by.items()}
                 for kind, by in kinds.items()
             }
-            for key, kinds in devices.items()
+            for key, kinds in raw["devices"].items()
         }
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise CorruptFileError(f"{path}: {error!r}") from None

@@ -1,10 +1,12 @@
 """A number with where it was read and who vouches for it. Torch-free, and no number is here."""
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, TypeVar
 
 from miniserve.errors import InvalidRequestError
+from miniserve.tables import from_table
 
 Mark = Literal["measured", "vendor", "analyst", "secondary", "preliminary", "derived"]
 #: What a mark says of a number. The first letter, as a capital, is its short form.
@@ -28,6 +30,25 @@ class Source:
     url: str
     date: str
     via: str = ""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            if field.name != "via" and not getattr(self, field.name):
+                raise InvalidRequestError(f"sources.{self.key}: has no {field.name}")
+        for name in ("url", "via"):
+            address = getattr(self, name)
+            if address and not address.startswith(("https://", "http://")):
+                raise InvalidRequestError(f"sources.{self.key}: {name} {address!r} is no web address")
+        if not re.fullmatch(r"\d{4}(-\d\d(-\d\d)?)?", self.date):
+            raise InvalidRequestError(f"sources.{self.key}: date {self.date!r} is not YYYY, YYYY-MM or YYYY-MM-DD")
+
+
+AnySource = TypeVar("AnySource", bound=Source)
+
+
+def read_sources(tables: Mapping[str, Any], kind: type[AnySource] = Source) -> dict[str, AnySource]:  # type: ignore[assignment]
+    """The tables [sources.KEY] of a file, by key. Raises InvalidRequestError, at the place, for what is not sound."""
+    return {key: from_table(kind, {**entry, "key": key}, f"sources.{key}") for key, entry in tables.items()}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ refused, by the name of its place. So a verdict cannot outlive its evidence. How
 
 import datetime
 import re
-import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -15,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from miniserve.errors import CorruptFileError, InvalidRequestError
+from miniserve.hardware.figures import Source, read_sources
 from miniserve.notebook.checked import Checked
 from miniserve.notebook.results import Label, results_folder
 from miniserve.notebook.sections import Section
+from miniserve.tables import read_toml
 
 #: What each verdict says, and the kinds of evidence of which it needs one.
 VERDICTS: Mapping[str, tuple[str, tuple[str, ...]]] = {
@@ -50,18 +51,18 @@ RANKS = {
 }
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where something was read. `via`: the copy that was read where the original was not; `trust`: how far it goes."""
+@dataclass(frozen=True, kw_only=True)
+class ClaimSource(Source):
+    """A source with its rank, whose words these are, and how far to trust it."""
 
-    key: str
-    title: str
-    publisher: str
-    url: str
-    date: str
     rank: str
     trust: str
-    via: str = ""
+
+    def __post_init__(self) -> None:
+        """Reject what is no source, and a rank that is none."""
+        super().__post_init__()
+        if self.rank not in RANKS:
+            raise InvalidRequestError(f"sources.{self.key}: rank {self.rank!r} is none of {', '.join(RANKS)}")
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Evidence:
     kind: Label
     origins: tuple[str, ...] = ()
     section: Section | None = None
-    source: Source | None = None
+    source: ClaimSource | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -99,7 +100,7 @@ class Claims:
 
     checked: str
     claims: tuple[Claim, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[ClaimSource, ...]
 
     def __iter__(self) -> Iterator[Claim]:
         return iter(self.claims)
@@ -123,11 +124,7 @@ def load_claims(root: Path | None = None) -> Claims:
     """
     folder = root or results_folder().parent
     path = folder / "book" / "_data" / "claims.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"{path}: {error}") from None
-    return _Reader(path.name, folder).claims(raw)
+    return _Reader(path.name, folder).claims(read_toml(path))
 
 
 class _Reader(Checked):
@@ -135,12 +132,15 @@ class _Reader(Checked):
 
     def __init__(self, file: str, root: Path) -> None:
         super().__init__(file, root)
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, ClaimSource] = {}
         self.cited: set[str] = set()
 
     def claims(self, raw: dict[str, Any]) -> Claims:
         self.fields("the file", raw, {"checked": datetime.date, "sources": dict, "claims": dict})
-        self.sources = {key: self.source(f"sources.{key}", key, each) for key, each in raw["sources"].items()}
+        try:
+            self.sources = read_sources(raw["sources"], ClaimSource)
+        except InvalidRequestError as error:
+            raise CorruptFileError(f"{self.file}: {error}") from None
         claims = tuple(self.claim(f"claims.{key}", key, each) for key, each in raw["claims"].items())
         if idle := sorted(set(self.sources) - self.cited):
             self.fail(f"sources.{idle[0]}", "no claim cites it")
@@ -148,18 +148,6 @@ class _Reader(Checked):
         if double := [title for title, times in titles.items() if times > 1]:
             self.fail("claims", f"two have the title {double[0]!r}")
         return Claims(raw["checked"].isoformat(), claims, tuple(self.sources.values()))
-
-    def source(self, at: str, key: str, raw: Any) -> Source:
-        needed = dict.fromkeys(("title", "publisher", "url", "date", "rank", "trust"), str)
-        self.fields(at, raw, needed, {"via": str})
-        for name in ("url", "via"):
-            if not raw.get(name, "https://").startswith("https://"):
-                self.fail(at, f"{name} {raw[name]!r} is no public address")
-        if not re.fullmatch(r"\d{4}(-\d\d){0,2}", raw["date"]):
-            self.fail(at, f"date {raw['date']!r} is not YYYY, YYYY-MM or YYYY-MM-DD")
-        if raw["rank"] not in RANKS:
-            self.fail(at, f"rank {raw['rank']!r} is none of {', '.join(RANKS)}")
-        return Source(key, **raw)
 
     def claim(self, at: str, key: str, raw: Any) -> Claim:
         texts = dict.fromkeys(("title", "claim", "verdict", "why"), str)

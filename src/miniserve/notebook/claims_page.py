@@ -6,7 +6,8 @@ is. What a claim says and what it is worth is `claims`' business. Dollars are es
 
 from collections.abc import Iterable
 
-from miniserve.notebook.claims import RANKS, VERDICTS, Claim, Claims, Evidence, Source
+from miniserve.hardware.figures import Source
+from miniserve.notebook.claims import RANKS, VERDICTS, Claim, Claims, Evidence
 from miniserve.notebook.results import MEANING
 from miniserve.notebook.sections import anchor_of
 

@@ -7,7 +7,6 @@ leads nowhere, or to two places, is an error with the path in it. What numbers p
 what a claim needs.
 """
 
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from miniserve.hardware.figures import Figure
 from miniserve.notebook.results import Label, Measurement, load_results
 from miniserve.notebook.units import format_value
 from miniserve.simulate.published import FILE as PUBLISHED_FILE
+from miniserve.tables import read_toml
 
 Step = str | int | Mapping[str, Any]
 Route = Sequence[Step]
@@ -92,7 +92,7 @@ class Shelf:
         if path[0] != PUBLISHED:
             return self._file(path).data
         if not self._published:
-            self._published = tomllib.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
+            self._published = read_toml(PUBLISHED_FILE)
         return self._published
 
     def _publisher(self, path: Route) -> str:

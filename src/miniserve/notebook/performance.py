@@ -4,7 +4,6 @@ The list is a file, `book/_data/performance.toml`: groups of changes, each with 
 after, turned so that more than 1 is better. The verdict is computed (see `ledger`); reading is as strict as of claims.
 """
 
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from miniserve.notebook.claims_page import Page
 from miniserve.notebook.ledger import Entry
 from miniserve.notebook.results import results_folder
 from miniserve.notebook.sections import Section
+from miniserve.tables import read_toml
 
 NOW = ("in use", "an option", "withdrawn", "not in use")
 
@@ -61,11 +61,7 @@ def load_performance(root: Path | None = None) -> Performance:
     """
     folder = root or results_folder().parent
     path = folder / "book" / "_data" / "performance.toml"
-    try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CorruptFileError(f"{path}: {error}") from None
-    return _Reader(path.name, folder).performance(raw)
+    return _Reader(path.name, folder).performance(read_toml(path))
 
 
 class _Reader(Checked):

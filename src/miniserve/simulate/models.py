@@ -4,7 +4,6 @@ Those in `models.toml`, and any directory with a config.json of a family whose s
 """
 
 import difflib
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -14,6 +13,7 @@ from typing import Any
 from miniserve.errors import InvalidRequestError
 from miniserve.hardware.shape import Experts, Latent, Shape
 from miniserve.model.shape import read_shape
+from miniserve.tables import read_toml
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,7 @@ class KnownModel:
 @cache
 def known_models() -> Mapping[str, KnownModel]:
     """The table."""
-    text = Path(__file__).with_name("models.toml").read_text(encoding="utf-8")
-    return {name: _known(entry) for name, entry in tomllib.loads(text).items()}
+    return {name: _known(entry) for name, entry in read_toml(Path(__file__).with_name("models.toml")).items()}
 
 
 def shape_by_name(name: str) -> Shape:

@@ -5,7 +5,6 @@ a number that is none is an error that names the place. Nothing in a simulation 
 """
 
 import math
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cache
@@ -14,10 +13,10 @@ from typing import Any
 
 from miniserve.errors import CorruptFileError, InvalidRequestError
 from miniserve.hardware.catalog import load_catalog
-from miniserve.hardware.figures import Source
+from miniserve.hardware.figures import Source, read_sources
 from miniserve.hardware.formats import number_format
 from miniserve.simulate.models import shape_by_name
-from miniserve.tables import from_table
+from miniserve.tables import from_table, read_toml
 
 FILE = Path(__file__).with_name("published.toml")
 
@@ -147,15 +146,15 @@ class Published:
 @cache
 def load_published(path: Path = FILE) -> tuple[Published, Mapping[str, Source]]:
     """The figures, and their sources by key. Raises CorruptFileError, naming the place, for what is not sound."""
+    raw = read_toml(path)
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
-        sources = {key: Source(key, **entry) for key, entry in raw.pop("sources").items()}
+        sources: Mapping[str, Source] = read_sources(raw.pop("sources", {}))
         found = from_table(Published, raw)
         _check(found, sources, "")
         domains = found.domains
         if not len(domains.speeds) == len(domains.newer_tokens_per_s) == len(domains.older_tokens_per_s):
             raise InvalidRequestError("domains: each speed has one figure of either device")
-    except (OSError, ValueError, TypeError, KeyError, InvalidRequestError) as error:
+    except InvalidRequestError as error:
         raise CorruptFileError(f"{path}: {error}") from None
     return found, sources
 

@@ -4,10 +4,8 @@ It is checked as far as it can be by itself; whether the parts fit together is f
 Equal scenarios give equal results.
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from miniserve.core.routing import ROUTERS
@@ -189,13 +187,5 @@ class Scenario:
         return to_table(self)
 
     def to_toml(self) -> str:
-        """A file that `read_table` reads."""
+        """A file that `read_toml` reads."""
         return to_toml(self.to_table())
-
-
-def read_table(path: Path) -> dict[str, Any]:
-    """A TOML file's values. Raises InvalidRequestError if there are none: names the file, and the line if it can."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequestError(f"{path} cannot be read as TOML: {error}") from error
