@@ -8,7 +8,7 @@ FLEET  ?= .venv-dynamo
 # What lists the packages of an environment is not one of them.
 SBOM   ?= .venv-sbom
 
-.PHONY: help chat serve dynamo test test-fleet soak lint book book-html notebooks sbom lock clean
+.PHONY: help chat serve dynamo test test-fleet soak lint book book-html notebooks colab sbom lock clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -76,6 +76,10 @@ book: book-html  ## build the web book and serve it on this machine
 notebooks: $(VENV)/dev.stamp  ## execute the chapters and write their notebooks
 	$(BIN)/miniserve models pull $(MODEL)
 	$(BIN)/python book/_tools/notebooks.py
+
+colab: $(VENV)/dev.stamp  ## each notebook as Colab runs it, in a fresh environment of PYTHON that has torch already: half an hour
+	$(BIN)/miniserve models pull $(MODEL)
+	$(BIN)/python book/_tools/colab.py --python $(PYTHON)
 
 sbom: $(VENV)/dev.stamp  ## artifacts/sbom.cdx.json: every package installed, with licences and what needs what (CycloneDX)
 	@test -x $(SBOM)/bin/cyclonedx-py || { $(PYTHON) -m venv $(SBOM) && \

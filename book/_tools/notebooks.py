@@ -38,11 +38,11 @@ REMEDY = "run `make notebooks` and commit the result"
 #: Stands for a cell that the other notebook lacks: its source equals none.
 NO_CELL = NotebookNode(source=None)
 WIDGET = "application/vnd.jupyter.widget-view+json"
-#: Extras of the package, and the imports that cannot be had without them.
+#: Extras of the package: the imports that cannot be had without them, and a module that tells whether one is there.
 EXTRAS = {
-    "serve": ("from miniserve.server", "from miniserve.bench.serving.own_server"),
-    "bench": ("from miniserve.bench.serving", "import aiohttp"),
-    "signing": ("from miniserve.registry.keys",),
+    "serve": (("from miniserve.server", "from miniserve.bench.serving.own_server"), "fastapi"),
+    "bench": (("from miniserve.bench.serving", "import aiohttp"), "aiohttp"),
+    "signing": (("from miniserve.registry.keys",), "cryptography"),
 }
 SETUP = """\
 # @title Set-up: finds miniserve, or fetches it (about a minute on Colab). Run this first.
@@ -56,7 +56,7 @@ from pathlib import Path
 REPOSITORY = "{repository}"
 clone = Path("{name}").resolve()
 
-if importlib.util.find_spec("miniserve") is None:
+if any(importlib.util.find_spec(module) is None for module in {modules}):
     if Path("../src/miniserve").is_dir():  # this notebook lies in a clone
         sys.path.insert(0, str(Path("../src").resolve()))
     else:
@@ -101,7 +101,8 @@ def convert(book: Book, document: str, labels: Labels) -> NotebookNode | None:
         f"This notebook is a chapter of [{book.title}]({book.page('book/index')}); "
         f"[read it in the web book]({book.page(document)})."
     )
-    setup = SETUP.format(repository=book.repository, branch=book.branch, name=name, extras=_extras(text))
+    extras, modules = _extras(text)
+    setup = SETUP.format(repository=book.repository, branch=book.branch, name=name, extras=extras, modules=modules)
     cells = [nbformat.v4.new_markdown_cell(badge), nbformat.v4.new_code_cell(setup, metadata={"tags": ["setup"]})]
     converter = Converter(book, labels, document)
     for cell in source.cells:
@@ -121,10 +122,11 @@ def convert(book: Book, document: str, labels: Labels) -> NotebookNode | None:
     return nbformat.v4.new_notebook(cells=cells, metadata=_metadata(document))
 
 
-def _extras(text: str) -> str:
-    """What of the package a chapter needs besides: by what it imports."""
-    needed = (extra for extra, imports in EXTRAS.items() if any(each in text for each in imports))
-    return ",".join(("notebook", *needed))
+def _extras(text: str) -> tuple[str, str]:
+    """What of the package a chapter needs, by what it imports; and the modules that must be there, as Python."""
+    needed = {extra: module for extra, (imports, module) in EXTRAS.items() if any(each in text for each in imports)}
+    modules = ", ".join(f'"{module}"' for module in ("miniserve", "anywidget", *needed.values()))
+    return ",".join(("notebook", *needed)), f"({modules})"
 
 
 def _fold(cell: NotebookNode) -> None:
@@ -244,7 +246,10 @@ def rewrite(book: Book, document: str, labels: Labels) -> str:
         return "no code, no notebook"
     stored = nbformat.read(path, as_version=4)
     new, old = ([cell for cell in notebook.cells if cell.cell_type == "code"] for notebook in (fresh, stored))
-    changed = [a.source for a, b in zip_longest(new, old, fillvalue=NO_CELL) if a.source != b.source]
+    pairs = zip_longest(new, old, fillvalue=NO_CELL)
+    changed = [
+        a.source for a, b in pairs if a.source != b.source and "setup" not in a.get("metadata", {}).get("tags", [])
+    ]
     if changed:
         raise BookError(f"{document}: code has changed, outputs must be made anew: {str(changed[0])[:70]!r}")
     for a, b in zip(new, old, strict=True):
