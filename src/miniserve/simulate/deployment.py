@@ -1,11 +1,9 @@
 """`Deployment`: one model on one group of devices: what it takes, what is left for KV, and how long its steps are.
 
-Memory follows the cost model: every device of a tensor-parallel group has its part of each matrix, every expert-
-parallel rank its part of the experts and the whole of the rest. A model that does not fit is an error that says by how
-much. With expert parallelism a deployment is one rank of `parallel.expert` that are all alike: its requests, its
-devices and its memory are one rank's, and its steps take as long as if all ranks did the same at the same time. So
-it is where the feed-forward parts have devices of their own (`sides`): a rank is one of attention, with its share of
-those devices.
+A model that does not fit is an error that says by how much (`footprint` says what it takes). With expert parallelism a
+deployment is one rank of `parallel.expert` that are all alike: its requests, its devices and its memory are one rank's,
+and its steps take as long as if all ranks did the same at the same time. So it is where the feed-forward parts have
+devices of their own (`sides`): a rank is one of attention, with its share of those devices.
 """
 
 import math
@@ -21,8 +19,9 @@ from miniserve.hardware.efficiency import IDEAL, Efficiency, load_efficiencies
 from miniserve.hardware.formats import number_format
 from miniserve.hardware.roofline import Roofline
 from miniserve.hardware.shape import Parallel, Precision, Shape
+from miniserve.simulate import footprint
 from miniserve.simulate.afd import PingPong
-from miniserve.simulate.speculation import Speculation, draft_head
+from miniserve.simulate.speculation import Speculation
 from miniserve.simulate.step_time import OneSided, StepTime
 
 GIB = 2**30
@@ -173,15 +172,9 @@ class Deployment:
     @property
     def weight_bytes(self) -> float:
         """Of one device, the draft head's among them."""
-        shape, precision = self.shape, self.precision
-        layers = self._attention_bytes if self.sides else self._matrix_bytes(shape)
-        whole = layers + shape.embedding_parameters * precision.unembedding_bytes / self.parallel.tensor
-        if not shape.tied:
-            whole += shape.embedding_parameters * precision.embedding_bytes / self.parallel.tensor
-        if self.speculation:
-            join = 2 * shape.hidden**2 * precision.weight_bytes / self.parallel.tensor
-            whole += self._matrix_bytes(draft_head(shape)) + join
-        return whole
+        return footprint.weight_bytes(
+            self.shape, self.precision, self.parallel, sides=self.sides, has_draft=bool(self.speculation)
+        )
 
     @property
     def ffn_weight_bytes(self) -> float:
@@ -189,38 +182,16 @@ class Deployment:
         return self.sides.parameters(self.shape) * self.precision.weight_bytes if self.sides else 0.0
 
     @property
-    def _attention_bytes(self) -> float:
-        """Of one device for attention, without the ends."""
-        shape = self.shape
-        each = shape.attention_parameters + shape.router_parameters
-        if self.sides and self.sides.shared_stays:
-            each += shape.shared_parameters
-        return each / self.parallel.tensor * self.precision.weight_bytes
-
-    def _matrix_bytes(self, shape: Shape) -> float:
-        """Of one device, what the layers of a shape take."""
-        embeddings = shape.embedding_parameters * (1 if shape.tied else 2)
-        everywhere = shape.parameters - shape.routed_parameters - embeddings
-        routed = shape.routed_parameters * (
-            self.parallel.held(shape.experts) / shape.experts.count if shape.experts else 0
-        )
-        return (everywhere + routed) * self.precision.weight_bytes / self.parallel.tensor
-
-    @property
     def kv_token_bytes(self) -> float:
         """KV that one token adds to each device."""
-        shape = self.shape
-        layers = shape.layers + (1 if self.speculation else 0)
-        if shape.latent:
-            return layers * shape.latent.kept * self.precision.kv_bytes  # every device's heads read all of it
-        heads = max(1.0, shape.kv_heads / self.parallel.tensor)
-        return 2 * layers * heads * shape.head_dim * self.precision.kv_bytes
+        return footprint.kv_token_bytes(
+            self.shape, self.precision, self.parallel.tensor, has_draft=bool(self.speculation)
+        )
 
     @property
     def kv_sent_bytes(self) -> float:
-        """KV of one token that goes to another engine: nothing twice that several devices have."""
-        layers = self.shape.layers
-        return self.shape.kv_elements * (layers + (1 if self.speculation else 0)) / layers * self.precision.kv_bytes
+        """KV of one token that goes to another engine."""
+        return footprint.kv_sent_bytes(self.shape, self.precision, has_draft=bool(self.speculation))
 
     @cached_property
     def num_blocks(self) -> int:

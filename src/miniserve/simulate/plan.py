@@ -5,19 +5,17 @@ users for whom the limits are met. They are ranked by output tokens a second and
 one that is left over costs as much as one that computes. Those that serve most are tried with tiers for KV, too.
 """
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 
 from miniserve.errors import InvalidRequestError
-from miniserve.hardware.cost import Operator, Part
 from miniserve.hardware.imbalance import power_law_imbalance
 from miniserve.hardware.shape import Parallel, Precision
 from miniserve.simulate.candidates import Candidate, Lone, aggregated, disaggregated, pool_rates
-from miniserve.simulate.capacity import Load, Trial, largest, try_load
+from miniserve.simulate.capacity import Load, largest, try_load
 from miniserve.simulate.deployment import Deployment
-from miniserve.simulate.outcome import Outcome
+from miniserve.simulate.outcome import Outcome, shares_of_time, what_limits
 from miniserve.simulate.plan_tiers import stacked
 from miniserve.simulate.sizes import Size, sizes, sizes_apart
 from miniserve.simulate.storage import Link
@@ -66,9 +64,7 @@ class Search:
         if self.expert_skew is not None:
             if not self.template.shape.experts:
                 raise InvalidRequestError(f"an expert skew of {self.expert_skew}: the model has no experts")
-            power_law_imbalance(
-                self.expert_skew, self.template.shape.experts, Parallel()
-            )  # raises where it is no exponent
+            power_law_imbalance(self.expert_skew, self.template.shape.experts, Parallel())  # raises for no exponent
 
     @cached_property
     def _engines(self) -> dict[tuple[str, Size], Lone | str]:
@@ -203,56 +199,10 @@ class Search:
             guess = near // groups or engines * back.room
         most = engines * back.deployment.max_num_seqs
         good, bad = largest(attempt, self.load.attainment, guess, most)
-        limit = self._limit(candidate, back, bad)
+        limit = what_limits(candidate, back, bad, self.load)
         found = Outcome(candidate, limit, tiers=tuple(tier.name for tier in tiers), missed=bad)
         if good is None:
             return found
         good = replace(good, users=groups * good.users, output_tokens_per_s=groups * good.output_tokens_per_s)
-        return replace(found, best=good, share=self._share(candidate, good))
-
-    def _limit(self, candidate: Candidate, back: Lone, bad: Trial | None) -> str:
-        """Why one of its groups, with such ranks to decode, serves no more users than it does."""
-        one = "a rank" if candidate.decode.ranks > 1 else "an engine"
-        if bad is None:
-            seats = back.deployment.max_num_seqs
-            return f"every seat is taken: {seats} {'sessions' if self.load.user == 'session' else 'requests'} {one}"
-        limits = self.load.slo.as_dict()
-        broken = [
-            f"{name[:-2].upper()} is {value_s * 1000:,.1f} ms"
-            for name, value_s in bad.latencies_s.items()
-            if value_s > limits.get(name, math.inf)
-        ] or [f"{bad.attained:.0%} have all gaps between tokens, and the rest, within the limits"]
-        users = f"{bad.users} {self.load.user}s" if bad.users > 1 else f"one {self.load.user}"
-        ranks = candidate.decode.all_ranks // candidate.groups
-        alone = "" if candidate.groups == 1 else " a group" if candidate.prefill else f" {one}"
-        full = f"; {one} has memory for the KV of {back.room}" if bad.users > ranks * back.room else ""
-        late = bad.latencies_s["ttft_s"] > self.load.slo.ttft_s
-        pool = f": its {'prefill' if late else 'decode'} engines are the bottleneck" if candidate.prefill else ""
-        return f"with {users}{alone} {', '.join(broken)}{full}{pool}"
-
-    def _share(self, candidate: Candidate, trial: Trial) -> dict[str, float]:
-        """Of the devices' time for a mean request, as if prompts had steps of their own."""
-        able, load = self._able(candidate.weights), self.load
-        back = able[candidate.decode.size]
-        front = able[candidate.prefill.size] if candidate.prefill else back
-        together = max(1, round(trial.output_tokens_per_s * trial.latencies_s["tpot_s"] / candidate.decode.all_ranks))
-        seconds: dict[str, float] = {}
-        context = load.prompt + load.output // 2
-        steps = (load.output - 1) / back.deployment.tokens_per_step
-        found = int(load.prompt * sum(trial.hits.values()))
-        for phase, lone, parts, times in (
-            ("prefill", front, [Part(found, load.prompt - found)], 1.0),
-            ("decode", back, [back.deployment.decode_part(context)] * together, steps / together),
-        ):
-            for op, device_s in lone.deployment.step_time.work(parts):
-                kind = f"{phase}: {_kind(op)}"
-                seconds[kind] = seconds.get(kind, 0.0) + times * device_s
-        whole = sum(seconds.values())
-        return {kind: each / whole for kind, each in sorted(seconds.items(), key=lambda pair: -pair[1])}
-
-
-def _kind(op: Operator) -> str:
-    """What a reader calls work of an operator's kind."""
-    if op.kind == "gemm":
-        return "matrix products"
-    return "attention" if op.kind.endswith("attention") else op.kind.replace("_", "-")
+        computing = self._able(candidate.weights)[(prefill or decode).size]
+        return replace(found, best=good, share=shares_of_time(candidate, computing, back, good, self.load))
