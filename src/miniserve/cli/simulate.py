@@ -1,19 +1,12 @@
 """`miniserve simulate`: the engine's own scheduler on hardware from the catalogue, under a virtual clock."""
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
-from miniserve.cli.results import AsJson, Out, give, progress
+from miniserve.cli.results import AsJson, Out, give
 from miniserve.errors import InvalidRequestError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from miniserve.simulate.scenario import Scenario
 
 Many = list[str] | None
 
@@ -102,6 +95,7 @@ def simulate(
 ) -> None:
     """Simulate a cluster: latencies, throughput, cost and use. It need not exist, and nothing of it is measured."""
     from miniserve.cli import simulate_flags as flags
+    from miniserve.cli import simulate_run as running
     from miniserve.cli import simulate_tables as tables
     from miniserve.simulate.build import cluster_of
     from miniserve.simulate.scenario import Scenario
@@ -141,108 +135,9 @@ def simulate(
     scenario = Scenario.from_table(table)
     cluster_of(scenario)  # raises for what cannot be, before anything is written or takes time
     if plot:
-        _check_plot(plot)
+        running.check_plot(plot)
     if save_config:
         save_config.write_text(scenario.to_toml(), encoding="utf-8")
-    data = {"label": "simulated", **_assumed(scenario), "scenario": scenario.to_table(), **_described(scenario)}
-    found = _swept(scenario, sweep, plot) if sweep else _once(scenario, plot)
-    give(data | found, as_json, out, tables.swept if sweep else tables.one, simulated=_hardware(scenario))
-
-
-def _described(scenario: "Scenario") -> dict[str, Any]:
-    """Of which kernels' timings, and of which published trace."""
-    from miniserve.hardware.catalog import load_catalog
-    from miniserve.simulate.deployment import efficiency_for, kernels_of
-    from miniserve.simulate.models import shape_by_name
-    from miniserve.workloads.traces import origin
-
-    kernels = {}
-    for name in _devices(scenario):
-        efficiency = efficiency_for(load_catalog().accelerator(name))
-        kernels[name] = kernels_of(efficiency, shape_by_name(scenario.model))
-    trace = scenario.workload.trace
-    return {"kernels": kernels} | ({"trace": origin(Path(trace))} if trace else {})
-
-
-def _assumed(scenario: "Scenario") -> dict[str, Any]:
-    """What no source says, but whoever asked."""
-    from miniserve.hardware.catalog import load_catalog
-    from miniserve.simulate.report import assumed_prices
-
-    ways = [pool.afd_link for pool in scenario.engines if pool.afd_link]
-    said = [f"{way.bandwidth / 1e9:g} GB/s of each device, {way.latency_s * 1e6:g} us a crossing" for way in ways]
-    found = {"between attention and feed-forward": "; ".join(dict.fromkeys(said))} if said else {}
-    found |= assumed_prices(scenario.price, map(load_catalog().accelerator, _devices(scenario)))
-    return {"assumed": found} if found else {}
-
-
-def _hardware(scenario: "Scenario") -> str:
-    from miniserve.hardware.catalog import load_catalog
-
-    return " and ".join(load_catalog().accelerator(name).name for name in _devices(scenario))
-
-
-def _devices(scenario: "Scenario") -> Iterable[str]:
-    """Their names, each once."""
-    pairs = ((pool.hardware, pool.ffn_hardware) for pool in scenario.engines)
-    return dict.fromkeys(name for pair in pairs for name in pair if name)
-
-
-def _once(scenario: "Scenario", plot: Path | None) -> dict[str, Any]:
-    from miniserve.simulate.build import run
-    from miniserve.simulate.report import report
-    from miniserve.simulate.timeline import Timeline
-
-    timeline = Timeline() if plot else None
-    with _progress() as show:
-        cluster = run(scenario, timeline, show)
-    if plot and timeline:
-        from miniserve.notebook.simulated import overview, save
-        from miniserve.notebook.style import use_book_style
-
-        use_book_style()
-        save(overview(cluster, timeline), plot)
-    return report(cluster, scenario.price)
-
-
-def _swept(scenario: "Scenario", users: str, plot: Path | None) -> dict[str, Any]:
-    from miniserve.simulate.build import with_users
-    from miniserve.simulate.pareto import frontier, parse_concurrencies, sweep
-
-    workload = scenario.workload
-    if workload.trace or workload.preset or workload.rate is not None:
-        raise InvalidRequestError("a sweep is over the number of users, who ask as --input-len and --output-len say")
-    numbers = parse_concurrencies(users)
-    with _progress() as show:
-        points = []
-        for point in sweep(lambda number: with_users(scenario, number), numbers):
-            points.append(point)
-            show(point.report["completed"], point.report["seconds"])
-    best = frontier(points)
-    if plot:
-        from miniserve.notebook.simulated import pareto, save
-        from miniserve.notebook.style import use_book_style
-
-        use_book_style()
-        save(pareto({scenario.model: points}), plot)
-    return {"points": [point._asdict() | {"on_frontier": point in best} for point in points]}
-
-
-def _check_plot(path: Path) -> None:
-    """Raise InvalidRequestError before anything takes time: no such format, or nothing to draw with."""
-    if path.suffix not in (".svg", ".png"):
-        raise InvalidRequestError(f"a plot is a .svg or a .png file, not '{path.name}'")
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError as error:
-        raise InvalidRequestError(f"--plot needs {error.name}: pip install 'miniserve[notebook]'") from error
-
-
-@contextmanager
-def _progress() -> "Iterator[Callable[[int, float], None]]":
-    from rich.progress import TextColumn, TimeElapsedColumn
-
-    columns = (TextColumn("simulating: {task.completed:,} requests, {task.fields[hours]:.2f} h"), TimeElapsedColumn())
-    with progress(*columns) as shown:
-        task = shown.add_task("", total=None, hours=0.0)
-        yield lambda done, now_s: shown.update(task, completed=done, hours=now_s / 3600)
+    data = running.described(scenario)
+    data |= running.swept(scenario, sweep, plot) if sweep else running.once(scenario, plot)
+    give(data, as_json, out, tables.swept if sweep else tables.one, simulated=running.hardware_of(scenario))
