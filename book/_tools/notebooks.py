@@ -5,9 +5,8 @@
     python book/_tools/notebooks.py --force [files.md]    write even where only unchecked outputs differ
     python book/_tools/notebooks.py --text [files.md]     prose alone changed: run nothing, keep the stored outputs
 
-A notebook is the chapter with a Colab badge, a set-up cell, plain Markdown in place of MyST, Colab's metadata, stable
-cell ids (hashes of the cells' text) and stored outputs without PNG copies, timings, widget state or stderr. Cells
-tagged `skip-execution` ("try it live") are not run here or in the web build; nbval runs them.
+A notebook is the chapter's cells (`chapter_cells.py`) and their stored outputs, without PNG copies, timings, widget state
+or stderr. Cells tagged `skip-execution` ("try it live") are not run here or in the web build; nbval runs them.
 
 **What counts as a difference.** Everything except the outputs of unchecked cells: those hold timings, which differ
 with each run. So writing leaves a notebook alone when its cells, metadata and *checked* outputs (comment `#
@@ -17,135 +16,30 @@ still true is nbval's job.
 """
 
 import argparse
-import hashlib
 import os
 import re
 import sys
 import time
-from collections import Counter
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
-import jupytext
 import nbclient
 import nbformat
 from book_config import ROOT, Book, BookError, fail
+from chapter_cells import convert
 from nbformat import NotebookNode
-from plain_markdown import Converter, Labels
+from plain_markdown import Labels
 
 REMEDY = "run `make notebooks` and commit the result"
 #: Stands for a cell that the other notebook lacks: its source equals none.
 NO_CELL = NotebookNode(source=None)
 WIDGET = "application/vnd.jupyter.widget-view+json"
-#: Extras of the package: the imports that cannot be had without them, and a module that tells whether one is there.
-EXTRAS = {
-    "serve": (("from miniserve.server", "from miniserve.bench.serving.own_server"), "fastapi"),
-    "bench": (("from miniserve.bench.serving", "import aiohttp"), "aiohttp"),
-    "signing": (("from miniserve.registry.keys",), "cryptography"),
-}
-SETUP = """\
-# @title Set-up: finds miniserve, or fetches it (about a minute on Colab). Run this first.
-import importlib.util
-import os
-import subprocess
-import sys
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-
-REPOSITORY = "{repository}"
-clone = Path("{name}").resolve()
-
-if any(importlib.util.find_spec(module) is None for module in {modules}):
-    if Path("../src/miniserve").is_dir():  # this notebook lies in a clone
-        sys.path.insert(0, str(Path("../src").resolve()))
-    else:
-        if not clone.is_dir():
-            git = ["git", "clone", "--quiet", "--depth=1", "--branch={branch}"]
-            subprocess.run([*git, REPOSITORY, str(clone)], check=True)
-        pins = []  # what is installed stays as it is, above all torch, which fits this machine's GPU driver
-        for package in ("torch", "torchvision", "torchaudio", "numpy"):
-            try:
-                pins.append(f"{{package}}=={{version(package)}}")
-            except PackageNotFoundError:
-                pass
-        (clone / "installed.txt").write_text("\\n".join(pins))
-        pip = [sys.executable, "-m", "pip", "install", "--quiet", "--constraint", str(clone / "installed.txt")]
-        subprocess.run([*pip, f"{{clone}}[{extras}]"], check=True)
-        importlib.invalidate_caches()
-if (clone / "book").is_dir():  # where recorded results and figures are
-    os.chdir(clone / "book")
-if "google.colab" in sys.modules:
-    from google.colab import output
-
-    output.enable_custom_widget_manager()  # for live sliders
-import miniserve
-
-print("miniserve", miniserve.__version__)"""
 
 
 def is_checked(cell: NotebookNode) -> bool:
     """Whether nbval compares the cell's output with the stored one."""
     return "# NBVAL_CHECK_OUTPUT" in cell.source or "nbval-check-output" in cell.metadata.get("tags", [])
-
-
-def convert(book: Book, document: str, labels: Labels) -> NotebookNode | None:
-    """The notebook of `document`, without outputs; None if the document has no code."""
-    text = book.source(document).read_text(encoding="utf-8")
-    source = jupytext.reads(text, fmt="md:myst")
-    if not any(cell.cell_type == "code" for cell in source.cells):
-        return None
-    name = book.repository.rsplit("/", 1)[-1]
-    badge = (
-        f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({book.colab(document)}) "
-        f"This notebook is a chapter of [{book.title}]({book.page('book/index')}); "
-        f"[read it in the web book]({book.page(document)})."
-    )
-    extras, modules = _extras(text)
-    setup = SETUP.format(repository=book.repository, branch=book.branch, name=name, extras=extras, modules=modules)
-    cells = [nbformat.v4.new_markdown_cell(badge), nbformat.v4.new_code_cell(setup, metadata={"tags": ["setup"]})]
-    converter = Converter(book, labels, document)
-    for cell in source.cells:
-        if cell.cell_type == "code":
-            tags = cell.metadata.get("tags", [])
-            cells.append(nbformat.v4.new_code_cell(cell.source, metadata={"tags": tags} if tags else {}))
-        elif plain := converter.cell(cell.source):
-            cells.append(nbformat.v4.new_markdown_cell(plain))
-            if converter.attachments:
-                cells[-1]["attachments"] = converter.attachments
-    seen: Counter[str] = Counter()
-    for cell in cells:
-        _fold(cell)
-        digest = hashlib.sha256(f"{document}\0{cell.cell_type}\0{cell.source}".encode()).hexdigest()[:8]
-        seen[digest] += 1
-        cell["id"] = digest if seen[digest] == 1 else f"{digest}-{seen[digest]}"
-    return nbformat.v4.new_notebook(cells=cells, metadata=_metadata(document))
-
-
-def _extras(text: str) -> tuple[str, str]:
-    """What of the package a chapter needs, by what it imports; and the modules that must be there, as Python."""
-    needed = {extra: module for extra, (imports, module) in EXTRAS.items() if any(each in text for each in imports)}
-    modules = ", ".join(f'"{module}"' for module in ("miniserve", "anywidget", *needed.values()))
-    return ",".join(("notebook", *needed)), f"({modules})"
-
-
-def _fold(cell: NotebookNode) -> None:
-    """Say "hidden" in the words of JupyterLab and of Colab, beside MyST's tags."""
-    tags = set(cell.metadata.get("tags", []))
-    if tags & {"setup", "hide-input", "hide-cell", "remove-input"}:
-        cell.metadata["jupyter"] = {"source_hidden": True}
-        cell.metadata["cellView"] = "form"
-    if tags & {"hide-cell", "hide-output"}:
-        cell.metadata.setdefault("jupyter", {})["outputs_hidden"] = True
-
-
-def _metadata(document: str) -> dict[str, Any]:
-    return {
-        "accelerator": "GPU",
-        "colab": {"gpuType": "T4", "name": Path(document).name, "provenance": [], "toc_visible": True},
-        "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-        "language_info": {"name": "python"},
-    }
 
 
 def execute(notebook: NotebookNode, folder: Path, name: str, *, src: Path) -> None:
