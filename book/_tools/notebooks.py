@@ -5,8 +5,8 @@
     python book/_tools/notebooks.py --force [files.md]    write even where only unchecked outputs differ
     python book/_tools/notebooks.py --text [files.md]     prose alone changed: run nothing, keep the stored outputs
 
-A notebook is the chapter's cells (`chapter_cells.py`) and their stored outputs, without PNG copies, timings, widget state
-or stderr. Cells tagged `skip-execution` ("try it live") are not run here or in the web build; nbval runs them.
+A notebook is the chapter's cells (`chapter_cells.py`) and their stored outputs, without PNG copies, timings, widget
+state or stderr. Cells tagged `skip-execution` ("try it live") are not run here or in the web build; nbval runs them.
 
 **What counts as a difference.** Everything except the outputs of unchecked cells: those hold timings, which differ
 with each run. So writing leaves a notebook alone when its cells, metadata and *checked* outputs (comment `#
