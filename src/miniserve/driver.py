@@ -106,6 +106,16 @@ class TextIterator:
 
     Attributes:
         output: everything so far; `finish_reason` is "abort" after leaving early.
+
+    Example:
+        >>> from miniserve import LLM, SamplingParams
+        >>> with LLM("tiny-moe", dtype="float32") as llm:
+        ...     pieces = llm.stream("ROMEO.", SamplingParams(max_tokens=100))
+        ...     for piece in pieces:
+        ...         if len(pieces.output.token_ids) == 6:
+        ...             break
+        >>> pieces.output.text.strip(), pieces.output.finish_reason
+        ('I will not think you', 'abort')
     """
 
     def __init__(self, driver: Driver, generation: Generation) -> None:

@@ -93,6 +93,13 @@ class LLM:
 
     Raises:
         MiniserveError: one of its subclasses, naming what is wrong.
+
+    Example:
+        >>> from miniserve import LLM, SamplingParams
+        >>> with LLM("tiny-moe", dtype="float32") as llm:
+        ...     outputs = llm.generate(["ROMEO.", "JULIET."], SamplingParams(max_tokens=8))
+        >>> [output.text.strip() for output in outputs]
+        ['I will not think you, sir', "I'll not be a good man"]
     """
 
     def __init__(
@@ -275,7 +282,18 @@ class LLM:
         priority: int = 0,
         cache_salt: str = "",
     ) -> str:
-        """Queue a prompt for `step` and return its id. See `TextEngine.make` for the arguments and errors."""
+        """Queue a prompt for `step` and return its id. See `TextEngine.make` for the arguments and errors.
+
+        Example:
+            >>> from miniserve import LLM, SamplingParams
+            >>> with LLM("tiny-moe", dtype="float32") as llm:
+            ...     first = llm.add_request("ROMEO.", SamplingParams(max_tokens=1))
+            ...     second = llm.add_request("JULIET.", SamplingParams(max_tokens=2))
+            ...     while llm.has_work:
+            ...         print([(output.request_id == first, len(output.token_ids)) for output in llm.step()])
+            [(True, 1), (False, 1)]
+            [(False, 2)]
+        """
         generation = self._make(prompt, params, request_id=request_id, priority=priority, cache_salt=cache_salt)
         self._driver.add(generation)
         return generation.request_id

@@ -63,6 +63,19 @@ class RequestOutput:
     Attributes:
         prompt: the text, if the prompt was one.
         prompt_logprobs: one entry a prompt token, None for the first; if asked for.
+
+    Example:
+        >>> from miniserve import LLM, SamplingParams
+        >>> with LLM("tiny-moe", dtype="float32") as llm:
+        ...     params = SamplingParams(max_tokens=8, n=2, temperature=0.8, seed=1, logprobs=3)
+        ...     (output,) = llm.generate("ROMEO.", params)
+        >>> output.finish_reason, output.usage
+        ('length', {'prompt_tokens': 5, 'completion_tokens': 16, 'total_tokens': 21, 'cached_tokens': 0})
+        >>> first, second = output.outputs
+        >>> first.text != second.text, len(second.token_ids), len(second.logprobs[0].top)
+        (True, 8, 3)
+        >>> 0 < output.timings.ttft_s < output.timings.e2e_s
+        True
     """
 
     request_id: str

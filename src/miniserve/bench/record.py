@@ -21,6 +21,11 @@ def record(
         command: what reproduces it.
         kind: "cpu" if it was measured on the CPU of a machine that may have a GPU.
         simulated: the hardware, if nothing was measured: the label says so, and this machine is not named.
+
+    Example:
+        >>> from miniserve.bench.record import record
+        >>> sorted(record({"tokens_per_s": 17.0}, command="miniserve bench throughput"))
+        ['command', 'data', 'date', 'device', 'label', 'versions']
     """
     torch, triton = sys.modules.get("torch"), sys.modules.get("triton")
     versions = these_versions()

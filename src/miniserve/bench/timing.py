@@ -31,6 +31,13 @@ def seconds_per_call(
         repeats: passes (of a graph: replays) that are timed.
         graph: on a GPU, capture the passes; False for work that a graph cannot hold.
         budget_s: host seconds after which no further pass is started; three are timed at least.
+
+    Example:
+        >>> import torch
+        >>> from miniserve.bench.timing import seconds_per_call
+        >>> x = torch.ones(100, 100)
+        >>> 0 < seconds_per_call([lambda: x @ x], torch.device("cpu"), repeats=3) < 1
+        True
     """
     if device.type != "cuda":
         return _on_the_host(works, repeats, budget_s)

@@ -50,6 +50,20 @@ class BlockPool:
         num_blocks: how many there are.
         block_size: tokens a block holds.
         on_event: told of every hash that becomes findable or is forgotten, in order. May be set later.
+
+    Example:
+        >>> from miniserve.core.block_pool import BlockPool
+        >>> from miniserve.core.hashing import block_hash, root_hash
+        >>> pool = BlockPool(num_blocks=4, block_size=2)
+        >>> first, second = pool.allocate(2)
+        >>> content = block_hash(root_hash("a model"), [5, 6])
+        >>> pool.register(first, content)
+        >>> pool.release([first, second])
+        >>> pool.num_free, pool.find([content]) == [first]
+        (4, True)
+        >>> pool.share([first])
+        >>> pool.num_free
+        3
     """
 
     def __init__(self, num_blocks: int, block_size: int, on_event: Callable[[BlockEvent], None] | None = None) -> None:

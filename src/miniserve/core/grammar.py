@@ -63,6 +63,15 @@ class JsonSchema:
     Raises:
         InvalidRequestError: not JSON, not an object, too large, a keyword that is not known, or a schema that refers
             to itself so that its values cannot end. Names it.
+
+    Example:
+        >>> from miniserve.core.grammar import JsonSchema
+        >>> JsonSchema({"type": "object", "properties": {"act": {"type": "integer"}}, "required": ["act"]}).schema
+        '{"type": "object", "properties": {"act": {"type": "integer"}}, "required": ["act"]}'
+        >>> JsonSchema({"type": "object", "tint": {}})
+        Traceback (most recent call last):
+            ...
+        miniserve.errors.InvalidRequestError: the JSON schema has the keyword 'tint', which is not supported
     """
 
     schema: str
@@ -92,7 +101,14 @@ class JsonSchema:
 
 @dataclass(frozen=True)
 class JsonObject:
-    """Any JSON object."""
+    """Any JSON object.
+
+    Example:
+        >>> from miniserve import SamplingParams
+        >>> from miniserve.core.grammar import JsonObject
+        >>> SamplingParams(grammar=JsonObject()).grammar
+        JsonObject()
+    """
 
 
 @dataclass(frozen=True)
@@ -157,6 +173,13 @@ class ToolCalls:
 
     Raises:
         InvalidRequestError: too many functions, two of one name, or all schemas together too large.
+
+    Example:
+        >>> from miniserve.core.grammar import Function, JsonSchema, ToolCalls
+        >>> where = JsonSchema({"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}})
+        >>> calls = ToolCalls((Function("get_weather", where),), required=True, several=False)
+        >>> calls.functions[0].name
+        'get_weather'
     """
 
     functions: tuple[Function, ...]

@@ -24,6 +24,14 @@ def place(loads: Sequence[float], slots: int, devices: int, *, groups: int = 1, 
 
     Raises:
         InvalidRequestError: one does not divide the other, or there are fewer slots than experts.
+
+    Example:
+        >>> from miniserve.core.placement import imbalance, place
+        >>> loads = [10, 1, 1, 1, 1, 2]
+        >>> place(loads, slots=8, devices=2)
+        [0, 0, 3, 4, 0, 5, 1, 2]
+        >>> round(imbalance(loads, [0, 0, 3, 4, 0, 5, 1, 2], devices=2), 3)
+        1.083
     """
     _check(loads, slots, devices, groups, nodes)
     if groups % nodes:

@@ -140,6 +140,15 @@ class Request:
         times: when it was queued, first scheduled, and got each token.
         logprobs: one entry an output token, if `params.logprobs`.
         prompt_logprobs: one entry a prompt token, None for the first, if `params.prompt_logprobs`.
+
+    Example:
+        >>> from miniserve.core.request import Request
+        >>> from miniserve.core.sampling_params import Limits
+        >>> request = Request("a", [1, 2, 3], Limits(max_tokens=2))
+        >>> request.append(7), request.append(8)
+        (None, <FinishReason.LENGTH: 'length'>)
+        >>> request.output_token_ids
+        [7, 8]
     """
 
     request_id: str

@@ -53,7 +53,14 @@ class Router(Protocol):
 
 
 class RoundRobin:
-    """Each in turn."""
+    """Each in turn.
+
+    Example:
+        >>> from miniserve.core.routing import RoundRobin
+        >>> router = RoundRobin()
+        >>> [router.choose([], 16, ["an engine", "another"]) for _ in range(3)]
+        [0, 1, 0]
+    """
 
     def __init__(self) -> None:
         self._turns = count()
@@ -83,6 +90,17 @@ class KVAware:
 
     Args:
         overlap_weight: of a block to compute against a block that decodes read.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> from miniserve.core.routing import KVAware, LeastLoaded, Load
+        >>> def engine(used_blocks, cached):
+        ...     load = Load(prompt_tokens=0, used_blocks=used_blocks, num_requests=used_blocks // 5)
+        ...     return SimpleNamespace(load=load, cached_blocks=lambda hashes: cached)
+        >>> engines = [engine(used_blocks=20, cached=30), engine(used_blocks=0, cached=0)]
+        >>> prompt = [bytes([block]) for block in range(32)]
+        >>> KVAware().choose(prompt, 16, engines), LeastLoaded().choose(prompt, 16, engines)
+        (0, 1)
     """
 
     def __init__(self, overlap_weight: float = 1.0) -> None:
@@ -103,6 +121,7 @@ def _least(costs: Sequence[tuple[float, float]], turn: int) -> int:
     return min(range(len(costs)), key=lambda at: (costs[at], (at - turn) % len(costs)))
 
 
+#: Makes a fresh router, by the name that commands and scenarios know it under.
 ROUTERS: Mapping[str, Callable[[], Router]] = {
     "round-robin": RoundRobin,
     "least-loaded": LeastLoaded,

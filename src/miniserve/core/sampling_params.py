@@ -31,6 +31,11 @@ class Limits:
         max_tokens: most output tokens.
         min_tokens: before so many output tokens, no stop token ends it.
         stop_token_ids: tokens that end it: EOS and what the caller adds. They are part of the output.
+
+    Example:
+        >>> from miniserve.core.sampling_params import Limits
+        >>> Limits(max_tokens=100, stop_token_ids=frozenset({2}))
+        Limits(max_tokens=100, min_tokens=0, stop_token_ids=frozenset({2}))
     """
 
     max_tokens: int
@@ -80,6 +85,14 @@ class SamplingParams:
 
     Raises:
         InvalidRequestError: out of range; names the parameter and the limit.
+
+    Example:
+        >>> from miniserve import SamplingParams
+        >>> params = SamplingParams(max_tokens=64, temperature=0.8, top_p=0.95, stop=["ROMEO.", "JULIET."], seed=1)
+        >>> SamplingParams(temperature=-1)
+        Traceback (most recent call last):
+            ...
+        miniserve.errors.InvalidRequestError: temperature is -1: it must lie between 0 and 100
     """
 
     max_tokens: int | None = None

@@ -90,6 +90,16 @@ class Planner:
 
     Raises:
         InvalidRequestError: a bound or a number makes no sense.
+
+    Example:
+        >>> from miniserve.core.scaling import Capacity, Counts, Observed, Planner
+        >>> planner = Planner(lambda load: Capacity(10_000, seats=32, token_s=0.02), Counts(1, 1), Counts(8, 8))
+        >>> minute = Observed(
+        ...     seconds=60, requests=600, prompt_tokens=1_200_000, missing_tokens=1_200_000, waiting_tokens=0,
+        ...     decoding=40, output_tokens=200,
+        ... )
+        >>> planner.wanted(minute, current=Counts(1, 1))
+        Counts(prefill=2, decode=2)
     """
 
     def __init__(

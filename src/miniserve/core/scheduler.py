@@ -57,6 +57,25 @@ class Scheduler:
         prefix_caching: look for, and remember, full blocks by their content.
         connector: KV that lives elsewhere.
         proposer: guesses tokens ahead.
+
+    Example:
+        >>> from miniserve.core.block_pool import BlockPool
+        >>> from miniserve.core.request import Request
+        >>> from miniserve.core.sampling_params import Limits
+        >>> from miniserve.core.scheduler import Scheduler
+        >>> pool = BlockPool(num_blocks=8, block_size=4)
+        >>> scheduler = Scheduler(pool, max_num_seqs=4, max_num_batched_tokens=8, max_model_len=32)
+        >>> scheduler.add(Request("a", [1] * 10, Limits(max_tokens=1)))
+        >>> step = scheduler.schedule()
+        >>> [(part.start, part.num_tokens, part.samples) for part in step.scheduled]
+        [(0, 8, False)]
+        >>> scheduler.update(step, [[]])
+        []
+        >>> step = scheduler.schedule()
+        >>> [(part.start, part.num_tokens, part.samples) for part in step.scheduled]
+        [(8, 2, True)]
+        >>> [(output.tokens, output.finish_reason.value) for output in scheduler.update(step, [[7]])]
+        [([7], 'length')]
     """
 
     def __init__(

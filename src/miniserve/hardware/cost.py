@@ -63,6 +63,12 @@ class Operator(NamedTuple):
             message's bytes.
         head_dim: attention's; context: rows of KV read and written, mean of a request.
         ranks: of a collective; each is a group of `stride` devices, which all have what it sends and need what comes.
+
+    Example:
+        >>> from miniserve.hardware.cost import gemm
+        >>> product = gemm("up", "bf16", m=16, n=12288, k=4096, weight_bytes=2, activation_bytes=2)
+        >>> product.flops, product.bytes, round(product.intensity, 1)
+        (1610612736, 101187584.0, 15.9)
     """
 
     name: str

@@ -24,6 +24,16 @@ class Accelerator:
     `figures` has the scalar quantities by name (`memory_bytes`, `tdp_w`, …); the tables `dense_flops`, `sparse_flops`
     and `achieved_flops` have FLOP/s by number format (operations for integers); `usd_per_hour` has prices by kind.
     `checked_against`: second sources that were compared, and agree but for what `Figure.also` and `notes` say.
+
+    Example:
+        >>> from miniserve.hardware.catalog import load_catalog
+        >>> h100 = load_catalog().accelerator("h100")
+        >>> round(h100.flops("fp8") / h100.bandwidth)
+        591
+        >>> h100.flops("fp4")
+        Traceback (most recent call last):
+            ...
+        miniserve.errors.InvalidRequestError: NVIDIA H100 SXM5 80 GB has no dense peak for 'fp4'; it has fp32, ...
     """
 
     key: str
@@ -93,6 +103,12 @@ class System:
 
     `figures` has what only the whole has (`power_w`); `stated` has what the maker prints for the whole, which need not
     be the exact sum (rounding, or a slip).
+
+    Example:
+        >>> from miniserve.hardware.catalog import load_catalog
+        >>> rack = load_catalog().system("gb200-nvl72")
+        >>> rack.accelerator.key, rack.num_accelerators, f"{rack.memory_bytes / 1e12:.1f} TB"
+        ('gb200', 72, '13.4 TB')
     """
 
     key: str
@@ -143,6 +159,14 @@ class Catalog:
     """Every accelerator and system, by key, and the memory tiers beside accelerators.
 
     `ambiguous` names mean several systems, and are refused with the choice.
+
+    Example:
+        >>> from miniserve.hardware.catalog import load_catalog
+        >>> catalog = load_catalog()
+        >>> catalog["b200"] is catalog.accelerator("b200"), "gb200-nvl72" in catalog.systems
+        (True, True)
+        >>> sorted(catalog.tiers_beside(catalog.accelerator("h100")))
+        ['dram', 'nvme']
     """
 
     sources: Mapping[str, Source]

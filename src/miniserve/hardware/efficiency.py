@@ -196,7 +196,17 @@ def _devices(path: Path, known_by: str) -> dict[str, dict[str, dict[str, tuple[C
 
 
 def efficiency_of(key: str) -> Efficiency:
-    """The curves fitted for a device, by its key. Raises InvalidRequestError for one without timings."""
+    """The curves fitted for a device, by its key. Raises InvalidRequestError for one without timings.
+
+    Example:
+        >>> from miniserve.hardware.efficiency import efficiency_of
+        >>> sorted(efficiency_of("h100").curves)[:3]
+        ['all_gather', 'all_reduce', 'all_to_all']
+        >>> efficiency_of("rubin")
+        Traceback (most recent call last):
+            ...
+        miniserve.errors.InvalidRequestError: no kernel timings of 'rubin'; there are some of a100-80, h100, b200
+    """
     known = load_efficiencies()
     if key not in known:
         raise InvalidRequestError(f"no kernel timings of '{key}'; there are some of {', '.join(known)}")

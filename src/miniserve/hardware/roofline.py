@@ -43,6 +43,19 @@ class Roofline:
     Args:
         device: the limits.
         efficiency: how close kernels come to them; `IDEAL` is the roofline itself.
+
+    Example:
+        >>> from miniserve.hardware.catalog import load_catalog
+        >>> from miniserve.hardware.cost import gemm
+        >>> from miniserve.hardware.efficiency import efficiency_of
+        >>> from miniserve.hardware.roofline import Roofline
+        >>> h100 = load_catalog().accelerator("h100")
+        >>> product = gemm("up", "bf16", m=16, n=12288, k=4096, weight_bytes=2, activation_bytes=2)
+        >>> ideal, timed = Roofline(h100), Roofline(h100, efficiency_of("h100"))
+        >>> ideal.bound(product), round(ideal.ridge("bf16"))
+        ('memory', 295)
+        >>> f"{1e6 * ideal.seconds(product):.0f} µs at least, {1e6 * timed.seconds(product):.0f} µs by kernels' timings"
+        "30 µs at least, 39 µs by kernels' timings"
     """
 
     def __init__(self, device: Device, efficiency: Efficiency = IDEAL) -> None:

@@ -73,6 +73,14 @@ class Shape:
         latent: how keys and values are kept, if not as they are. Then `head_dim` is a query's columns, and `kv_heads`
             are as many as `heads`.
         query_rank: width of what queries are made from (Step-3, arXiv 2507.19427, section 3); 0: of the hidden state.
+
+    Example:
+        >>> from miniserve.simulate.models import shape_by_name
+        >>> shape = shape_by_name("qwen3-30b-a3b")
+        >>> f"{shape.parameters / 1e9:.1f} billion weights, {shape.active_parameters / 1e9:.1f} at work for a token"
+        '30.5 billion weights, 3.0 at work for a token'
+        >>> shape.experts
+        Experts(count=128, per_token=8, intermediate=768, shared=0)
     """
 
     layers: int
@@ -176,6 +184,12 @@ class Precision:
         weight_bytes, unembedding_bytes, embedding_bytes: of one weight in the layers, in the unembedding, and in an
             embedding of its own.
         activation_bytes: of one activation.
+
+    Example:
+        >>> from miniserve.hardware.shape import Precision
+        >>> fp8 = Precision.of("fp8", kv="fp8")
+        >>> fp8.weight_bytes, fp8.activation_bytes, fp8.kv_bytes
+        (1, 2, 1)
     """
 
     linear: str
@@ -210,6 +224,11 @@ class Parallel:
 
     Expert parallelism: every rank has its own requests and the whole of attention; tokens travel to their experts.
     `redundant` experts are there twice, so that ranks may hold equally many, and as busy ones.
+
+    Example:
+        >>> from miniserve.hardware.shape import Parallel
+        >>> Parallel(tensor=2, expert=4).num_devices
+        8
     """
 
     tensor: int = 1

@@ -16,7 +16,21 @@ from miniserve.hardware.shape import Experts, Parallel, Precision, Shape
 def step_operators(
     shape: Shape, parts: Iterable[Part], precision: Precision, parallel: Parallel | None = None
 ) -> list[Operator]:
-    """Every operator of one step, as one device of `parallel` does it."""
+    """Every operator of one step, as one device of `parallel` does it.
+
+    Example:
+        >>> from miniserve.hardware.cost import Part
+        >>> from miniserve.hardware.shape import Precision
+        >>> from miniserve.hardware.step import step_operators
+        >>> from miniserve.simulate.models import shape_by_name
+        >>> prompt = [Part(start=0, num_tokens=512)]
+        >>> for op in step_operators(shape_by_name("qwen3-8b"), prompt, Precision.of("bf16"))[:4]:
+        ...     print(f"{op.times:.0f} x {op.name}: {op.flops:.1e} FLOPs, {op.bytes:.1e} bytes")
+        1 x embedding: 0.0e+00 FLOPs, 8.4e+06 bytes
+        36 x qkv: 2.6e+10 FLOPs, 6.1e+07 bytes
+        36 x prefill attention: 2.2e+09 FLOPs, 1.3e+07 bytes
+        36 x attention output: 1.7e+10 FLOPs, 4.2e+07 bytes
+    """
     parts = list(parts)
     decodes = Parts.of(part for part in parts if part.is_decode)
     prefills = Parts.of(part for part in parts if not part.is_decode)

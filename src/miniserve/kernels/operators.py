@@ -13,7 +13,16 @@ from miniserve.kernels.linear_weight import LinearWeight
 
 
 class Operators(Protocol):
-    """The operators of a decoder. Each has its description in `reference`."""
+    """The operators of a decoder. Each has its description in `reference`.
+
+    Example:
+        >>> import torch
+        >>> from miniserve.kernels import reference
+        >>> from miniserve.kernels.cpu import ops
+        >>> x, weight = torch.randn(5, 64), torch.randn(64)
+        >>> torch.allclose(ops.rms_norm(x, weight, 1e-6), reference.rms_norm(x, weight, 1e-6), atol=1e-5)
+        True
+    """
 
     def linear(self, x: Tensor, weight: LinearWeight) -> Tensor:
         """See `reference.linear`."""

@@ -43,6 +43,12 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         eps: keeps the division finite for an all-zero row.
 
     Source: Zhang and Sennrich 2019, "Root Mean Square Layer Normalization", eq. 4.
+
+    Example:
+        >>> import torch
+        >>> from miniserve.kernels import reference
+        >>> reference.rms_norm(torch.tensor([[3.0, 4.0]]), torch.ones(2), eps=0.0)
+        tensor([[0.8485, 1.1314]])
     """
     wide = x.float()
     normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)

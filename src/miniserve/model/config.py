@@ -63,6 +63,18 @@ class ModelConfig:
 
     Raises:
         UnsupportedModelError: a size is out of range or the sizes do not fit together.
+
+    Example:
+        >>> from miniserve.model.config import ModelConfig, MoE, Rope
+        >>> config = ModelConfig(
+        ...     "qwen3_moe", vocab_size=1000, hidden_size=64, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=16,
+        ...     intermediate_size=128, max_position_embeddings=512, rms_norm_eps=1e-6, rope=Rope(theta=10_000.0),
+        ...     moe=MoE(num_experts=8, experts_per_token=2, intermediate_size=32, normalize_weights=True),
+        ... )
+        >>> config.num_parameters(), config.num_active_parameters()
+        (252224, 178496)
+        >>> config.kv_bytes_per_token(bytes_per_element=2)
+        256
     """
 
     architecture: str

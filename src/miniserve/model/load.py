@@ -65,6 +65,16 @@ def load_model(
 
     Raises:
         MiniserveError: one of its subclasses, naming what is wrong.
+
+    Example:
+        >>> from miniserve import load_model
+        >>> from miniserve.model.cache import NoCache
+        >>> from miniserve.model.generate import next_token_logits
+        >>> model = load_model("tiny-moe", dtype="float32")
+        >>> prompt = model.tokenizer.encode("To be, or not to")
+        >>> logits = next_token_logits(model.decoder, prompt, NoCache(model.config))
+        >>> logits.shape, model.tokenizer.decode([int(logits.argmax())])
+        (torch.Size([2048]), ' be')
     """
     choices = choose(device, dtype, backend, quantization)
     files = resolve(name)

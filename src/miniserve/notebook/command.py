@@ -41,6 +41,12 @@ def run_command(typed: str, folder: Path | None = None) -> CommandOutput:
 
     Raises:
         InvalidRequestError: it is no command of miniserve, or it ended with an error, which the message has.
+
+    Example:
+        >>> from miniserve.notebook import run_command
+        >>> run_command("miniserve --version")
+        $ miniserve --version
+        miniserve ...
     """
     words = shlex.split(typed.replace("\\\n", " "))
     if not words or words[0] != "miniserve":

@@ -44,6 +44,13 @@ class Axis:
     `log` spaces grid and slider by ratios. `integer` passes whole numbers only. `kinks` are values where the function
     bends (a roofline's ridge, a full cache): each becomes a grid point. `points` is the size of the grid, `stops` the
     number of slider positions. `Axis.of(1, 2, 4)` is a slider over just those values, not interpolated.
+
+    Example:
+        >>> from miniserve.notebook import Axis
+        >>> Axis(1, 256, log=True, integer=True).at(0.5)
+        16
+        >>> Axis.of(1, 2, 4, 8, label="GPUs").values
+        (1, 2, 4, 8)
     """
 
     lo: float
@@ -118,10 +125,16 @@ class Explorer:
     `reference=("SLO", 0.05)` draws a dashed line. Units that take SI prefixes are in `units.SI_UNITS`.
     `tolerance` is the largest `grid_error` allowed; it is checked when the Explorer is made.
 
-        Explorer(lambda batch, tokens: batch * tokens * 36864, title="KV cache", label="Size", unit="B", log=True,
-                 batch=Axis(1, 256, log=True, integer=True), tokens=Axis(128, 8192, log=True, integer=True))
-
     Raises `InvalidRequestError` when the function is not finite (or not positive with `log=True`) at a grid point.
+
+    Example:
+        >>> from miniserve.notebook import Axis, Explorer
+        >>> explorer = Explorer(
+        ...     lambda batch, tokens: batch * tokens * 36864, title="KV cache", label="Size", unit="B", log=True,
+        ...     batch=Axis(1, 256, log=True, integer=True), tokens=Axis(128, 8192, log=True, integer=True),
+        ... )
+        >>> explorer.exact([8, 1024])
+        301989888.0
     """
 
     def __init__(

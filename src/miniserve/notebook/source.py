@@ -57,11 +57,16 @@ class Source:
 def show_source(obj: Any, *, link: bool = True) -> Source:
     """The source of `obj`: a module (its whole file), class, function or method; or what "file:name" names, unimported.
 
-        show_source(miniserve.model.generate)      # the file
-        show_source(BlockPool.allocate)            # one method, with its decorators
-        show_source("miniserve/kernels/cpu/dense.cpp:ms_dense_layers")
-
     Raises `InvalidRequestError` for what has no source (a value, a built-in, a compiled extension, a name not there).
+
+    Example:
+        >>> from miniserve.core.block_pool import BlockPool
+        >>> from miniserve.notebook import show_source
+        >>> print(show_source(BlockPool.is_free))
+        def is_free(self, block: int) -> bool:
+        ...
+        >>> show_source("miniserve/kernels/cpu/dense.cpp:ms_dense_layers").path
+        'src/miniserve/kernels/cpu/dense.cpp'
     """
     if isinstance(obj, str):
         path, first, lines = _named(obj)

@@ -124,10 +124,14 @@ class FigureOutput:
 def show_figure(fig: "Figure", *, alt: str, caption: str | None = None) -> FigureOutput:
     """The figure as inline SVG; end a cell with it. `alt` says what the figure shows, not that it is one. Closes `fig`.
 
-    fig, ax = plt.subplots()
-    ax.plot(batch, rate, label="tokens/s")
-    label_lines(ax)
-    show_figure(fig, alt="Throughput rises with batch size and levels off at 64.")
+    Example:
+        >>> import matplotlib.pyplot as plt
+        >>> from miniserve.notebook import label_lines, show_figure
+        >>> fig, ax = plt.subplots()
+        >>> _ = ax.plot([1, 64, 256], [100, 5000, 6000], label="tokens/s")
+        >>> label_lines(ax)
+        >>> show_figure(fig, alt="Throughput rises with batch size and levels off at 64.")
+        [Figure: Throughput rises with batch size and levels off at 64.]
     """
     import matplotlib.pyplot as plt
 

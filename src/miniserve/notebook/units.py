@@ -38,6 +38,11 @@ def format_value(value: float, unit: str = "") -> str:
     """`value` with its unit, e.g. `12.3 ms`, `1.98 TB/s`, `2,048 tokens`, `$0.15/M tokens`, `40%`, `3.5×`.
 
     Three significant digits; from 1000 on, numbers without an SI unit are shown to the whole number.
+
+    Example:
+        >>> from miniserve.notebook import format_value
+        >>> format_value(0.0123, "s"), format_value(3.35e12, "B/s"), format_value(2048, "tokens")
+        ('12.3 ms', '3.35 TB/s', '2,048 tokens')
     """
     if not math.isfinite(value):
         return f"{value} {unit}".rstrip()

@@ -64,6 +64,22 @@ class AuditLog:
     Args:
         path: the file; beside it `path.lock` keeps writers apart.
         clock: gives the time, with its zone.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from miniserve.registry.audit import AuditLog
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "audit.jsonl")
+        ...     log = AuditLog(file)
+        ...     _ = log.append("alice", "model.promote", version="shop@2")
+        ...     newest = log.append("bob", "model.rollback")
+        ...     assert log.verify() == newest.sha256
+        ...     _ = file.write_text(file.read_text().replace("alice", "mallory"))
+        ...     log.verify()
+        Traceback (most recent call last):
+            ...
+        miniserve.errors.AuditError: ...audit.jsonl: line 1 was altered: its SHA-256 is another than it says
     """
 
     def __init__(self, path: Path | str, *, clock: Callable[[], datetime] = _now) -> None:

@@ -58,7 +58,15 @@ class PublicKey:
 
 
 class PrivateKey:
-    """Who signs. `public` is what others need to verify it."""
+    """Who signs. `public` is what others need to verify it.
+
+    Example:
+        >>> from miniserve.registry.keys import PrivateKey
+        >>> key = PrivateKey.make()
+        >>> signature = key.sign(b"weights")
+        >>> key.public.has_signed(b"weights", signature), key.public.has_signed(b"others", signature)
+        (True, False)
+    """
 
     def __init__(self, key: ec.EllipticCurvePrivateKey) -> None:
         self._key, self._how = key, _ecdsa(key.curve)
@@ -96,6 +104,15 @@ def make_keys(private: Path, public: Path, password: str | None = None) -> Publi
 
     Raises:
         InvalidRequestError: one of the files is there already, or cannot be written.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from miniserve.registry.keys import PublicKey, make_keys
+        >>> with TemporaryDirectory() as folder:
+        ...     made = make_keys(Path(folder, "mine.key"), Path(folder, "mine.pub"))
+        ...     PublicKey.read(Path(folder, "mine.pub")).fingerprint == made.fingerprint
+        True
     """
     for path in (private, public):
         if path.exists():

@@ -79,7 +79,22 @@ class Checked:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The files of a model, by name. Names are of files beside each other."""
+    """The files of a model, by name. Names are of files beside each other.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from miniserve.registry.manifest import Manifest
+        >>> with TemporaryDirectory() as folder:
+        ...     config = Path(folder, "config.json")
+        ...     _ = config.write_text("{}")
+        ...     manifest = Manifest.of(config.parent)
+        ...     _ = config.write_text("[]")
+        ...     manifest.check(config.parent)
+        Traceback (most recent call last):
+            ...
+        miniserve.errors.AlteredFileError: ...config.json: altered (configuration): ...
+    """
 
     files: Mapping[str, Entry]
 

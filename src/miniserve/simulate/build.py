@@ -35,6 +35,13 @@ def deployment_of(model: str, engines: Engines) -> Deployment:
 
     Raises:
         InvalidRequestError: model, hardware or a number format is unknown, or it does not fit.
+
+    Example:
+        >>> from miniserve.simulate.build import deployment_of
+        >>> from miniserve.simulate.scenario import Engines
+        >>> engine = deployment_of("qwen3-8b", Engines("h100", weights="fp8"))
+        >>> f"{engine.weight_bytes / 1e9:.1f} GB of weights, and KV of {engine.num_blocks * engine.block_size:,} tokens"
+        '9.4 GB of weights, and KV of 424,256 tokens'
     """
     catalog, shape = load_catalog(), shape_by_name(model)
     device, there = catalog.accelerator(engines.hardware), engines.ffn_hardware

@@ -117,6 +117,17 @@ def try_load(
     """Simulate so many users of a deployment; see `Cluster`.
 
     The load is kept up until all requests that count have ended. What is faster to compute is not read from a tier.
+
+    Example:
+        >>> from miniserve.simulate.build import deployment_of
+        >>> from miniserve.simulate.capacity import Load, try_load
+        >>> from miniserve.simulate.scenario import Engines
+        >>> from miniserve.workloads.arrivals import Arrival
+        >>> from miniserve.workloads.service import SLO
+        >>> load = Load([Arrival(0.0, 1024, 128)], SLO.parse("ttft:1000,tpot:30"), least=16)
+        >>> trial = try_load(load, users=8, decode=deployment_of("qwen3-8b", Engines("h100")))
+        >>> trial.attained, f"simulated: {trial.output_tokens_per_s:.0f} tokens/s"
+        (1.0, 'simulated: 998 tokens/s')
     """
     cluster = Cluster(
         [decode] * engines, router=KVAware() if load.shares else LeastLoaded(), slo=load.slo,

@@ -120,6 +120,16 @@ def offers(service: Service, devices: Iterable[Accelerator], price: str = DEFAUL
         service: what is to be served.
         devices: by which.
         price: which of the catalogue's prices an hour.
+
+    Example:
+        >>> from miniserve.hardware.catalog import load_catalog
+        >>> from miniserve.hardware.shape import Parallel
+        >>> from miniserve.simulate.choice import Service, offers
+        >>> from miniserve.simulate.steady import Lengths
+        >>> service = Service("qwen3-8b", "fp8", Lengths(1024, 256), speed=50.0, splits=(Parallel(1), Parallel(2)))
+        >>> devices = [load_catalog().accelerator(name) for name in ("h100", "mi300x")]
+        >>> {key: (offer.timed is not None, offer.bound is not None) for key, offer in offers(service, devices).items()}
+        {'h100': (True, True), 'mi300x': (False, True)}
     """
     found = {}
     for device in devices:

@@ -61,6 +61,20 @@ class Cluster:
         scaling: has as many of the engines run as the load needs; None: all run.
         timeline: is told what each engine does.
         leaps: compute runs of alike steps at once; the result is the same.
+
+    Example:
+        >>> import random
+        >>> from itertools import islice
+        >>> from miniserve.core.routing import KVAware
+        >>> from miniserve.simulate.build import deployment_of
+        >>> from miniserve.simulate.cluster import Cluster
+        >>> from miniserve.simulate.scenario import Engines
+        >>> from miniserve.workloads.presets import preset
+        >>> engine = deployment_of("qwen3-8b", Engines("h100", weights="fp8"))
+        >>> cluster = Cluster([engine, engine], router=KVAware())
+        >>> tally = cluster.run(islice(preset("chat", random.Random(0), rate_per_s=1.0), 10))
+        >>> tally.tasks, tally.completed, tally.cached_tokens / tally.prompt_tokens > 0.5
+        (10, 58, True)
     """
 
     engines: Sequence[Deployment]

@@ -34,6 +34,12 @@ def efficiency_for(device: Accelerator) -> Efficiency:
     """The curves fitted to a device's kernels, or to those of another one of its generation; else `IDEAL`.
 
     What is not known is optimistic: without timings a step takes its roofline, a bound that no kernel reaches.
+
+    Example:
+        >>> from miniserve.hardware.catalog import load_catalog
+        >>> from miniserve.simulate.deployment import efficiency_for
+        >>> [efficiency_for(load_catalog().accelerator(name)).name for name in ("h100", "h200", "rubin")]
+        ['h100', 'h100', 'the roofline']
     """
     known = load_efficiencies()
     key = device.key if device.key in known else TIMED.get(device.generation, "")
@@ -65,6 +71,16 @@ class Deployment:
         ffn_device: what those are; None: `device`.
         way: what joins the two sides, as assumed; None: as the catalogue says, the network of both, or the links where
             all are of one kind.
+
+    Example:
+        >>> from miniserve.hardware.catalog import load_catalog
+        >>> from miniserve.hardware.shape import Parallel, Precision
+        >>> from miniserve.simulate.deployment import Deployment
+        >>> from miniserve.simulate.models import shape_by_name
+        >>> h100 = load_catalog().accelerator("h100")
+        >>> engine = Deployment(h100, shape_by_name("qwen3-32b"), Precision.of("bf16"), Parallel(tensor=2))
+        >>> f"{engine.weight_bytes / 1e9:.1f} GB of weights on each of {engine.num_devices:.0f}"
+        '32.8 GB of weights on each of 2'
     """
 
     device: Accelerator

@@ -36,6 +36,15 @@ def shape_by_name(name: str) -> Shape:
 
     Raises:
         InvalidRequestError: there is none by that name. Names those near it.
+
+    Example:
+        >>> from miniserve.simulate.models import shape_by_name
+        >>> shape_by_name("llama-3.1-70b").layers
+        80
+        >>> shape_by_name("lama-3.1-70b")
+        Traceback (most recent call last):
+            ...
+        miniserve.errors.InvalidRequestError: model 'lama-3.1-70b' is neither ...; near it: llama-3.1-70b, ...
     """
     table = known_models()
     if name.lower() in table:

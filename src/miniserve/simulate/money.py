@@ -14,12 +14,24 @@ Case = TypeVar("Case")
 
 
 def usd_per_million(usd_per_hour: float, tokens_per_s: float) -> float:
-    """$ of a million tokens, from devices that together cost so much and yield so many, above 0."""
+    """$ of a million tokens, from devices that together cost so much and yield so many, above 0.
+
+    Example:
+        >>> from miniserve.simulate.money import usd_per_million
+        >>> round(usd_per_million(usd_per_hour=3.0, tokens_per_s=2000.0), 3)
+        0.417
+    """
     return usd_per_hour / HOUR_S / tokens_per_s * MILLION
 
 
 def break_even(tokens_per_s: float, other_tokens_per_s: float, other_usd_per_hour: float) -> float:
-    """$ an hour of a device that yields `tokens_per_s`, if its tokens are to cost what the other one's do."""
+    """$ an hour of a device that yields `tokens_per_s`, if its tokens are to cost what the other one's do.
+
+    Example:
+        >>> from miniserve.simulate.money import break_even
+        >>> break_even(tokens_per_s=3000.0, other_tokens_per_s=2000.0, other_usd_per_hour=3.0)
+        4.5
+    """
     return other_usd_per_hour * tokens_per_s / other_tokens_per_s
 
 

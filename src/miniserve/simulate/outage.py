@@ -14,6 +14,16 @@ class Outage:
         at_s: when.
         engine: its index, prefill engines first.
         seconds: until it is there again, with nothing cached.
+
+    Example:
+        >>> from miniserve.simulate.build import run
+        >>> from miniserve.simulate.outage import Outage
+        >>> from miniserve.simulate.scenario import Engines, Scenario, Workload
+        >>> down = Outage(at_s=0.5, engine=0, seconds=60)
+        >>> asked = Workload(concurrency=8, requests=16, warmup=0)
+        >>> tally = run(Scenario("qwen3-8b", (Engines("h100", number=2),), asked, outages=(down,))).tally
+        >>> tally.completed, tally.retried
+        (16, 4)
     """
 
     at_s: float

@@ -42,7 +42,14 @@ def sweep(simulate: Callable[[int], dict[str, Any]], concurrencies: Iterable[int
 
 
 def frontier(points: Iterable[Point]) -> list[Point]:
-    """Those that no other is at least as good as in both, and better in one; the fastest first."""
+    """Those that no other is at least as good as in both, and better in one; the fastest first.
+
+    Example:
+        >>> from miniserve.simulate.pareto import Point, frontier
+        >>> points = [Point(1, 100.0, 100.0, {}), Point(2, 60.0, 90.0, {}), Point(4, 50.0, 200.0, {})]
+        >>> [point.concurrency for point in frontier(points)]
+        [1, 4]
+    """
     best, kept = float("-inf"), []
     for point in sorted(points, key=lambda point: (-point.speed, -point.throughput)):
         if point.throughput > best:

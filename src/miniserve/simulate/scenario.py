@@ -142,6 +142,15 @@ class Scenario:
         planner: has as many of the engines run as the load needs; None: all run.
         slo: what counts as good, in ms: `ttft:500,tpot:50`.
         price: which of the catalogue's prices an hour counts.
+
+    Example:
+        >>> from miniserve.simulate.scenario import Engines, Scenario, Workload
+        >>> engines = Engines("h100", number=2, weights="fp8")
+        >>> scenario = Scenario("qwen3-8b", (engines,), Workload(rate=2.0, output="128"), slo="ttft:500,tpot:20")
+        >>> Scenario.from_table(scenario.to_table()) == scenario
+        True
+        >>> scenario.to_table()["workload"]
+        {'rate': 2.0, 'output': '128'}
     """
 
     model: str

@@ -56,6 +56,19 @@ class Steady:
         lengths: of all requests.
         prefill: a rank for prompts alone; None: those that decode compute them too.
         found: share of each prompt whose KV is there already. Memory holds it once for each user all the same.
+
+    Example:
+        >>> from miniserve.simulate.build import deployment_of
+        >>> from miniserve.simulate.scenario import Engines
+        >>> from miniserve.simulate.steady import Lengths, Steady
+        >>> service = Steady(deployment_of("qwen3-8b", Engines("h100", weights="fp8")), Lengths(1024, 256))
+        >>> for users in (1, 64):
+        ...     found = service.at(users)
+        ...     print(f"simulated: each of {users} gets {found.speed:.0f} tokens/s, all {found.output_per_s:,.0f}")
+        simulated: each of 1 gets 184 tokens/s, all 184
+        simulated: each of 64 gets 72 tokens/s, all 4,593
+        >>> service.within(speed=100).users
+        35
     """
 
     decode: Deployment

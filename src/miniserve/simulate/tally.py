@@ -21,7 +21,16 @@ _PER_LOG = 1 / math.log(_GAMMA)
 
 
 class Sketch:
-    """A distribution of numbers that are 0 or more."""
+    """A distribution of numbers that are 0 or more.
+
+    Example:
+        >>> from miniserve.simulate.tally import Sketch
+        >>> sketch = Sketch()
+        >>> for value in range(1, 101):
+        ...     sketch.add(value)
+        >>> round(sketch.percentile(50)), round(sketch.percentile(99))
+        (50, 99)
+    """
 
     def __init__(self) -> None:
         self.count, self.total, self.most = 0, 0.0, 0.0

@@ -21,6 +21,12 @@ class TierPlan:
         bandwidth, latency_s: of an engine's reads, bytes/s in one direction.
         shared: one for all engines, each with its own link; else each has its own.
         per_device: bytes and bandwidth are of each of the engine's devices.
+
+    Example:
+        >>> from miniserve.simulate.tier_plan import TierPlan
+        >>> flash = TierPlan("flash", num_bytes=4e12, bandwidth=12e9, latency_s=1e-4, shared=True)
+        >>> flash.num_blocks(block_bytes=2**20)
+        3814697
     """
 
     name: str

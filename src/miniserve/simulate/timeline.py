@@ -22,6 +22,15 @@ class Timeline:
 
     Args:
         slots: how many at most; even.
+
+    Example:
+        >>> from miniserve.simulate.build import run
+        >>> from miniserve.simulate.scenario import Engines, Scenario, Workload
+        >>> from miniserve.simulate.timeline import Timeline
+        >>> timeline = Timeline()
+        >>> _ = run(Scenario("qwen3-8b", (Engines("h100"),), Workload(concurrency=4, requests=8)), timeline)
+        >>> float(timeline.series("running").max())
+        4.0
     """
 
     def __init__(self, slots: int = 512) -> None:

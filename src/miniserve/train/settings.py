@@ -64,6 +64,15 @@ class TrainSettings:
         seed: of weights and batches.
         held_out: share of the text that is never trained on; looked at every `evaluate_every` steps.
         save_every: steps.
+
+    Example:
+        >>> from miniserve.train.settings import ModelSettings, TrainSettings
+        >>> model = ModelSettings(
+        ...     vocabulary=300, hidden=32, layers=1, heads=2, kv_heads=1, head_dim=16, intermediate=64
+        ... )
+        >>> settings = TrainSettings(model, text="plays", steps=100, batch=8, length=64, precision="bf16")
+        >>> settings.step_tokens, model.config().num_parameters()
+        (512, 18944)
     """
 
     model: ModelSettings

@@ -44,6 +44,14 @@ class Lengths:
     Attributes:
         low, high: the ends of a uniform distribution, or the median and the 90th percentile of a log-normal one.
         lognormal: which of the two. Log-normal numbers are rounded, and are 1 at least.
+
+    Example:
+        >>> import random
+        >>> from miniserve.workloads.arrivals import Lengths
+        >>> Lengths.parse("64-256").draw(random.Random(0))
+        162
+        >>> Lengths.parse("129/424")
+        Lengths(low=129, high=424, lognormal=True)
     """
 
     low: int
@@ -89,6 +97,13 @@ def arrival_times(rate_per_s: float, rng: random.Random, *, cv: float = 1.0) -> 
 
     Raises:
         InvalidRequestError: a number is out of range.
+
+    Example:
+        >>> import random
+        >>> from itertools import islice
+        >>> from miniserve.workloads.arrivals import arrival_times
+        >>> list(islice(arrival_times(2.0, random.Random(0), cv=0), 3))
+        [0.5, 1.0, 1.5]
     """
     if not (0 < rate_per_s < math.inf and 0 <= cv < math.inf):
         raise InvalidRequestError(f"rate {rate_per_s} must be above 0, and cv {cv} 0 at least, both finite")
@@ -105,6 +120,16 @@ def _times(mean_s: float, rng: random.Random, cv: float) -> Iterator[float]:
 def drawn(
     prompts: Lengths, outputs: Lengths, rng: random.Random, times: Iterator[float] | None = None
 ) -> Iterator[Arrival]:
-    """Requests without end, of these lengths, at these times or, without times, all at 0."""
+    """Requests without end, of these lengths, at these times or, without times, all at 0.
+
+    Example:
+        >>> import random
+        >>> from itertools import islice
+        >>> from miniserve.workloads.arrivals import Lengths, arrival_times, drawn
+        >>> rng = random.Random(0)
+        >>> asked = drawn(Lengths.parse("64-256"), Lengths.parse("20"), rng, arrival_times(2.0, rng))
+        >>> [(round(each.at_s, 2), each.prompt_tokens, each.output_tokens) for each in islice(asked, 3)]
+        [(0.93, 171, 20), (1.08, 194, 20), (1.34, 141, 20)]
+    """
     for at_s in repeat(0.0) if times is None else times:
         yield Arrival(at_s, prompts.draw(rng), outputs.draw(rng))

@@ -121,6 +121,13 @@ def preset(name: str, rng: random.Random, rate_per_s: float | None = None) -> It
 
     Raises:
         InvalidRequestError: there is none by that name.
+
+    Example:
+        >>> import random
+        >>> from miniserve.workloads.presets import preset
+        >>> first = next(preset("agentic", random.Random(0)))
+        >>> first.prompt_tokens, first.then.prompt_tokens
+        (7945, 9233)
     """
     if name not in PRESETS:
         raise InvalidRequestError(f"workload '{name}' is not one of {', '.join(PRESETS)}")

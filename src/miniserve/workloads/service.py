@@ -72,6 +72,15 @@ class SLO:
         itl_s: of every single gap between parts of the output.
         tpot_s: of the mean time per token after the first.
         e2e_s: of the time to the end.
+
+    Example:
+        >>> from miniserve.workloads.service import SLO, Service
+        >>> slo = SLO.parse("ttft:500,tpot:50")
+        >>> slo
+        SLO(ttft_s=0.5, itl_s=inf, tpot_s=0.05, e2e_s=inf)
+        >>> quick = Service(due_s=0.0, sent_s=0.0, arrivals_s=[0.2, 0.24], output_tokens=2, ended_s=0.24)
+        >>> quick.ttft_s, slo.met_by(quick)
+        (0.2, True)
     """
 
     ttft_s: float = math.inf
@@ -118,7 +127,13 @@ class SLO:
 
 
 def spread(values: Sequence[float] | Iterable[float]) -> dict[str, float] | None:
-    """`mean`, `p50`, `p90`, `p99` (linear between the two nearest values) and `max`; None of nothing."""
+    """`mean`, `p50`, `p90`, `p99` (linear between the two nearest values) and `max`; None of nothing.
+
+    Example:
+        >>> from miniserve.workloads.service import spread
+        >>> spread([1.0, 2.0, 3.0])
+        {'mean': 2.0, 'p50': 2.0, 'p90': 2.8, 'p99': 2.98, 'max': 3.0}
+    """
     array = np.fromiter(values, dtype=np.float64)
     if not array.size:
         return None
@@ -132,6 +147,14 @@ def summary(services: Sequence[Service], seconds: float, slo: SLO | None = None)
 
     Tokens of failed requests do not count: nobody got a whole reply. With an `slo`, goodput is the rate of requests
     that met it, and attainment their share of all, failed ones included.
+
+    Example:
+        >>> from miniserve.workloads.service import SLO, Service, summary
+        >>> served = Service(0.0, 0.0, [0.2, 0.3], prompt_tokens=9, output_tokens=2, ended_s=0.3)
+        >>> failed = Service(0.0, 0.0, ended_s=1.0, error="timeout")
+        >>> found = summary([served, failed], seconds=1.0, slo=SLO.parse("ttft:500"))
+        >>> found["goodput_per_s"], found["slo_attainment"], found["errors"]
+        (1.0, 0.5, {'timeout': 1})
     """
     good = [service for service in services if service.error is None]
     output = sum(service.output_tokens for service in good)

@@ -42,6 +42,16 @@ def read_trace(path: Path, *, speed: float = 1.0) -> Iterator[Arrival]:
     Raises:
         CorruptFileError: the file cannot be read, is neither of the two, or a line is malformed or earlier than the one
             before. Names file and line.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from miniserve.workloads.traces import read_trace
+        >>> with TemporaryDirectory() as folder:
+        ...     trace = Path(folder, "trace.jsonl")
+        ...     _ = trace.write_text('{"timestamp": 1500, "input_length": 700, "output_length": 30}')
+        ...     next(read_trace(trace))
+        Arrival(at_s=0.0, prompt_tokens=700, output_tokens=30, blocks=(), block_size=0, then=None)
     """
     try:
         with path.open(encoding="utf-8") as file:

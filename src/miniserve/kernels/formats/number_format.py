@@ -26,6 +26,13 @@ class Format:
         max: the largest finite value. Where the top codes mean something else, it is less than the bits would allow.
         has_inf: whether overflow has a value of its own.
         has_nan: whether it can say "not a number".
+
+    Example:
+        >>> from miniserve.kernels.formats import E2M1, E4M3
+        >>> E4M3.bits, E4M3.max, E4M3.smallest
+        (8, 448.0, 0.001953125)
+        >>> [value for value in E2M1.values().tolist() if value >= 0]
+        [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0]
     """
 
     name: str

@@ -38,6 +38,14 @@ class Tokenizer:
         eos_token_ids: every id that ends a sequence.
         chat_template: the template of `encode_chat`, or None.
         decoding_rule: how tokens become bytes.
+
+    Example:
+        >>> from miniserve import load_model
+        >>> tokenizer = load_model("tiny-moe").tokenizer
+        >>> tokenizer.encode("To be")
+        [411, 305]
+        >>> tokenizer.decode([411, 305])
+        'To be'
     """
 
     def __init__(self, parts: TokenizerParts, num_ids: int | None = None) -> None:
