@@ -39,10 +39,11 @@ from miniserve.llm import LLM
 from miniserve.model.cache import NoCache
 from miniserve.model.communicator import Communicator
 from miniserve.model.config import ModelConfig
-from miniserve.model.decoder import Decoder, SparseMLP
+from miniserve.model.decoder import Decoder
 from miniserve.model.expert_parallel import ID_BYTES, ExpertExchange
 from miniserve.model.expert_plan import ExpertPlan
 from miniserve.model.load import LoadedModel, load_model
+from miniserve.model.mixture import SparseMLP
 
 TEXT, OTHER = Path("artifacts/plays/winters_tale.txt"), Path("README.md")
 RANKS = (1, 2, 4)

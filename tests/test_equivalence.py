@@ -9,8 +9,8 @@ import torch
 
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.llm import LLM
-from miniserve.model.decoder import Linear
 from miniserve.model.generate import generate_cached
+from miniserve.model.layers import Linear
 from miniserve.model.load import load_model
 
 FAMILIES = ["llama", "smollm2", "mistral", "qwen2", "qwen3", "mixtral", "olmoe", "qwen3_moe", "qwen3_moe-mixed"]

@@ -21,7 +21,8 @@ from miniserve.kernels.formats import E4M3
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.scaled_gemm import quantise_rows
 from miniserve.model.config import ModelConfig, Rope
-from miniserve.model.decoder import Decoder, Linear
+from miniserve.model.decoder import Decoder
+from miniserve.model.layers import Linear
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.model_runner import ModelRunner

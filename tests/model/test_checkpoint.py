@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from miniserve.errors import CorruptFileError, InvalidRequestError, TensorError, UnsupportedModelError
 from miniserve.model.checkpoint import GGUFCheckpoint, SafetensorsCheckpoint
-from miniserve.model.decoder import Linear
+from miniserve.model.layers import Linear
 from miniserve.model.weights import check_plan, load_weights
 from support import tiny_models
 

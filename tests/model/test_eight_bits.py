@@ -12,7 +12,7 @@ from miniserve.errors import CorruptFileError, MiniserveError, TensorError, Unsu
 from miniserve.model.cache import NoCache
 from miniserve.model.checkpoint import SafetensorsCheckpoint
 from miniserve.model.choices import Choices, choose
-from miniserve.model.decoder import Linear
+from miniserve.model.layers import Linear
 from miniserve.model.load import load_model
 from miniserve.model.weights import load_weights
 from support import eight_bits

@@ -9,8 +9,8 @@ import time
 import pytest
 import torch
 
-from miniserve.model.decoder import Linear
 from miniserve.model.generate import generate_cached, generate_naive
+from miniserve.model.layers import Linear
 from miniserve.model.load import load_model
 
 PROMPTS = [

@@ -5,8 +5,7 @@ and caches, so it is passed in: `attend` rotates queries and keys, stores the ne
 returns what the queries see. Everything else here treats each token alone. The decoder keeps no state between calls and
 reads no global one; its operators come from the backend it was made with. It may be one rank's slice of a model: then
 its `communicator` adds the ranks' parts up, twice a layer; or, of a mixture whose experts are shared out whole, carries
-tokens to them (`expert_parallel`). Weights are left uninitialised; `weights.load_weights` fills
-them.
+tokens to them (`mixture`, `expert_parallel`). Weights are left uninitialised; `weights.load_weights` fills them.
 
 Each layer leaves what its feed-forward part adds to the residual stream for the next norm to add, because adding and
 normalising belong together (`reference.add_rms_norm`).
@@ -15,23 +14,19 @@ Letters in shapes: T tokens, H hidden size, N query heads, G key/value heads, D 
 V vocabulary, E experts.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from miniserve.kernels import reference
-from miniserve.kernels.expert_stack import ExpertStack
-from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.operators import Operators
 from miniserve.model.communicator import ALONE, Communicator
-from miniserve.model.config import ModelConfig, MoE
-from miniserve.model.expert_parallel import ExpertExchange
+from miniserve.model.config import ModelConfig
 from miniserve.model.expert_plan import ExpertPlan
-
-STACKS = ("gate_up", "down")  # of a mixture
+from miniserve.model.layers import Linear, Placement, RMSNorm
+from miniserve.model.mixture import SparseMLP
 
 
 class Attend(Protocol):
@@ -40,69 +35,6 @@ class Attend(Protocol):
     def __call__(self, layer: int, qkv: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         """qkv [T, N + 2·G, D], the heads of queries, keys and values; cos and sin [T, D/2] -> [T, N, D]."""
         ...
-
-
-class Placement(NamedTuple):
-    """What every part of a decoder shares."""
-
-    dtype: torch.dtype
-    device: torch.device
-    ops: Operators
-    communicator: Communicator
-
-    def parameter(self, *shape: int) -> nn.Parameter:
-        """An uninitialised weight."""
-        return nn.Parameter(torch.empty(shape, dtype=self.dtype, device=self.device))
-
-
-class Linear(nn.Module):
-    """y = x Wᵀ + b with W [out, in], uninitialised. It may be packed: then W is one of few bits, and `weight` empty."""
-
-    def __init__(self, inputs: int, outputs: int, place: Placement, *, bias: bool = False) -> None:
-        super().__init__()
-        self.weight = place.parameter(outputs, inputs)
-        self.bias = place.parameter(outputs) if bias else None
-        self.ops = place.ops
-        self._packed: LinearWeight | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in] -> [..., out]."""
-        return self.ops.linear(x, self.matrix)
-
-    @property
-    def matrix(self) -> LinearWeight:
-        """W and b as they lie in memory."""
-        return self._packed or LinearWeight(self.weight, None, self.bias)
-
-    def pack(self, matrix: LinearWeight) -> None:
-        """Put W in another form, or elsewhere in memory, in the place of `weight`, whose memory is given back."""
-        self._packed = matrix
-        self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
-
-
-class RMSNorm(nn.Module):
-    """`rms_norm` with its weight, and `add_rms_norm`, which takes what is to be added to the stream first."""
-
-    def __init__(self, size: int, eps: float, place: Placement) -> None:
-        super().__init__()
-        self.weight = place.parameter(size)
-        self.eps, self.ops = eps, place.ops
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., size] -> [..., size]."""
-        return self.ops.rms_norm(x, self.weight, self.eps)
-
-    def add(self, stream: Tensor, x: Tensor | None) -> Tensor:
-        """Add x, if any, to the stream [..., size], in place; the stream normalised."""
-        return self(stream) if x is None else self.ops.add_rms_norm(stream, x, self.weight, self.eps)
-
-    def of_slice(self, x: Tensor, communicator: Communicator) -> Tensor:
-        """[..., size], each rank's slice of wider rows and of their weight -> [..., size]: by whole rows' mean."""
-        if communicator.size == 1:
-            return self(x)
-        wide = x.float()
-        mean = communicator.all_reduce(wide.square().mean(-1, keepdim=True)) / communicator.size
-        return self.weight * (wide * torch.rsqrt(mean + self.eps)).to(x.dtype)
 
 
 class Attention(nn.Module):
@@ -147,75 +79,6 @@ class DenseMLP(nn.Module):
     def forward(self, x: Tensor, padding: Tensor) -> Tensor:  # noqa: ARG002
         """x [T, H] -> [T, H]. A row of padding is a row like any other."""
         return self.communicator.all_reduce(self.down(self.ops.silu_mul(self.gate_up(x))))
-
-
-class SparseMLP(nn.Module):
-    """A mixture of experts: a router, and E feed-forward layers stacked as gate_up [E, 2·I, H] and down [E, H, I].
-
-    Of a layer whose experts are shared out whole (`held`: each rank's), the stacks have this rank's.
-    """
-
-    def __init__(self, config: ModelConfig, moe: MoE, place: Placement, held: Sequence[Sequence[int]] = ()) -> None:
-        super().__init__()
-        experts, hidden, inner = moe.num_experts, config.hidden_size, moe.intermediate_size
-        self.moe, self.ops, self.communicator = moe, place.ops, place.communicator
-        self.router = Linear(hidden, experts, place)
-        self.exchange = ExpertExchange(held, experts, place.communicator, place.device) if held else None
-        experts = len(self.exchange.held) if self.exchange else experts
-        self.gate_up = place.parameter(experts, 2 * inner, hidden)
-        self.down = place.parameter(experts, hidden, inner)
-        self._packed: dict[str, ExpertStack] = {}
-        #: [E + 1] int64: how many tokens each expert got, behind how many choices were padding; None: not counted.
-        self.counts: Tensor | None = None
-
-    @property
-    def experts(self) -> tuple[Tensor | ExpertStack, Tensor | ExpertStack]:
-        """gate_up and down: floats, or whatever they were packed to."""
-        first, second = (self._packed.get(name, getattr(self, name)) for name in STACKS)
-        return first, second
-
-    @property
-    def stacks(self) -> tuple[ExpertStack, ExpertStack]:
-        """gate_up and down as they lie in memory."""
-        first, second = map(ExpertStack.of, self.experts)
-        return first, second
-
-    @property
-    def packed(self) -> list[ExpertStack]:
-        """Those that are no parameters any more."""
-        return [*self._packed.values()]
-
-    def pack(self, name: str, stack: ExpertStack) -> None:
-        """Put "gate_up" or "down" in another form, or elsewhere in memory; the parameter's memory is given back."""
-        self._packed[name] = stack
-        setattr(self, name, nn.Parameter(getattr(self, name).new_empty(0), requires_grad=False))
-
-    def forward(self, x: Tensor, padding: Tensor) -> Tensor:
-        """x [T, H]; padding [T, 1] bool -> [T, H]. Padding goes to no expert, and what comes of it is 0."""
-        if self.exchange:
-            return self.exchange(x, padding, self.choose, self.answer)
-        return self.mix(x, self.router(x), padding)
-
-    def mix(self, x: Tensor, scores: Tensor, padding: Tensor) -> Tensor:
-        """The same with the router's scores [T, E], where each rank has a slice of every expert."""
-        weights, expert_ids = self._chosen(scores, padding)
-        return self.communicator.all_reduce(self.ops.moe(x, weights, expert_ids, *self.experts))
-
-    def choose(self, x: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        """Each token's weights and expert ids [T, K], -1 for padding; of x [T, H]."""
-        return self._chosen(self.router(x), padding)
-
-    def _chosen(self, scores: Tensor, padding: Tensor) -> tuple[Tensor, Tensor]:
-        weights, expert_ids = self.ops.route(scores, self.moe.experts_per_token, self.moe.normalize_weights)
-        expert_ids = expert_ids.masked_fill(padding, -1)
-        if self.counts is not None:  # the same few operations whatever was chosen, as a CUDA graph needs them
-            self.counts.index_add_(0, expert_ids.flatten() + 1, torch.ones_like(expert_ids.flatten()))
-        return weights, expert_ids
-
-    def answer(self, rows: Tensor, experts: Tensor) -> Tensor:
-        """What one of the held experts makes of each row: [A, H], [A] -> [A, H]."""
-        ones = torch.ones((len(rows), 1), dtype=torch.float32, device=rows.device)
-        return self.ops.moe(rows, ones, experts[:, None], *self.experts)
 
 
 class DecoderLayer(nn.Module):

@@ -12,7 +12,8 @@ from torch.nn import Module
 from miniserve.kernels.cpu import ops as cpu_ops
 from miniserve.kernels.cpu.binding import unavailable
 from miniserve.kernels.cpu.dense import Gated, Layer, Layers, Mixture, Paged
-from miniserve.model.decoder import Decoder, DecoderLayer, DenseMLP, SparseMLP
+from miniserve.model.decoder import Decoder, DecoderLayer, DenseMLP
+from miniserve.model.mixture import SparseMLP
 
 
 class OneCall:

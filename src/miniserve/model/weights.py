@@ -26,8 +26,10 @@ from miniserve.kernels.scaled_gemm import Rows, quantise_rows
 from miniserve.model.checkpoint import Checkpoint
 from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
-from miniserve.model.decoder import STACKS, Decoder, Linear, SparseMLP
+from miniserve.model.decoder import Decoder
 from miniserve.model.expert_plan import ExpertPlan
+from miniserve.model.layers import Linear
+from miniserve.model.mixture import STACKS, SparseMLP
 from miniserve.model.sides import Side, give_memory, is_of
 
 Form = Bits | Format  # groups of so many bits, or rows of a format

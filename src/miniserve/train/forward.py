@@ -16,7 +16,8 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from miniserve.kernels import reference
-from miniserve.model.decoder import Decoder, DecoderLayer, SparseMLP
+from miniserve.model.decoder import Decoder, DecoderLayer
+from miniserve.model.mixture import SparseMLP
 
 
 class Activations(NamedTuple):

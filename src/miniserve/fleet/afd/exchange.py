@@ -21,8 +21,9 @@ from torch import Tensor
 
 from miniserve.fleet.afd.apart import Apart
 from miniserve.model.communicator import Communicator
-from miniserve.model.decoder import DecoderLayer, SparseMLP
+from miniserve.model.decoder import DecoderLayer
 from miniserve.model.expert_plan import ExpertPlan
+from miniserve.model.mixture import SparseMLP
 from miniserve.runtime.process_group import Group, Wait
 
 Collect = Callable[[], Tensor]  # waits for what comes back: [T, H]

@@ -12,7 +12,8 @@ from torch import Tensor
 from miniserve.fleet.afd.apart import Apart
 from miniserve.fleet.afd.exchange import share
 from miniserve.fleet.afd.spans import Spans
-from miniserve.model.decoder import Decoder, DecoderLayer, SparseMLP
+from miniserve.model.decoder import Decoder, DecoderLayer
+from miniserve.model.mixture import SparseMLP
 from miniserve.runtime.process_group import Group, Wait
 
 
