@@ -81,11 +81,6 @@ def brought(without: Outcome, outcome: Outcome, load: Load, stack: Stack, engine
     return "the tiers forget it before it is asked for again"
 
 
-def _promise(without: Outcome) -> tuple[float, float]:
-    """Of those that keep the limits with nobody, the nearest to it: it may be for want of memory."""
-    return without.output_tokens_per_s, without.missed.attained if without.missed else 1.0
-
-
 def _is_slow(tier: TierPlan, load: Load, engine: Deployment) -> bool:
     """Whether what is found of a mean prompt takes longer to read than to compute, with nobody else reading."""
     link = tier.of(engine.num_devices, engine.num_devices).link()
