@@ -32,7 +32,7 @@ from miniserve import LLM, SamplingParams
 from miniserve.bench.ceilings import read_bytes_per_s
 from miniserve.bench.record import write_record
 from miniserve.bench.work import precision_of, step_work
-from miniserve.core.metrics import PartRecord
+from miniserve.core.step_record import PartRecord
 from miniserve.model.sources.resolve import resolve
 
 RESULT = Path(__file__).parents[1] / "results" / "moe_cpu.json"

@@ -20,10 +20,10 @@ from miniserve.core.block_pool import BlockPool
 from miniserve.core.connectors import Connectors
 from miniserve.core.engine import Engine
 from miniserve.core.loading import Recompute
-from miniserve.core.metrics import StepRecord
 from miniserve.core.ngram import NGramProposer
 from miniserve.core.proposer import Proposer
 from miniserve.core.scheduler import Scheduler
+from miniserve.core.step_record import StepRecord
 from miniserve.errors import InvalidRequestError
 from miniserve.fleet.afd.apart import Apart
 from miniserve.fleet.afd.ranks import ApartRanks

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple, Self, cast
 import torch
 
 from miniserve.assembly import Placement, assemble
-from miniserve.core.metrics import StepRecord
 from miniserve.core.request import FinishReason
 from miniserve.core.sampling_params import GREEDY, SamplingParams
+from miniserve.core.step_record import StepRecord
 from miniserve.driver import Driver, TextIterator
 from miniserve.errors import InvalidRequestError
 from miniserve.fleet.afd.apart import BATCHES, Apart
@@ -207,7 +207,7 @@ class LLM:
 
         All tokens computed since the engine was made, prompts and drafts included. Not counted where each rank
         sees a share of them (`expert_parallel`, or `afd` with several of attention). Reading waits for a GPU.
-        `core.metrics.imbalance` says how uneven a layer is, and `core.placement.place` takes one as loads.
+        `core.placement.imbalance` says how uneven a layer is, and `core.placement.place` takes one as loads.
         """
         return None if self._routing is None else self._routing[:, 1:].tolist()
 

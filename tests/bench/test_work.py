@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from miniserve.bench.work import precision_of, step_work
-from miniserve.core.metrics import PartRecord
+from miniserve.core.step_record import PartRecord
 from miniserve.hardware.shape import Precision
 from miniserve.model.cache import NoCache
 from miniserve.model.load import load_model

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
-from miniserve.core.metrics import Histogram, imbalance
+from miniserve.core.histogram import Histogram
 from miniserve.core.request import FinishReason, Request
 from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
@@ -126,12 +126,6 @@ def test_recomputation_after_preemption_is_in_no_hit_rate():
 
 def test_hit_rate_before_the_first_prompt_is_unknown(engine):
     assert engine.metrics.hit_rate is None
-
-
-def test_imbalance():
-    assert imbalance([2, 2, 2, 2]) == 1.0
-    assert imbalance([0, 6, 0]) == 3.0
-    assert imbalance([0, 0]) is None
 
 
 @given(st.lists(st.tuples(st.integers(1, 20), st.integers(1, 6), st.integers(0, 5)), min_size=1, max_size=6))

@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from miniserve.core.block_pool import BlockPool
 from miniserve.core.engine import Engine
-from miniserve.core.metrics import MoveCounts, StepRecord, TierCounts
+from miniserve.core.kv_counts import MoveCounts, TierCounts
 from miniserve.core.request import Request
 from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
+from miniserve.core.step_record import StepRecord
 from miniserve.server.view.recorder import INTERVAL_S, MAX_STEPS, Recorder, bucket, name_of, runs, runs_of_set, split
 from support.fake_device import FakeDevice
 

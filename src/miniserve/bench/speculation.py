@@ -9,8 +9,8 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from miniserve.core.metrics import StepRecord
 from miniserve.core.sampling_params import SamplingParams
+from miniserve.core.step_record import StepRecord
 from miniserve.llm import LLM
 from miniserve.model.load import LoadedModel
 

@@ -10,8 +10,8 @@ from typing import Any
 from miniserve.bench.ceilings import Ceilings, measure_ceilings
 from miniserve.bench.work import precision_of, step_work
 from miniserve.bench.workloads import Job, mixed
-from miniserve.core.metrics import StepRecord
 from miniserve.core.sampling_params import SamplingParams
+from miniserve.core.step_record import StepRecord
 from miniserve.llm import LLM
 
 

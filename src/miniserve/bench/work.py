@@ -7,7 +7,7 @@ activations are left out, as they may stay in a cache.
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from miniserve.core.metrics import PartRecord
+from miniserve.core.step_record import PartRecord
 from miniserve.hardware.cost import Part
 from miniserve.hardware.shape import Precision
 from miniserve.hardware.step import step_operators

@@ -23,7 +23,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from miniserve.core.connector import Progress
-from miniserve.core.metrics import MoveCounts
+from miniserve.core.kv_counts import MoveCounts
 from miniserve.core.offer import Offer
 from miniserve.core.request import FinishReason, Request
 from miniserve.errors import InvalidRequestError, MiniserveError

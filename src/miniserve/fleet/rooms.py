@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from miniserve.core.metrics import MoveCounts
+from miniserve.core.kv_counts import MoveCounts
 from miniserve.core.offer import Offer
 from miniserve.kvstore.transfer import KVTransfer, Room
 

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 
 from miniserve.core.connector import Progress
+from miniserve.core.kv_counts import TierCounts
 from miniserve.core.loading import Piece, Seconds, worth_loading
-from miniserve.core.metrics import TierCounts
 from miniserve.core.request import Request
 from miniserve.kvstore.blocks import BlockCopier
 from miniserve.kvstore.jobs import Job, Load, Save

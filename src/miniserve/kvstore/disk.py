@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from filelock import FileLock, Timeout
 
-from miniserve.core.metrics import TierCounts
+from miniserve.core.kv_counts import TierCounts
 from miniserve.errors import InvalidRequestError
 from miniserve.kvstore.block_file import PARTIAL, SUFFIX, file_bytes, read_block, write_block
 from miniserve.kvstore.deletion import delete_owner

@@ -8,7 +8,7 @@ from collections import OrderedDict
 
 import numpy as np
 
-from miniserve.core.metrics import TierCounts
+from miniserve.core.kv_counts import TierCounts
 from miniserve.errors import InvalidRequestError
 from miniserve.kvstore.record import BlockKey, Record
 

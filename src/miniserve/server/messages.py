@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from miniserve.core.block_pool import BlockEvent
-from miniserve.core.metrics import Metrics, MoveCounts
+from miniserve.core.kv_counts import MoveCounts
+from miniserve.core.metrics import Metrics
 from miniserve.core.offer import Offer
 from miniserve.core.request import TokenLogprob
 from miniserve.core.sampling_params import SamplingParams

@@ -13,7 +13,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
-from miniserve.core.metrics import Histogram, MoveCounts, TierCounts, imbalance
+from miniserve.core.histogram import Histogram
+from miniserve.core.kv_counts import MoveCounts, TierCounts
+from miniserve.core.placement import imbalance
 from miniserve.server.backend import EngineReport
 
 PREFIX = "miniserve:"
@@ -126,7 +128,8 @@ class _Families:
             labels=[*self._labels, "layer"],
         )
         for layer, counts in enumerate(layers):
-            if (times := imbalance(counts)) is not None:
+            if any(counts):
+                times = imbalance(counts, range(len(counts)), len(counts))
                 uneven.add_metric([*self._labels.values(), str(layer)], times)
         yield uneven
 

@@ -18,7 +18,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from miniserve.core.metrics import Metrics, MoveCounts, TierCounts
+from miniserve.core.kv_counts import MoveCounts, TierCounts
+from miniserve.core.metrics import Metrics
 from miniserve.server.backend import EngineReport
 from miniserve.server.messages import Report
 from miniserve.server.metrics import exposition

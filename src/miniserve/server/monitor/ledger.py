@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from miniserve.core.metrics import LATENCY_BUCKETS_S, Histogram
+from miniserve.core.histogram import LATENCY_BUCKETS_S, Histogram
 from miniserve.server.monitor.meter import CLIENT_LEFT, Meter
 from miniserve.workloads.service import SLO
 

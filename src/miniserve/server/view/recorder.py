@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from miniserve.core.engine import Engine
-from miniserve.core.metrics import StepRecord
 from miniserve.core.request import Request
+from miniserve.core.step_record import StepRecord
 from miniserve.server.view.records import Holder, Part, ShownStep, TierState, Totals, Update
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from miniserve.core.metrics import MoveCounts
+from miniserve.core.kv_counts import MoveCounts
 
 
 class EngineState(Struct):
