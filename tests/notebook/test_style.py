@@ -13,7 +13,7 @@ from miniserve.notebook import COLORS
 pytest.importorskip("matplotlib")
 
 
-def figure(alt="A line that rises to three."):
+def figure(alt="A line that rises to three.", caption="Computed: a < b"):
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -26,7 +26,7 @@ def figure(alt="A line that rises to three."):
     ax.plot([1, 2, 3], label="one")
     ax.plot([1, 2, 3.01], label="two")
     label_lines(ax)
-    return show_figure(fig, alt=alt, caption="a < b")._repr_html_()
+    return show_figure(fig, alt=alt, caption=caption)._repr_html_()
 
 
 def test_equal_figures_are_equal_svg_that_follow_the_page():
@@ -60,6 +60,39 @@ def test_labels_at_line_ends_do_not_overlap():
 def test_alt_must_say_something():
     with pytest.raises(InvalidRequestError, match="does not say what the figure shows"):
         figure("Figure 1")
+
+
+def test_ticks_are_written_out():
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    from miniserve.notebook.style import plain_ticks
+
+    fig, (tokens, flops, error) = plt.subplots(1, 3)
+    tokens.plot([0, 4000], [1, 50_000])
+    tokens.set(yscale="log")
+    flops.plot([1, 2], [1e3, 1e13])
+    flops.set(yscale="log", yticks=[1e3, 1e6, 1e13])
+    error.plot([1e-7, 1e-1], [0.1, 0.5])
+    error.set(xscale="log")
+    plain_ticks(fig)
+    fig.canvas.draw()
+    drawn = {
+        name: {label.get_text() for label in labels}
+        for name, labels in (
+            ("tokens", tokens.get_yticklabels()),
+            ("step", tokens.get_xticklabels()),
+            ("flops", flops.get_yticklabels()),
+            ("error", error.get_xticklabels()),
+        )
+    }
+    plt.close(fig)
+    assert {"1", "10", "100", "1,000", "10,000"} <= drawn["tokens"]
+    assert {"0", "2,000", "4,000"} <= drawn["step"]
+    assert drawn["flops"] == {"1k", "1M", "10T"}
+    assert any("10^{-7}" in text for text in drawn["error"])
 
 
 def luminance(color: str) -> float:

@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from miniserve.notebook.ledger import Entry, Ledger
     from miniserve.notebook.results import Measurement, load_results, status_box
     from miniserve.notebook.source import show_source
-    from miniserve.notebook.style import COLORS, label_lines, show_figure, use_book_style
+    from miniserve.notebook.style import COLOR_OF, COLORS, HEAT, INK, label_lines, show_figure, use_book_style
     from miniserve.notebook.units import format_value
 
 _LAZY = {
     "COLORS": "style",
+    "COLOR_OF": "style",
+    "HEAT": "style",
+    "INK": "style",
     "Axis": "explorer",
     "Entry": "ledger",
     "Explorer": "explorer",
@@ -36,6 +39,9 @@ _LAZY = {
 
 __all__ = [
     "COLORS",
+    "COLOR_OF",
+    "HEAT",
+    "INK",
     "Axis",
     "Entry",
     "Explorer",
