@@ -51,9 +51,10 @@ def shape_by_name(name: str) -> Shape:
         return table[name.lower()].shape
     if (Path(name) / "config.json").is_file():
         return read_shape(Path(name) / "config.json")
-    near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.3) or list(table)
+    near = difflib.get_close_matches(name.lower(), table, n=3, cutoff=0.3)
+    there = f"near it: {', '.join(near)}" if near else f"known are {', '.join(table)}"
     raise InvalidRequestError(
-        f"model '{name}' is neither a directory with a config.json nor known by its sizes; near it: {', '.join(near)}"
+        f"model '{name}' is neither a directory with a config.json nor known by its sizes; {there}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`plan`: which deployment to take for a model, some devices, a load and limits; and why not the others.
+"""`Search`: which deployment to take for a model, some devices, a load and limits; and why not the others.
 
 Every candidate that fits, and whose engines can serve one request alone within the limits, is simulated with the most
 users for whom the limits are met. They are ranked by output tokens a second and device, of all the devices there are:
