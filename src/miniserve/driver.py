@@ -13,8 +13,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from miniserve.errors import InvalidRequestError
 from miniserve.outputs import RequestOutput, snapshot
+from miniserve.runtime.generation import Delta, Generation
 from miniserve.runtime.interrupts import delayed_interrupt
-from miniserve.runtime.text_engine import Delta, Generation, TextEngine
+from miniserve.runtime.text_engine import TextEngine
 
 
 class Driver:

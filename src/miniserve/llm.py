@@ -28,7 +28,8 @@ from miniserve.kvstore.options import TierOptions
 from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import LoadedModel
 from miniserve.outputs import RequestOutput, snapshot
-from miniserve.runtime.text_engine import Generation, TextEngine
+from miniserve.runtime.generation import Generation
+from miniserve.runtime.text_engine import TextEngine
 from miniserve.settings import EngineOptions, EngineSettings, Speculation
 
 Prompt = str | Sequence[int]

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from miniserve.core.request import FinishReason, TokenLogprob
-from miniserve.runtime.text_engine import Choice, Generation
+from miniserve.runtime.generation import Choice, Generation
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from miniserve.errors import InvalidRequestError, RankError
 from miniserve.llm import LLM
 from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
-from miniserve.runtime.crew import program
+from miniserve.runtime.member_handle import program
 from miniserve.runtime.ranks import MODULE
 
 PROMPTS = [[5], list(range(3, 24)), [*range(3, 19), 9], [9] * 4, list(range(40, 80))]

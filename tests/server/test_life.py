@@ -10,7 +10,7 @@ import openai
 import psutil
 import pytest
 
-from miniserve.runtime.crew import program
+from miniserve.runtime.member_handle import program
 from miniserve.server.access import hash_key, new_key
 
 LONG = {"model": "tiny", "prompt": "hello", "max_tokens": 8000, "ignore_eos": True}

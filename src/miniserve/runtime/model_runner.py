@@ -30,9 +30,10 @@ from miniserve.runtime.batch import Batch
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.in_flight import Chosen
 from miniserve.runtime.kv_cache import KVCache
+from miniserve.runtime.logprobs import token_logprobs
 from miniserve.runtime.newest import Newest
 from miniserve.runtime.paged_attention import PagedAttention
-from miniserve.runtime.sampler import Sampled, choose, never_waits, sample, token_logprobs
+from miniserve.runtime.sampler import Sampled, choose, never_waits, sample
 from miniserve.runtime.upload import upload
 
 LOGIT_ROWS = 256  # rows of [V] logits in memory at a time where a whole prompt's are wanted

@@ -8,8 +8,6 @@ server.
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from miniserve.core.engine import Engine
 from miniserve.core.offer import Offer
@@ -18,51 +16,8 @@ from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.model.tokenizer.text_stream import TextStream
 from miniserve.model.tokenizer.tokenizer import Tokenizer
+from miniserve.runtime.generation import Choice, Delta, Generation
 from miniserve.runtime.grammars import Grammars
-
-
-@dataclass(eq=False)
-class Choice:
-    """One output of a generation.
-
-    Attributes:
-        index: 0 to n - 1.
-        request: its tokens, log-probabilities and times.
-        stream: its text.
-        finish_reason: None while it goes on.
-        stop_reason: the stop string, or the id of the caller's stop token, that ended it.
-    """
-
-    index: int
-    request: Request
-    stream: TextStream
-    finish_reason: FinishReason | None = None
-    stop_reason: str | int | None = None
-
-
-@dataclass(eq=False)
-class Generation:
-    """One prompt and its outputs."""
-
-    request_id: str
-    prompt_token_ids: list[int]
-    params: SamplingParams
-    prompt: str | None = None
-    choices: list[Choice] = field(default_factory=list)
-
-    @property
-    def finished(self) -> bool:
-        """Whether every output has ended."""
-        return all(choice.finish_reason for choice in self.choices)
-
-
-class Delta(NamedTuple):
-    """What a step did for one output: text that may be shown now (may be ""), and the tokens that came."""
-
-    generation: Generation
-    choice: Choice
-    text: str
-    tokens: Sequence[int]
 
 
 class TextEngine:
@@ -121,18 +76,7 @@ class TextEngine:
         """
         assert params.n == 1 or not prior, "each output goes on from its own"
         name = request_id if request_id is not None else f"request-{next(self._names)}"
-        params.check_vocabulary(self.tokenizer.vocab_size)
-        for token in prompt_token_ids:
-            if not 0 <= token < self.tokenizer.vocab_size:
-                raise InvalidRequestError(
-                    f"{name}: prompt token {token} is outside the vocabulary of {self.tokenizer.vocab_size} tokens"
-                )
-        room = self.engine.scheduler.max_model_len - len(prompt_token_ids)
-        if room < 1:
-            raise InvalidRequestError(
-                f"{name}: the prompt has {len(prompt_token_ids)} tokens and leaves no room for output; "
-                f"max_model_len is {self.engine.scheduler.max_model_len}"
-            )
+        room = self._room(name, prompt_token_ids, params)
         limits = params.limits(room, self.tokenizer.eos_token_ids)
         generation = Generation(name, list(prompt_token_ids), params, prompt)
         for index in range(params.n):
@@ -200,6 +144,22 @@ class TextEngine:
         """End everything."""
         for request_id in list(self._generations):
             self.abort(request_id)
+
+    def _room(self, name: str, prompt_token_ids: Sequence[int], params: SamplingParams) -> int:
+        """Check a prompt; how many tokens may follow it. Raises InvalidRequestError: see `make`."""
+        longest, vocab_size = self.engine.scheduler.max_model_len, self.tokenizer.vocab_size
+        params.check_vocabulary(vocab_size)
+        for token in prompt_token_ids:
+            if not 0 <= token < vocab_size:
+                raise InvalidRequestError(
+                    f"{name}: prompt token {token} is outside the vocabulary of {vocab_size} tokens"
+                )
+        if len(prompt_token_ids) >= longest:
+            raise InvalidRequestError(
+                f"{name}: the prompt has {len(prompt_token_ids)} tokens and leaves no room for output; "
+                f"max_model_len is {longest}"
+            )
+        return longest - len(prompt_token_ids)
 
     def _text_stream(self, generation: Generation) -> TextStream:
         params = generation.params

@@ -11,7 +11,8 @@ from miniserve.server.messages import Piece
 
 if TYPE_CHECKING:
     from miniserve.fleet.moves import Moves
-    from miniserve.runtime.text_engine import Delta, TextEngine
+    from miniserve.runtime.generation import Delta
+    from miniserve.runtime.text_engine import TextEngine
 
 
 class Departures:

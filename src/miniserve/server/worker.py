@@ -48,7 +48,7 @@ from miniserve.server.view.recorder import Recorder
 
 if TYPE_CHECKING:
     from miniserve.llm import LLM
-    from miniserve.runtime.text_engine import Delta, Generation
+    from miniserve.runtime.generation import Delta, Generation
 
 Opener = Callable[[], "LLM"]
 

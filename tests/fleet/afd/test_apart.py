@@ -18,7 +18,7 @@ from miniserve.fleet.afd.spans import read_spans
 from miniserve.llm import LLM
 from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
-from miniserve.runtime.crew import program
+from miniserve.runtime.member_handle import program
 
 PROMPTS = [[5], list(range(3, 24)), [9] * 4, list(range(40, 80))]
 NEW = 10

@@ -23,7 +23,7 @@ from miniserve.server.view.records import Holder, Part, ShownStep, TierState, To
 
 if TYPE_CHECKING:
     from miniserve.fleet.moves import Moves
-    from miniserve.runtime.text_engine import Delta
+    from miniserve.runtime.generation import Delta
 
 INTERVAL_S = 0.1
 LARGEST_SHARE = 1 / 200
