@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from miniserve.errors import CorruptFileError, InvalidRequestError, TensorError, UnsupportedModelError
 from miniserve.model.checkpoint import GGUFCheckpoint, SafetensorsCheckpoint
 from miniserve.model.layers import Linear
-from miniserve.model.weights import check_plan, load_weights
+from miniserve.model.weight_plan import check_plan
+from miniserve.model.weights import load_weights
 from support import tiny_models
 
 CPU = torch.device("cpu")

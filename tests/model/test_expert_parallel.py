@@ -15,7 +15,7 @@ from miniserve.model.expert_plan import ExpertOptions, ExpertPlan
 from miniserve.model.load import load_decoder
 from miniserve.model.sharding import ShardedCheckpoint
 from miniserve.model.sources.resolve import resolve
-from miniserve.model.weights import weight_plan
+from miniserve.model.weight_plan import weight_plan
 from support.thread_ranks import ThreadRanks
 
 HIDDEN = 4

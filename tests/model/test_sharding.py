@@ -17,7 +17,7 @@ from miniserve.model.config import MoE
 from miniserve.model.load import load_decoder
 from miniserve.model.one_call import OneCall
 from miniserve.model.sharding import ShardedCheckpoint, sharded_config
-from miniserve.model.weights import weight_plan
+from miniserve.model.weight_plan import weight_plan
 from support import tiny_models
 from support.thread_ranks import ThreadRanks
 

@@ -12,12 +12,13 @@ from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder
 from miniserve.model.expert_plan import ExpertOptions, plan_experts
+from miniserve.model.huge_pages import move_to_huge_pages
 from miniserve.model.sharding import ShardedCheckpoint
 from miniserve.model.sides import Side
 from miniserve.model.sources.files import ModelFiles
 from miniserve.model.sources.resolve import resolve
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.model.weights import load_weights, move_to_huge_pages
+from miniserve.model.weights import load_weights
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from miniserve.errors import InvalidRequestError
 from miniserve.model.config import ModelConfig
 from miniserve.model.decoder import Decoder
-from miniserve.model.weights import weight_plan
+from miniserve.model.weight_plan import weight_plan
 
 CLASSES = {"llama": "LlamaForCausalLM", "qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 

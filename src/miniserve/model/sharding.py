@@ -27,7 +27,7 @@ from miniserve.model.config import ModelConfig
 from miniserve.model.expert_plan import ExpertPlan
 from miniserve.model.sides import Side
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.model.weights import check_plan, weight_plan
+from miniserve.model.weight_plan import check_plan, weight_plan
 
 
 def sharded_config(

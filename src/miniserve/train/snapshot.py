@@ -19,7 +19,7 @@ from torch import Tensor
 from miniserve.errors import CorruptFileError
 from miniserve.model.decoder import Decoder
 from miniserve.model.save import hf_config, save_weights
-from miniserve.model.weights import weight_plan
+from miniserve.model.weight_plan import weight_plan
 
 PREFIX = "step-"
 MOMENTS = ("exp_avg", "exp_avg_sq")
