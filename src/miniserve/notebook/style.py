@@ -65,6 +65,7 @@ HEAT = ("#0b5394", "#6b737c", "#b3261e")
 #: How a caption begins: what kind of numbers the figure shows. `Shown` is for drawings, which have none.
 KINDS = ("Measured", "Recorded", "Simulated", "Computed", "Claimed", "Shown")
 _SALT = "tokens-per-second"
+_ONE_PANEL = 610  # pixels: a wider figure would have letters too small for a phone, and scrolls there instead
 _NEAR_EDGE = 0.12  # of the axes' width: a line that ends closer to the right edge has its label beyond it
 
 
@@ -193,7 +194,11 @@ class FigureOutput:
 
     def _repr_html_(self) -> str:
         caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
-        return f'<figure class="ms-figure" style="margin:0.5rem 0">{self.svg}{caption}</figure>'
+        picture = self.svg
+        if "min-width" in picture:  # on a phone it is wider than the page
+            region = f'tabindex="0" role="region" aria-label="{html.escape(self.caption or self.alt)}"'
+            picture = f'<div style="overflow-x:auto" {region}>{picture}</div>'
+        return f'<figure class="ms-figure" style="margin:0.5rem 0">{picture}{caption}</figure>'
 
 
 def show_figure(fig: "Figure", *, alt: str, caption: str = "") -> FigureOutput:
@@ -230,6 +235,9 @@ def _inline(svg: str, alt: str) -> str:
     svg = re.sub(r'(\bid="|\bhref="#|url\(#)', rf"\g<1>{key}-", svg)
     svg = svg.replace(INK, "currentColor").replace(INK.upper(), "currentColor")
     size = re.match(r'<svg[^>]*?\bwidth="([\d.]+)pt"', svg)
-    width = f"{float(size.group(1)) * 4 / 3:.0f}px" if size else "100%"
-    head = f'<svg role="img" aria-label="{html.escape(alt)}" style="width:{width};max-width:100%;height:auto" '
+    pixels = float(size.group(1)) * 4 / 3 if size else 0.0
+    width = f"width:{pixels:.0f}px;max-width:100%" if pixels else "width:100%"
+    if pixels > _ONE_PANEL:
+        width += f";min-width:{0.7 * pixels:.0f}px"
+    head = f'<svg role="img" aria-label="{html.escape(alt)}" style="{width};height:auto" '
     return head + re.sub(r'\s(?:width|height)="[\d.]+pt"', "", svg.removeprefix("<svg ").lstrip(), count=2)
