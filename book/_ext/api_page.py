@@ -7,13 +7,15 @@ of its source in the repository that `_config.yml` names. It adds no directive a
 
 import inspect
 import re
+from collections.abc import Iterator
 from enum import Enum
+from html import escape
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from docutils import nodes
-from sphinx.addnodes import pending_xref
+from sphinx.addnodes import desc_parameter, desc_returns, pending_xref
 from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.environment import BuildEnvironment
@@ -85,10 +87,32 @@ def _readable_signature(
     return (re.sub(r"= <(?:[^<>]|<[^<>]*>)*>", "= ...", signature) if signature else signature), returns
 
 
+def _pieces(node: nodes.Element) -> Iterator[nodes.Node]:
+    """Its links, and the text between them."""
+    for child in node.children:
+        if isinstance(child, nodes.reference):
+            yield child
+        elif isinstance(child, nodes.Text):
+            yield nodes.raw("", escape(child.astext()), format="html")
+        elif "default_value" in child["classes"]:
+            yield nodes.raw("", f'<span class="default_value">{escape(child.astext())}</span>', format="html")
+        else:
+            yield from _pieces(child)
+
+
+def _thin_signatures(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:
+    """Parameters in few elements: Sphinx wraps each word in two, which would be half of the page."""
+    for part in [*doctree.findall(desc_parameter), *doctree.findall(desc_returns)]:
+        thin = list(_pieces(part))
+        part.clear()
+        part.extend(thin)
+
+
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers. Autodoc's own settings are in `_config.yml`."""
     app.connect("config-inited", _link_to_repository)
     app.connect("missing-reference", _link_or_leave)
     app.connect("autodoc-skip-member", _skip_fields)
+    app.connect("doctree-resolved", _thin_signatures, priority=900)
     app.connect("autodoc-process-signature", _readable_signature)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

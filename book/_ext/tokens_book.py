@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from docutils import nodes
+from sphinx.addnodes import toctree
 from sphinx.application import Sphinx
 from sphinx.config import Config
 
@@ -81,6 +82,12 @@ def _mend_page(_app: Sphinx, doctree: nodes.document, _docname: str) -> None:
             section["ids"] = []
 
 
+def _add_index(app: Sphinx, doctree: nodes.document) -> None:
+    """Put Sphinx's index, of the glossary's terms and the API's names, behind the last of the contents."""
+    if app.env.docname == app.config.root_doc:
+        list(doctree.findall(toctree))[-1]["entries"].append(("Index", "genindex"))
+
+
 # An icon in the theme's script: name:[width,height,[aliases],"code point","path" or ["path","path"]]
 _ICON = re.compile(r'"?([a-z0-9-]+)"?:\[\d+,\d+,\[([^\]]*)\],"[0-9a-f]+",(?:"[^"]*"|\["[^"]*","[^"]*"\])\],?')
 
@@ -105,6 +112,7 @@ def setup(app: Sphinx) -> dict[str, Any]:
     """Connect the handlers; the priorities run them after the theme's own."""
     app.connect("builder-inited", _put_src_on_path, priority=1)
     app.connect("config-inited", _no_launch_buttons, priority=1)
+    app.connect("doctree-read", _add_index, priority=400)  # before the table of contents is collected
     app.connect("doctree-resolved", _mend_page, priority=900)
     app.connect("html-page-context", _strip_thebe, priority=900)
     app.connect("html-page-context", _notebook_buttons, priority=502)
