@@ -95,7 +95,7 @@ HANDED_OUT = {
         "core.executor.Scheduled",
         "core.connector.Progress",
         "core.metrics.Metrics",
-        "core.metrics.StepRecord",
+        "core.step_record.StepRecord",
         "hardware.figures.Figure",
         "hardware.figures.Source",
         "hardware.shape.Experts",
