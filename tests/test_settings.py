@@ -7,8 +7,9 @@ import torch
 
 from miniserve.errors import InvalidRequestError
 from miniserve.model.load import load_model
+from miniserve.options import EngineOptions, Speculation
 from miniserve.runtime import trial
-from miniserve.settings import EngineOptions, EngineSettings, Speculation
+from miniserve.settings import EngineSettings
 
 OPTIONS = EngineOptions(
     max_model_len=64,

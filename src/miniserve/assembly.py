@@ -10,7 +10,6 @@ engine stands.
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -25,7 +24,6 @@ from miniserve.core.proposer import Proposer
 from miniserve.core.scheduler import Scheduler
 from miniserve.core.step_record import StepRecord
 from miniserve.errors import InvalidRequestError
-from miniserve.fleet.afd.apart import Apart
 from miniserve.fleet.afd.ranks import ApartRanks
 from miniserve.fleet.afd.runner import ApartModelRunner
 from miniserve.fleet.moves import Moves
@@ -35,9 +33,9 @@ from miniserve.kvstore.layout import KVLayout
 from miniserve.kvstore.nixl import Nixl
 from miniserve.kvstore.options import open_tiers
 from miniserve.kvstore.shared_memory import SharedMemory
-from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import LoadedModel, load_model
 from miniserve.model.sources.trust import Trust
+from miniserve.options import EngineOptions, LoadOptions
 from miniserve.runtime.draft_model import DraftModel
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KV_DTYPES, KVCache
@@ -47,40 +45,9 @@ from miniserve.runtime.rank_process import CacheShape
 from miniserve.runtime.ranks import Ranks
 from miniserve.runtime.sharded_runner import ShardedModelRunner
 from miniserve.runtime.text_engine import TextEngine
-from miniserve.settings import EngineOptions, EngineSettings
+from miniserve.settings import EngineSettings
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Placement:
-    """How a model is loaded, as `load_model` takes it, and by how many processes, which may be of two sides.
-
-    Raises:
-        InvalidRequestError: experts are to be shared out, and there is one process; or two things exclude each other.
-    """
-
-    dtype: str = "auto"
-    device: str = "auto"
-    backend: str = "auto"
-    quantization: str = "auto"
-    tensor_parallel_size: int = 1
-    experts: ExpertOptions | None = None
-    apart: Apart | None = None
-    trace: Path | None = None
-
-    def __post_init__(self) -> None:
-        if self.apart and self.tensor_parallel_size > 1:
-            raise InvalidRequestError(
-                f"afd says how many processes there are: it does not go with tensor_parallel_size, which is "
-                f"{self.tensor_parallel_size}, or expert_parallel"
-            )
-        if self.trace and not self.apart:
-            raise InvalidRequestError("afd_trace records the turns of two sides: it goes with afd")
-        if self.experts and self.tensor_parallel_size == 1:
-            raise InvalidRequestError(
-                "expert_parallel shares experts out among ranks: tensor_parallel_size, which is 1, must be more"
-            )
 
 
 class Assembly(NamedTuple):
@@ -108,7 +75,7 @@ class Assembly(NamedTuple):
 
 def assemble(
     model: str | LoadedModel,
-    placement: Placement,
+    loading: LoadOptions,
     options: EngineOptions,
     *,
     require_signed: Path | None = None,
@@ -119,7 +86,7 @@ def assemble(
 
     Args:
         model: alias, path or Hugging Face name, or a model that is loaded already.
-        placement: how it is loaded; of a loaded one, the default.
+        loading: how it is loaded; of a loaded one, the default.
         options: what is asked of the engine.
         require_signed, progress, on_step: see `LLM`.
 
@@ -130,10 +97,10 @@ def assemble(
     with ExitStack() as stack:
         ranks = None
         if not isinstance(model, LoadedModel):
-            model, ranks = _load(trust.admit(model), placement, stack, progress)
+            model, ranks = _load(trust.admit(model), loading, stack, progress)
         elif require_signed:
             raise InvalidRequestError("require_signed is looked after before a model is loaded: this one is already")
-        elif placement != Placement():
+        elif loading != LoadOptions():
             raise InvalidRequestError(
                 "dtype, device, backend, quantization, tensor_parallel_size, expert_parallel and afd decide how a "
                 "model is loaded: this model is loaded already"
@@ -153,9 +120,8 @@ def assemble(
         tiers = _tiers(model, settings, runner)
         if tiers:
             stack.callback(tiers.close)
-        moves = None
-        if settings.moves:
-            moves = _moves(model, settings, runner.cache)
+        moves = _moves(model, settings, runner.cache)
+        if moves:
             stack.callback(moves.close)
         scheduler = Scheduler(
             BlockPool(settings.num_blocks, settings.block_size),
@@ -179,10 +145,10 @@ def assemble(
 
 
 def _load(
-    name: str, placement: Placement, stack: ExitStack, progress: Progress | None
+    name: str, loading: LoadOptions, stack: ExitStack, progress: Progress | None
 ) -> tuple[LoadedModel, Ranks | ApartRanks | None]:
     """The model, or rank 0's part of it, and the other ranks, which `stack` ends."""
-    how = dict(vars(placement))
+    how = dict(vars(loading))
     size, apart, trace = (how.pop(each) for each in ("tensor_parallel_size", "apart", "trace"))
     if apart:
         del how["experts"]
@@ -265,8 +231,10 @@ def _tiers(model: LoadedModel, settings: EngineSettings, runner: ModelRunner) ->
     return open_tiers(settings.tiers, runner.cache, layout, recompute)
 
 
-def _moves(model: LoadedModel, settings: EngineSettings, cache: KVCache) -> Moves:
-    """The connector of an engine from which requests move."""
+def _moves(model: LoadedModel, settings: EngineSettings, cache: KVCache) -> Moves | None:
+    """The connector of an engine from which requests move, if they do."""
+    if settings.moves is None:
+        return None
     layout = KVLayout.of(model, settings.block_size, settings.kv_cache_dtype)
     transfer = SharedMemory() if settings.moves == "shared-memory" else Nixl()
     return Moves(BlockCopier(cache, layout), transfer)

@@ -13,12 +13,11 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import torch
 
-from miniserve.assembly import Placement, assemble
-from miniserve.core.request import FinishReason
+from miniserve.assembly import assemble
 from miniserve.core.sampling_params import GREEDY, SamplingParams
 from miniserve.core.step_record import StepRecord
 from miniserve.driver import Driver, TextIterator
@@ -27,21 +26,13 @@ from miniserve.fleet.afd.apart import BATCHES, Apart
 from miniserve.kvstore.options import TierOptions
 from miniserve.model.expert_plan import ExpertOptions
 from miniserve.model.load import LoadedModel
-from miniserve.outputs import RequestOutput, snapshot
+from miniserve.options import EngineOptions, LoadOptions, Speculation
+from miniserve.outputs import BlockView, RequestOutput, block_views, snapshot
 from miniserve.runtime.generation import Generation
 from miniserve.runtime.text_engine import TextEngine
-from miniserve.settings import EngineOptions, EngineSettings, Speculation
 
 Prompt = str | Sequence[int]
 Message = Mapping[str, Any]
-
-
-class BlockView(NamedTuple):
-    """One KV block: which requests hold it, and whether its content can be found by others."""
-
-    block: int
-    holders: tuple[str, ...]
-    cached: bool
 
 
 class LLM:
@@ -144,7 +135,7 @@ class LLM:
         experts = ExpertOptions.of(expert_parallel, redundant_experts, expert_loads)
         apart = None if afd is None else Apart.parse(afd, afd_batches)
         trace = None if afd_trace is None else Path(afd_trace)
-        placement = Placement(dtype, device, backend, quantization, tensor_parallel_size, experts, apart, trace)
+        loading = LoadOptions(dtype, device, backend, quantization, tensor_parallel_size, experts, apart, trace)
         options = EngineOptions(
             max_model_len=max_model_len,
             max_num_batched_tokens=max_num_batched_tokens,
@@ -169,7 +160,7 @@ class LLM:
             count_experts=count_experts,
         )
         signed = None if require_signed is None else Path(require_signed)
-        assembly = assemble(model, placement, options, require_signed=signed, progress=progress, on_step=on_step)
+        assembly = assemble(model, loading, options, require_signed=signed, progress=progress, on_step=on_step)
         self.model, self.settings, text_engine, self.tiers, self._beside, self.moves, self._routing = assembly
         self.tokenizer, self.engine = self.model.tokenizer, text_engine.engine
         self._driver = Driver(text_engine)
@@ -348,13 +339,7 @@ class LLM:
 
     def blocks(self) -> list[BlockView]:
         """Every KV block, for looking at: who holds it and whether it can be found by its content."""
-        holders: dict[int, list[str]] = {}
-        scheduler = self.engine.scheduler
-        for request in (*scheduler.running, *scheduler.loading):
-            for block in request.block_table:
-                holders.setdefault(block, []).append(request.request_id)
-        pool = scheduler.pool
-        return [BlockView(b, tuple(holders.get(b, ())), pool.is_cached(b)) for b in range(pool.num_blocks)]
+        return block_views(self.engine.scheduler)
 
     def _make(self, prompt: Prompt, params: SamplingParams, **options: Any) -> Generation:
         if isinstance(prompt, str):
@@ -374,6 +359,3 @@ class LLM:
             except InvalidRequestError as error:
                 raise InvalidRequestError(f"prompt {index} of {len(prompts)}: {error}") from error
         return made
-
-
-__all__ = ["LLM", "BlockView", "EngineSettings", "FinishReason", "RequestOutput", "SamplingParams", "TextIterator"]

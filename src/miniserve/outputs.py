@@ -1,12 +1,14 @@
 """What `LLM` gives back: one `RequestOutput` a prompt, with one `CompletionOutput` for each of its n outputs.
 
-Snapshots: plain values taken from a generation, finished or not. They stay what they are while the engine goes on.
+Snapshots: plain values taken from a generation, finished or not, or from the scheduler (`BlockView`). They stay what
+they are while the engine goes on.
 """
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from miniserve.core.request import FinishReason, TokenLogprob
+from miniserve.core.scheduler import Scheduler
 from miniserve.runtime.generation import Choice, Generation
 
 
@@ -121,6 +123,14 @@ class RequestOutput:
         return asdict(self) | {"usage": self.usage}
 
 
+class BlockView(NamedTuple):
+    """One KV block: which requests hold it, and whether its content can be found by others."""
+
+    block: int
+    holders: tuple[str, ...]
+    cached: bool
+
+
 def snapshot(generation: Generation) -> RequestOutput:
     """The generation as it is now."""
     params = generation.params
@@ -133,6 +143,16 @@ def snapshot(generation: Generation) -> RequestOutput:
         [_completion(choice, params.logprobs is not None) for choice in generation.choices],
         generation.finished,
     )
+
+
+def block_views(scheduler: Scheduler) -> list[BlockView]:
+    """Every KV block of the pool, in order."""
+    holders: dict[int, list[str]] = {}
+    for request in (*scheduler.running, *scheduler.loading):
+        for block in request.block_table:
+            holders.setdefault(block, []).append(request.request_id)
+    pool = scheduler.pool
+    return [BlockView(b, tuple(holders.get(b, ())), pool.is_cached(b)) for b in range(pool.num_blocks)]
 
 
 def _completion(choice: Choice, with_logprobs: bool) -> CompletionOutput:

@@ -1,6 +1,4 @@
-"""`EngineOptions`: what is asked of an engine. `EngineSettings`: what it is built with, every "as you see fit" decided
-for the device it runs on.
-"""
+"""`EngineSettings`: what an engine is built with, every "as you see fit" of its options decided for the device."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,73 +9,17 @@ from miniserve.errors import InvalidRequestError
 from miniserve.kvstore.options import TierOptions
 from miniserve.model.decoder import Decoder
 from miniserve.model.load import LoadedModel
+from miniserve.options import EngineOptions, Speculation
 from miniserve.runtime.kv_cache import KV_DTYPES, block_bytes, choose_kv_dtype, choose_size
 from miniserve.runtime.trial import free_beside_steps
 
 BLOCK_SIZE = {"cpu": 16, "cuda": 64}
-TRITON_BLOCK_MULTIPLE = 16
 # A step's budget bounds how long a decode waits for a newcomer's prompt. Beyond some hundred tokens a CPU gains nothing
 # from a larger one; a GPU does.
 BATCHED_TOKENS = {"cpu": 512, "cuda": 8192}
 # Of the memory that is free once the weights are loaded, and on a GPU a step has its own. A GPU is the engine's alone,
 # but CUDA graphs need some still; a laptop's memory is not.
 MEMORY_FRACTION = {"cpu": 0.25, "cuda": 0.85}
-
-MOVES = ("shared-memory", "nixl")
-
-DRAFT_TOKENS = 4  # of a draft, where no number is given
-MOST_DRAFT_TOKENS = 32
-
-
-@dataclass(frozen=True)
-class Speculation:
-    """Guess tokens ahead and verify several at once.
-
-    Attributes:
-        num_tokens: the most tokens of a draft.
-        model: alias, path or Hugging Face name of the draft model; None: from the request's own text.
-    """
-
-    num_tokens: int
-    model: str | None
-
-    @classmethod
-    def parse(cls, text: str) -> "Speculation":
-        """From "ngram" or a draft model's name, and ":N" behind it for drafts of up to N tokens.
-
-        Raises:
-            InvalidRequestError: no name, or a number out of range.
-        """
-        name, colon, number = text.rpartition(":")
-        if not colon or not number.isdecimal():
-            name, number = text, str(DRAFT_TOKENS)
-        if not name:
-            raise InvalidRequestError(f"speculation is {text!r}: it must be ngram or a draft model, and may end in :N")
-        if not 1 <= int(number) <= MOST_DRAFT_TOKENS:
-            raise InvalidRequestError(
-                f"speculation is {text!r}: a draft must have between 1 and {MOST_DRAFT_TOKENS} tokens"
-            )
-        return cls(int(number), None if name == "ngram" else name)
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """What is asked of an engine. The names and the meaning of None are those of `LLM`'s arguments."""
-
-    max_model_len: int | None
-    max_num_batched_tokens: int | None
-    max_num_seqs: int
-    block_size: int | None
-    kv_cache_memory: int | None
-    kv_cache_dtype: str
-    memory_fraction: float | None
-    prefix_caching: bool
-    cuda_graphs: bool
-    speculation: Speculation | None
-    overlap: bool | None
-    tiers: TierOptions | None = None
-    moves: str | None = None
-    count_experts: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -147,65 +89,43 @@ class EngineSettings:
         Raises:
             InvalidRequestError: an option is out of its range, or memory does not suffice. Names it and the limit.
         """
-        device, kv_dtype = model.decoder.device, choose_kv_dtype(options.kv_cache_dtype, model.choices)
-        max_num_seqs, speculation = options.max_num_seqs, options.speculation
-        block_size, max_num_batched_tokens = options.block_size, options.max_num_batched_tokens
-        if block_size is None:
-            block_size = BLOCK_SIZE[device.type]
-        if max_num_batched_tokens is None:
-            max_num_batched_tokens = BATCHED_TOKENS[device.type]
-        for name, value in (
-            ("block_size", block_size),
-            ("max_num_seqs", max_num_seqs),
-            ("max_num_batched_tokens", max_num_batched_tokens),
-        ):
-            if value < 1:
-                raise InvalidRequestError(f"{name} is {value}: it must be at least 1")
-        if model.choices.backend == "triton" and block_size % TRITON_BLOCK_MULTIPLE:
-            raise InvalidRequestError(
-                f"block_size is {block_size}: with the Triton kernels it must be a multiple of {TRITON_BLOCK_MULTIPLE}"
-            )
-        kv_cache_memory, memory_fraction = options.kv_cache_memory, options.memory_fraction
-        if memory_fraction is not None and not 0 < memory_fraction <= 1:
-            raise InvalidRequestError(f"memory_fraction is {memory_fraction}: it must lie above 0 and at most 1")
-        if kv_cache_memory is not None and memory_fraction is not None:
-            raise InvalidRequestError("kv_cache_memory and memory_fraction exclude each other: both size the KV cache")
-        if kv_cache_memory is None:
-            fraction = memory_fraction if memory_fraction is not None else MEMORY_FRACTION[device.type]
-            free = free_beside_steps if free is None else free
-            choosing = max_num_seqs * (1 + speculation.num_tokens if speculation else 1)  # places of a step
-            kv_cache_memory = int(free(model.decoder, block_size, max_num_batched_tokens, choosing) * fraction)
-        config, ranks = model.decoder.config, model.decoder.communicator.size
-        block = block_bytes(config, block_size, kv_dtype)
+        decoder, choices = model.decoder, model.choices
+        kind, ranks, speculation = decoder.device.type, decoder.communicator.size, options.speculation
+        kv_dtype = choose_kv_dtype(options.kv_cache_dtype, choices)
+        block_size, batched_tokens = options.block_size, options.max_num_batched_tokens
+        block_size = BLOCK_SIZE[kind] if block_size is None else block_size
+        batched_tokens = BATCHED_TOKENS[kind] if batched_tokens is None else batched_tokens
+        options.check(block_size, batched_tokens, choices.backend, ranks)
+        cuda_graphs = options.cuda_graphs and choices.backend == "triton" and ranks == 1 and decoder.is_whole
+        if options.overlap and not cuda_graphs:
+            raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
+        memory = options.kv_cache_memory
+        if memory is None:
+            fraction = MEMORY_FRACTION[kind] if options.memory_fraction is None else options.memory_fraction
+            places = options.max_num_seqs * (1 + speculation.num_tokens if speculation else 1)  # of a step
+            memory = int((free or free_beside_steps)(decoder, block_size, batched_tokens, places) * fraction)
+        block = block_bytes(decoder.config, block_size, kv_dtype)
         draft_block = block_bytes(draft.config, block_size, draft.decoder.dtype) if draft else 0
         num_blocks, max_model_len = choose_size(
-            config,
+            decoder.config,
             block_size=block_size,
             dtype=kv_dtype,
-            memory_bytes=kv_cache_memory * block // (block + draft_block),  # the draft model has as many blocks
-            max_num_seqs=max_num_seqs,
+            memory_bytes=memory * block // (block + draft_block),  # the draft model has as many blocks
+            max_num_seqs=options.max_num_seqs,
             max_model_len=options.max_model_len,
         )
         if draft:
             _check_draft(model, draft, max_model_len)
-        cuda_graphs = options.cuda_graphs and model.choices.backend == "triton" and ranks == 1
-        cuda_graphs = cuda_graphs and model.decoder.is_whole
-        if options.overlap and not cuda_graphs:
-            raise InvalidRequestError("overlap is True: it needs CUDA graphs, which this engine does without")
-        if options.overlap and speculation:
-            raise InvalidRequestError("overlap and speculation exclude each other: a draft follows the newest token")
-        _check_tiers(options, ranks)
-        _check_moves(options, ranks)
         return cls(
             model=model.files.name,
-            device=str(model.choices.device),
-            backend=model.choices.backend,
-            dtype=_dtype_name(model.choices.dtype),
-            quantization=model.choices.quantization,
-            note=model.choices.note,
+            device=str(choices.device),
+            backend=choices.backend,
+            dtype=_dtype_name(choices.dtype),
+            quantization=choices.quantization,
+            note=choices.note,
             max_model_len=max_model_len,
-            max_num_batched_tokens=max_num_batched_tokens,
-            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=batched_tokens,
+            max_num_seqs=options.max_num_seqs,
             block_size=block_size,
             num_blocks=num_blocks,
             kv_cache_bytes=num_blocks * (block + draft_block),
@@ -214,8 +134,8 @@ class EngineSettings:
             cuda_graphs=cuda_graphs,
             speculation=speculation,
             tensor_parallel_size=ranks,
-            expert_parallel=model.decoder.experts is not None,
-            apart=not model.decoder.is_whole,
+            expert_parallel=decoder.experts is not None,
+            apart=not decoder.is_whole,
             overlap=cuda_graphs and not speculation if options.overlap is None else options.overlap,
             tiers=options.tiers,
             moves=options.moves,
@@ -238,33 +158,6 @@ class EngineSettings:
 
 def _dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
-
-
-def _check_tiers(options: EngineOptions, ranks: int) -> None:
-    """Tiers find blocks by their content, and those of this process."""
-    if options.tiers is None:
-        return
-    if not options.prefix_caching:
-        raise InvalidRequestError("kv_host_mib and kv_disk_dir need prefix caching: it is what finds blocks again")
-    if ranks > 1:
-        raise InvalidRequestError(
-            f"kv_host_mib and kv_disk_dir do not go with tensor_parallel_size {ranks}: the other ranks' slices of the "
-            "KV are in processes that tiers do not reach"
-        )
-
-
-def _check_moves(options: EngineOptions, ranks: int) -> None:
-    """A request moves with one rank's KV."""
-    moves = options.moves
-    if moves is None:
-        return
-    if moves not in MOVES:
-        raise InvalidRequestError(f"moves is {moves!r}: it must be {' or '.join(MOVES)}")
-    if ranks > 1:
-        raise InvalidRequestError(
-            f"moves, by which several engines serve, does not go with tensor_parallel_size {ranks}: the other ranks' "
-            "KV would stay"
-        )
 
 
 def _check_draft(model: LoadedModel, draft: LoadedModel, max_model_len: int) -> None:
