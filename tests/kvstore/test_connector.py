@@ -291,7 +291,7 @@ def test_a_disk_that_cannot_keep_up_is_not_waited_for(device, tmp_path, monkeypa
     put = DiskTier.put
     monkeypatch.setattr(DiskTier, "put", lambda self, record: may.wait(20) and put(self, record))
     made = device(disk(tmp_path))
-    made.kv._worker._longest = 10
+    made.kv._worker._backlog._longest = 10
     made.save(made.request(TOKENS, SOURCE), 16)
     assert made.kv.counts["disk"].skipped == 6
     may.set()

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from miniserve.cli import app
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import MiniserveError
-from miniserve.kvstore import worker
+from miniserve.kvstore import backlog
 from miniserve.kvstore.block_file import KEY_SUFFIX
 from miniserve.kvstore.deletion import delete_owner
 from miniserve.kvstore.disk import DiskTier
@@ -144,12 +144,12 @@ def test_a_write_that_does_not_end_is_an_error_and_not_a_deletion(opened, tmp_pa
 
     with monkeypatch.context() as patch, opened() as llm:
         patch.setattr(DiskTier, "put", slow)
-        patch.setattr(worker, "CLOSE_S", 0.01)
+        patch.setattr(backlog, "PATIENCE_S", 0.01)
         ask(llm, "a")
         with pytest.raises(TimeoutError, match=r"a block is being written since 0.01 s"):
             llm.delete_kv("a").result(WAIT_S)
         go_on.set()
-        patch.setattr(worker, "CLOSE_S", 10.0)
+        patch.setattr(backlog, "PATIENCE_S", 10.0)
         llm.delete_kv("a").result(WAIT_S)
         assert not of(tmp_path / "kv", owner_of("a"))
 

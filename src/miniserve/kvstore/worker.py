@@ -1,15 +1,15 @@
-"""`Worker`: the thread that moves KV blocks between the device and the tiers, and the one that writes to disk.
+"""`Worker`: the thread that moves KV blocks between the device and the tiers.
 
 Loads go before saves, since a request waits for a load, and a save only holds blocks. A deletion takes its turn among
-the saves, so that nothing which was begun before it can come after it. What is saved is written through:
-to host memory and, a little later and by a thread of its own, to disk. So a block that host memory has no room for any
+the saves, so that nothing which was begun before it can come after it. What is saved is written through: to host memory
+and, a little later and by a thread of its own (backlog.py), to disk. So a block that host memory has no room for any
 more is simply dropped (the disk has it), nothing is left to be written when the process ends or dies, and other
 processes find blocks soon. Written once in any case, as it would be if it went to disk only when host memory is short:
-it would go there just the same in the end. If the disk cannot keep up, blocks are skipped rather than waited for.
+it would go there just the same in the end.
 
 What is read from disk is put into host memory: it was wanted now, and so it may be again.
 
-The threads live as long as the worker is not closed; they know nothing of the engine but its KV cache.
+The thread lives as long as the worker is not closed; it knows nothing of the engine but its KV cache.
 """
 
 import logging
@@ -22,6 +22,7 @@ from concurrent.futures import Future
 import torch
 
 from miniserve.core.loading import Rate
+from miniserve.kvstore.backlog import Backlog
 from miniserve.kvstore.blocks import STAGED_BLOCKS, BlockCopier
 from miniserve.kvstore.disk import DiskTier
 from miniserve.kvstore.host import HostTier
@@ -30,7 +31,7 @@ from miniserve.kvstore.packing import Packing
 from miniserve.kvstore.record import BlockKey, Record, checksum_of
 
 BACKLOG_BYTES = 2**27  # of blocks that wait to be written to disk; 16 blocks at least
-CLOSE_S = 10.0  # for the backlog, when the worker is closed
+CLOSE_S = 10.0  # for what is still to be saved, when the worker is closed
 
 Tier = HostTier | DiskTier
 
@@ -46,90 +47,88 @@ class Worker:
         tiers: at most one of each kind, the fastest first.
 
     Attributes:
-        changed: notified when a job has ended, or begun.
         rates: of loads, by the tier's name.
     """
 
     def __init__(self, copier: BlockCopier, packing: Packing, tiers: Sequence[Tier]) -> None:
-        self.changed = threading.Condition()
+        self._changed = threading.Condition()
         self.rates = {tier.name: Rate() for tier in tiers}
         self._copier, self._packing, self._tiers = copier, packing, tiers
         self._host = next((tier for tier in tiers if isinstance(tier, HostTier)), None)
         self._disk = next((tier for tier in tiers if isinstance(tier, DiskTier)), None)
+        longest = max(16, BACKLOG_BYTES // packing.stored.block_bytes)
+        self._backlog = Backlog(self._disk, longest) if self._disk is not None else None
         self._loads: deque[Load] = deque()
         self._saves: deque[Save | Delete] = deque()
         self._ended: deque[Job] = deque()
-        self._backlog: deque[Record] = deque()
-        self._longest = max(16, BACKLOG_BYTES // packing.stored.block_bytes)
         self._closing = False
         self._staged = copier.buffers(STAGED_BLOCKS)
         self._stored = self._staged
         if packing.stored != copier.layout:
             self._stored = torch.empty((STAGED_BLOCKS, packing.stored.block_bytes), dtype=torch.uint8)
-        self._threads = [threading.Thread(target=self._move, name="miniserve-kv", daemon=True)]
-        if self._disk is not None:
-            write = threading.Thread(target=self._write, args=(self._disk,), name="miniserve-kv-disk", daemon=True)
-            self._threads.append(write)
-        for thread in self._threads:
-            thread.start()
+        self._thread = threading.Thread(target=self._move, name="miniserve-kv", daemon=True)
+        self._thread.start()
 
     def begin(self, job: Load | Save) -> None:
         """Do this."""
-        with self.changed:
+        with self._changed:
             (self._loads if isinstance(job, Load) else self._saves).append(job)  # type: ignore[arg-type]
-            self.changed.notify_all()
+            self._changed.notify_all()
 
     def delete(self, owner: bytes) -> Future[dict[str, int]]:
         """Have every tier forget a tenant's blocks, those that are being saved too."""
         order = Delete(owner, Future())
-        with self.changed:
+        with self._changed:
             self._saves.append(order)
-            self.changed.notify_all()
+            self._changed.notify_all()
         return order.done
 
     def take_ended(self, wait_s: float = 0.0) -> list[Job]:
         """The jobs that have ended by themselves since the last call; waits a little for the first."""
-        with self.changed:
+        with self._changed:
             if wait_s and not self._ended:
-                self.changed.wait_for(lambda: self._ended, wait_s)
+                self._changed.wait_for(lambda: self._ended, wait_s)
             ended = list(self._ended)
             self._ended.clear()
         return ended
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
         """Wait until everything has been written; False if that takes too long."""
-        with self.changed:
-            return self.changed.wait_for(lambda: not (self._loads or self._saves or self._backlog), timeout_s)
+        until_s = time.monotonic() + timeout_s
+        with self._changed:
+            if not self._changed.wait_for(lambda: not (self._loads or self._saves), timeout_s):
+                return False
+        return self._backlog is None or self._backlog.flush(max(until_s - time.monotonic(), 0))
 
     def close(self) -> None:
-        """Write what is to be written, for `CLOSE_S` at most, and end the threads."""
+        """Write what is to be written, for `CLOSE_S` at most, and end the thread."""
         self.flush()
-        with self.changed:
+        with self._changed:
             self._closing = True
             for job in self._saves:
                 if isinstance(job, Delete):
                     job.done.cancel()
             self._loads.clear()
             self._saves.clear()
-            self._backlog.clear()
-            self.changed.notify_all()
-        for thread in self._threads:
-            thread.join(CLOSE_S)
+            self._changed.notify_all()
+        if self._backlog is not None:
+            self._backlog.close()
+        self._thread.join(CLOSE_S)
 
     def _move(self) -> None:
-        """The first thread."""
+        """The thread."""
         while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self._loads or self._saves or self._closing)
+            with self._changed:
+                self._changed.wait_for(lambda: self._loads or self._saves or self._closing)
                 if self._closing:
                     return
                 job = self._loads[0] if self._loads else self._saves[0]
             if isinstance(job, Delete):
                 self._delete(job)
-                with self.changed:
+                with self._changed:
                     if not self._closing:
                         self._saves.popleft()
-                    self.changed.notify_all()
+                    self._changed.notify_all()
                 continue
             try:
                 if isinstance(job, Load):
@@ -139,12 +138,12 @@ class Worker:
             except Exception:
                 logger.exception("a KV block could not be moved")
             ended = job.end(now=False)
-            with self.changed:
+            with self._changed:
                 if not self._closing:
                     (self._loads if isinstance(job, Load) else self._saves).popleft()
                 if ended:
                     self._ended.append(job)
-                self.changed.notify_all()
+                self._changed.notify_all()
 
     def _load(self, load: Load) -> None:
         for at in range(0, len(load.keys), STAGED_BLOCKS):
@@ -208,45 +207,15 @@ class Worker:
                 if self._host is not None:
                     self._host.put(record)
                     self._host.counts.save_s += time.monotonic() - began_s
-                if self._disk is not None and key not in self._disk:
-                    self._put_off(self._disk, record)
+                if self._backlog is not None:
+                    self._backlog.put(record)
 
     def _delete(self, order: Delete) -> None:
         if not order.done.set_running_or_notify_cancel():
             return
         try:
-            with self.changed:  # the first is being written: the other thread takes it out itself
-                waiting = list(self._backlog)[1:]
-                while len(self._backlog) > 1:
-                    self._backlog.pop()
-                self._backlog.extend(record for record in waiting if record.key.owner != order.owner)
-                if self._backlog and self._backlog[0].key.owner == order.owner:
-                    record = self._backlog[0]
-                    if not self.changed.wait_for(lambda: not self._backlog or self._backlog[0] is not record, CLOSE_S):
-                        raise TimeoutError(f"a block is being written since {CLOSE_S:g} s: delete again when it is")
+            if self._backlog is not None:
+                self._backlog.forget(order.owner)
             order.done.set_result({tier.name: tier.delete(order.owner) for tier in self._tiers})
         except Exception as error:
             order.done.set_exception(error)
-
-    def _put_off(self, disk: DiskTier, record: Record) -> None:
-        """Have a copy of a block written to disk."""
-        with self.changed:
-            if len(self._backlog) >= self._longest:
-                disk.counts.skipped += 1
-                return
-            self._backlog.append(record._replace(payload=record.payload.copy()))
-            self.changed.notify_all()
-
-    def _write(self, disk: DiskTier) -> None:
-        """The second thread."""
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self._backlog or self._closing)
-                if self._closing:
-                    return
-                record = self._backlog[0]
-            disk.put(record)
-            with self.changed:
-                if self._backlog:
-                    self._backlog.popleft()
-                self.changed.notify_all()
