@@ -16,7 +16,7 @@ import pytest
 
 pytest.importorskip("dynamo.common", reason="NVIDIA Dynamo is not installed")
 
-from miniserve.dynamo.local import free_port
+from miniserve.dynamo.local_deployment import free_port
 from support.deployment import OPTIONS, eventually
 from support.etcd import etcd
 

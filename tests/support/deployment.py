@@ -15,7 +15,7 @@ from typing import NamedTuple
 import openai
 import pytest
 
-from miniserve.dynamo.local import Local, free_port
+from miniserve.dynamo.local_deployment import LocalDeployment, free_port
 
 OPTIONS = ["--kv-cache-mib", "200", "--threads", "1"]
 
@@ -36,7 +36,7 @@ class Deployment:
 
     def __init__(self, directory: Path, workers: Sequence[str]) -> None:
         directory.mkdir(exist_ok=True)
-        self.local = Local(directory, "smollm2", OPTIONS)
+        self.local = LocalDeployment(directory, "smollm2", OPTIONS)
         self._ports = {router: free_port() for router in ("kv", "round-robin")}
         for router, port in self._ports.items():
             self.local.start_frontend(port, router)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from miniserve.dynamo.local import free_port
+from miniserve.dynamo.local_deployment import free_port
 
 
 @contextmanager

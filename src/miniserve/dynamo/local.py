@@ -1,175 +1,26 @@
-"""`python -m miniserve.dynamo.local`: a whole deployment on this machine: Dynamo's frontend, and workers of each role.
+"""`python -m miniserve.dynamo.local`: a whole deployment on this machine (local_deployment.py), looked after.
 
-Processes find one another through files in a directory and talk over the loopback: no etcd, no NATS. Each writes a log
-there. It is for one machine and for tests; across hosts workers are started one by one, with etcd.
-Whoever ends this process, by Ctrl-C or a signal, ends all of them, in order: first who takes requests. A worker that
-ends by itself is followed by another of its kind. With `--follow` there are as many as a planner says.
+It is for one machine and for tests; across hosts workers are started one by one, with etcd.
+Whoever ends this process, by Ctrl-C or a signal, ends all of them. A worker that ends by itself is followed by another
+of its kind; a frontend that does is an error. With `--follow` there are as many workers as a planner says.
 """
 
 import asyncio
-import os
-import random
 import signal
-import socket
-import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
-from itertools import count
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from miniserve.cli.loading import ModelOption
-from miniserve.dynamo import HOW_TO_INSTALL
 from miniserve.dynamo.command import run
+from miniserve.dynamo.local_deployment import LocalDeployment, Mode
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.hardware.this_machine import num_cores
 
-Mode = Literal["agg", "prefill", "decode"]
 LOOK_S = 0.5
-PORTS = range(20_000, 2**15)  # Dynamo reads a system port as a number of 16 bits with a sign
-END_S = 30.0  # a prefill worker waits for what it has left to be fetched
-MIGRATIONS = 3  # of one request, from a worker that died to another
-
-
-def environment(directory: Path) -> dict[str, str]:
-    """What a deployment's processes are told: to find one another in `directory`, and to stay on this machine.
-
-    Raises:
-        MiniserveError: Dynamo is not installed.
-    """
-    try:
-        release = version("ai-dynamo-runtime")
-    except PackageNotFoundError as error:
-        raise MiniserveError(f"this needs NVIDIA Dynamo: {HOW_TO_INSTALL}") from error
-    by_interface = tuple(map(int, release.split(".")[:2])) < (1, 6)  # before that it wanted the interface's name
-    return os.environ | {
-        "DYN_DISCOVERY_BACKEND": "file",
-        "DYN_FILE_KV": str(directory / "discovery"),
-        "DYN_REQUEST_PLANE": "tcp",
-        "DYN_EVENT_PLANE": "zmq",
-        "DYN_TCP_RPC_HOST": "127.0.0.1",
-        "DYN_TCP_RESPONSE_STREAM_HOST": "lo" if by_interface else "127.0.0.1",
-        "DYN_EVENT_PLANE_HOST": "127.0.0.1",
-        "DYN_SYSTEM_HOST": "127.0.0.1",
-        "DYN_SDK_DISABLE_ANSI_LOGGING": "1",
-        "DYN_GRACEFUL_SHUTDOWN_GRACE_PERIOD_SECS": "0",
-        "HF_HUB_OFFLINE": "1",
-    }
-
-
-class Local:
-    """The processes. Use it as a context manager: leaving the block ends them.
-
-    Args:
-        directory: for logs, and for the processes to find one another; one for each deployment.
-        model: by any name.
-        options: further ones of each worker.
-    """
-
-    def __init__(self, directory: Path, model: str, options: Sequence[str] = ()) -> None:
-        self._directory, self._model, self._options = directory, model, options
-        self._environment = environment(directory)
-        self._numbers = count(1)
-        self._ports: dict[str, int] = {}
-        self.processes: dict[str, subprocess.Popen[bytes]] = {}
-        self._leaving: list[subprocess.Popen[bytes]] = []
-        (directory / "discovery").mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> "Local":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.end()
-
-    def start_frontend(self, port: int, router: str) -> str:
-        """Dynamo's, which speaks HTTP, by the name that is returned. There may be several, of all workers each."""
-        name = f"frontend-{next(self._numbers)}"
-        command = ["-m", "dynamo.frontend", "--http-host", "127.0.0.1", "--http-port", str(port)]
-        self._start(name, [*command, "--router-mode", router, "--migration-limit", str(MIGRATIONS)], {})
-        return name
-
-    def start_worker(self, mode: Mode) -> str:
-        """One more, by the name that is returned. It takes requests when its model is loaded."""
-        name = f"{mode}-{next(self._numbers)}"
-        command = ["-m", "miniserve.dynamo", "--model", self._model, "--disaggregation-mode", mode]
-        self._ports[name] = free_port()
-        self._start(name, [*command, *self._options], {"DYN_SYSTEM_PORT": str(self._ports[name])})
-        return name
-
-    def metrics_url(self, name: str) -> str:
-        """Where Dynamo says what that worker does."""
-        return f"http://127.0.0.1:{self._ports[name]}/metrics"
-
-    def end_worker(self, name: str) -> None:
-        """Have it finish what it has, and end; it is no longer among the processes."""
-        process = self.processes.pop(name)
-        process.send_signal(signal.SIGTERM)
-        self._leaving.append(process)
-
-    def scale(self, mode: Mode, number: int) -> None:
-        """Have so many workers of a kind: start some, or let the newest go."""
-        there = [name for name in self.processes if name.startswith(f"{mode}-")]
-        for _ in range(number - len(there)):
-            self.start_worker(mode)
-        for name in there[number:]:
-            self.end_worker(name)
-
-    @property
-    def is_settled(self) -> bool:
-        """Whether all that were let go have ended."""
-        self._leaving = [process for process in self._leaving if process.poll() is None]
-        return not self._leaving
-
-    def dead(self) -> list[str]:
-        """Those that have ended since the last call."""
-        names = [name for name, process in self.processes.items() if process.poll() is not None]
-        for name in names:
-            del self.processes[name]
-        return names
-
-    def end(self) -> None:
-        """End all, and wait for it."""
-        every = [*self.processes.values(), *self._leaving]  # the frontend was started first
-        for process in every:
-            process.terminate()
-        until_s = time.monotonic() + END_S
-        for process in every:
-            try:
-                process.wait(max(until_s - time.monotonic(), 0))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self.processes.clear()
-        self._leaving.clear()
-
-    def log(self, name: str) -> Path:
-        """Where that process writes."""
-        return self._directory / f"{name}.log"
-
-    def _start(self, name: str, arguments: Sequence[str], more: Mapping[str, str]) -> None:
-        with self.log(name).open("wb") as log:
-            self.processes[name] = subprocess.Popen(
-                [sys.executable, *arguments],
-                env={**self._environment, **more},
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for us, who end them in order
-            )
-
-
-def free_port() -> int:
-    """A port of the loopback that nobody has now."""
-    for number in random.sample(PORTS, len(PORTS)):
-        with socket.socket() as tried, suppress(OSError):
-            tried.bind(("127.0.0.1", number))
-            return number
-    raise MiniserveError(f"no port from {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def local(
@@ -194,7 +45,7 @@ def local(
     where = directory or Path(tempfile.mkdtemp(prefix="miniserve-dynamo-"))
     counts: dict[Mode, int] = {"agg": agg, "prefill": prefill, "decode": decode}
     share = threads or max(num_cores() // sum(counts.values()), 1)
-    with Local(
+    with LocalDeployment(
         where, model, ["--kv-cache-mib", str(kv_cache_mib), "--threads", str(share), *(options or ())]
     ) as deployment:
         deployment.start_frontend(port, router)
@@ -205,7 +56,7 @@ def local(
         asyncio.run(_look_after(deployment, follow))
 
 
-async def _look_after(deployment: Local, namespace: str | None) -> None:
+async def _look_after(deployment: LocalDeployment, namespace: str | None) -> None:
     """Until it is cancelled."""
     following = asyncio.create_task(_follow(deployment, namespace)) if namespace else None
     while True:
@@ -219,7 +70,7 @@ async def _look_after(deployment: Local, namespace: str | None) -> None:
             deployment.start_worker(name.rpartition("-")[0])  # type: ignore[arg-type]
 
 
-async def _follow(deployment: Local, namespace: str) -> None:
+async def _follow(deployment: LocalDeployment, namespace: str) -> None:
     """Have as many workers for prompts, and behind them, as is published.
 
     That is done when the processes have been started, and those that were let go have ended.
