@@ -16,7 +16,6 @@ from miniserve.errors import (
     ModelNotFoundError,
     UnsafeWeightsError,
 )
-from miniserve.registry import store
 from miniserve.registry.manifest import MANIFEST, Entry, Manifest
 from miniserve.registry.store import Registry
 from miniserve.registry.version import Provenance
@@ -160,7 +159,7 @@ def test_a_copy_that_fails_leaves_nothing(registry, source, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(store.Manifest, "write", fail)
+    monkeypatch.setattr(Manifest, "write", fail)
     with pytest.raises(MiniserveError, match=r"qwen: cannot be registered.*No space left"):
         register(registry, source)
     assert registry.names() == ()
