@@ -108,13 +108,19 @@ HANDED_OUT = {
         "simulate.steady.Yield",
         "simulate.choice.Offer",
         "bench.ceilings.Ceilings",
+        "train.trainer.StepReport",
         "registry.version.Version",
         "registry.manifest.Entry",
         "registry.audit.AuditRecord",
     ]
 }
-#: Takes seconds, or changes the whole process.
-NOT_RUN = {"miniserve.bench.ceilings.measure_ceilings", "miniserve.notebook.use_book_style"}
+#: Takes seconds, starts processes, or changes this one.
+NOT_RUN = {
+    "miniserve.bench.ceilings.measure_ceilings",
+    "miniserve.bench.serving.own_server.own_server",
+    "miniserve.bench.serving.client.Client",
+    "miniserve.notebook.use_book_style",
+}
 
 
 def test_everything_has_an_example():

@@ -83,6 +83,12 @@ class LLM:
         progress: called with (tensors done, tensors in all) while the weights load.
         on_step: called with a record of each step.
 
+    Attributes:
+        settings: what was decided where None or "auto" was given; `print(llm.settings)` says it in a line.
+        model: the loaded model, with its decoder and configuration.
+        tokenizer: the model's.
+        engine: the core's engine: its scheduler, its pool of blocks, its metrics.
+
     Raises:
         MiniserveError: one of its subclasses, naming what is wrong.
 

@@ -65,10 +65,12 @@ class Operator(NamedTuple):
         ranks: of a collective; each is a group of `stride` devices, which all have what it sends and need what comes.
 
     Example:
-        >>> from miniserve.hardware.cost import gemm
+        >>> from miniserve.hardware.cost import collective, gemm
         >>> product = gemm("up", "bf16", m=16, n=12288, k=4096, weight_bytes=2, activation_bytes=2)
         >>> product.flops, product.bytes, round(product.intensity, 1)
         (1610612736, 101187584.0, 15.9)
+        >>> collective("all_reduce", message_bytes=1e6, ranks=4).link_bytes
+        1500000.0
     """
 
     name: str

@@ -21,9 +21,11 @@ from miniserve.hardware.memory_tiers import MemoryTier
 class Accelerator:
     """One chip, or one package that software sees as one device.
 
-    `figures` has the scalar quantities by name (`memory_bytes`, `tdp_w`, …); the tables `dense_flops`, `sparse_flops`
-    and `achieved_flops` have FLOP/s by number format (operations for integers); `usd_per_hour` has prices by kind.
-    `checked_against`: second sources that were compared, and agree but for what `Figure.also` and `notes` say.
+    `key` and `aliases` are what it is found by; `kind` is "gpu", "lpu", "asic" or "dpu"; `memory` and `link` name the
+    technology of its memory and of the links to its peers; `released` is a month. `figures` has the scalar quantities
+    by name (`memory_bytes`, `tdp_w`, …); the tables `dense_flops`, `sparse_flops` and `achieved_flops` have FLOP/s by
+    number format (operations for integers); `usd_per_hour` has prices by kind. `checked_against`: second sources that
+    were compared, and agree but for what `Figure.also` and `notes` say.
 
     Example:
         >>> from miniserve.hardware.catalog import load_catalog

@@ -69,6 +69,11 @@ class Shape:
     """A decoder's sizes.
 
     Args:
+        layers: how many.
+        hidden, intermediate, vocab: widths of what passes between layers, of a dense feed-forward part, of the logits.
+        heads, kv_heads, head_dim: query heads, heads of keys and values, and the width of each.
+        tied: the unembedding is the embedding.
+        experts: of a mixture; None: all layers are dense.
         dense_layers: of a mixture's layers, how many have one dense feed-forward part instead.
         latent: how keys and values are kept, if not as they are. Then `head_dim` is a query's columns, and `kv_heads`
             are as many as `heads`.
@@ -205,7 +210,12 @@ class Precision:
     def of(cls, weights: str = "bf16", kv: str | None = None) -> "Precision":
         """The layers' weights in one format; where that has 8 bits or fewer, everything else in bfloat16.
 
-        KV is as `kv` says, or as the activations are.
+        Args:
+            weights: "fp32", "tf32", "fp16", "bf16", "fp8", "fp8_block", "int8", "nvfp4" or "mxfp4".
+            kv: of keys and values; None: as the activations are.
+
+        Raises:
+            InvalidRequestError: there is no such format.
         """
         rest = weights if number_format(weights).bytes >= 2 else "bf16"
         size = number_format(rest).bytes

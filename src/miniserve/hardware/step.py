@@ -18,6 +18,12 @@ def step_operators(
 ) -> list[Operator]:
     """Every operator of one step, as one device of `parallel` does it.
 
+    Args:
+        shape: the model's sizes.
+        parts: what each request computes; of one rank's requests, where experts are parallel.
+        precision: the formats that weights, KV and activations are in.
+        parallel: how the model is split; None: not at all.
+
     Example:
         >>> from miniserve.hardware.cost import Part
         >>> from miniserve.hardware.shape import Precision

@@ -39,7 +39,14 @@ class Rope:
 
 @dataclass(frozen=True)
 class MoE:
-    """Sparse feed-forward layers: a router sends each token to `experts_per_token` of `num_experts`."""
+    """Sparse feed-forward layers: a router sends each token to `experts_per_token` of `num_experts`.
+
+    Args:
+        num_experts, experts_per_token: of each sparse layer.
+        intermediate_size: width of one expert.
+        normalize_weights: the chosen experts' weights are scaled to sum to 1.
+        dense_layers: indices of the layers that have one dense feed-forward part instead.
+    """
 
     num_experts: int
     experts_per_token: int
@@ -54,11 +61,18 @@ class ModelConfig:
 
     Args:
         architecture: the family's name as the field writes it, e.g. "llama".
+        vocab_size: rows of the embedding, padding included.
+        hidden_size: width of what passes from layer to layer.
+        num_heads, num_kv_heads: of queries, and of the keys and values that groups of them share.
+        head_dim: width of one head.
         intermediate_size: width of a dense feed-forward layer; `moe.intermediate_size` is that of one expert.
         max_position_embeddings: longest sequence the model was made for, in tokens.
+        rms_norm_eps: added to the mean square under each norm's root.
+        rope: how positions turn queries and keys.
         qkv_bias: the query, key and value projections have a bias (Qwen2).
         qk_norm: RMSNorm of queries and keys before RoPE: "head" over each head (Qwen3), "row" over all heads (OLMoE).
         tie_embeddings: the output projection is the embedding matrix.
+        moe: of a mixture of experts; None: all layers are dense.
         dtype: the dtype the weights are stored in, where the file says so.
 
     Raises:

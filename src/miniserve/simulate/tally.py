@@ -123,6 +123,12 @@ class Tally:
 
     Attributes:
         slo: what counts as good.
+        ttft, tpot, e2e: distributions over requests, in seconds: time to the first token, mean time between the tokens
+            after it, time to the end.
+        itl: of every gap between tokens, in seconds.
+        completed, met: requests that ended, and those of them within the limits.
+        prompt_tokens, cached_tokens, output_tokens: of these requests; of the prompts, what was found on the device.
+        retried: requests that were begun again after an engine had failed.
         tasks: that are done: whole sessions, or requests that belong to none.
         loaded_tokens: of prompts, by the tier that they came from.
         rejected: requests that can never fit, by reason.

@@ -32,7 +32,16 @@ EVALUATIONS = 8  # micro-batches of the held-out text
 
 
 class StepReport(NamedTuple):
-    """Of one step: its number from 1, means over its tokens, the gradient's norm, and how long it took."""
+    """Of one step.
+
+    Attributes:
+        step: its number, from 1.
+        cross_entropy: mean over its tokens, nats.
+        balance, z: a mixture's two other losses, before their weights; 0 for a dense model.
+        norm: of the gradient, before it was clipped.
+        learning_rate: with which the weights were updated.
+        seconds: how long it took.
+    """
 
     step: int
     cross_entropy: float

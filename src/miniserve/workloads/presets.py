@@ -117,7 +117,12 @@ PRESETS: Mapping[str, Single | Sessions | Day] = {
 
 
 def preset(name: str, rng: random.Random, rate_per_s: float | None = None) -> Iterator[Arrival]:
-    """A workload's arrivals, without end, at its own rate (of requests or of sessions) or another one.
+    """A workload's arrivals, without end.
+
+    Args:
+        name: "azure-conv", "azure-code", "chat", "agentic", "rag" or "day".
+        rng: draws them.
+        rate_per_s: of requests or, where there are some, of sessions; None: its own.
 
     Raises:
         InvalidRequestError: there is none by that name.

@@ -90,7 +90,7 @@ class SLO:
 
     @classmethod
     def parse(cls, text: str) -> "SLO":
-        """`ttft:500,itl:50`: names and milliseconds.
+        """`ttft:500,itl:50`: milliseconds by name; the names are ttft, itl, tpot and e2e.
 
         Raises:
             InvalidRequestError: a name is unknown or comes twice, or a limit is not above 0.
