@@ -18,9 +18,10 @@ from typing import NamedTuple
 
 from miniserve.core.executor import Executor, InFlight, Step, StepResult
 from miniserve.core.metrics import Metrics
-from miniserve.core.request import FinishReason, Request, Times
+from miniserve.core.request import FinishReason, Request
 from miniserve.core.scheduler import Output, Scheduler
 from miniserve.core.step_record import PartRecord, StepRecord
+from miniserve.core.times import Times
 from miniserve.errors import InvalidRequestError
 
 

@@ -1,8 +1,8 @@
 """Read a Hugging Face `config.json` into a `ModelConfig`.
 
-Eight families are known: Llama (SmolLM2 among them), Mistral, Qwen2, Qwen3, Mixtral, OLMoE, Qwen3-MoE. Every field is
-translated, required to be inert, or listed as inert; an unknown one is refused by name. Both spellings of RoPE are
-read: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`. Torch-free.
+The families that are known are those of `_FAMILIES`: Llama (SmolLM2 among them), Mistral, Qwen2, Qwen3, Mixtral, OLMoE,
+Qwen3-MoE. Every field is translated, required to be inert, or listed as inert; an unknown one is refused by name. Both
+spellings of RoPE are read: `rope_theta` with `rope_scaling`, and the newer `rope_parameters`. Torch-free.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What each tenant has used, and its part of what the server costs.
 
 The rule: what the server costs while it runs is shared out as the engines' time is, idle time included. A step's time
-is shared out by the tokens that the step computed (see `core.request.Times`). So who asks when nobody else does pays
+is shared out by the tokens that the step computed (see `core.times.Times`). So who asks when nobody else does pays
 for the whole step, who finds a prompt in the cache does not pay for computing it, and shares are together the whole.
 
 Its limits: a token behind a long context counts as one behind a short one; who shares a step with somebody's long
