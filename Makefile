@@ -77,7 +77,7 @@ notebooks: $(VENV)/dev.stamp  ## execute the chapters and write their notebooks
 	$(BIN)/miniserve models pull $(MODEL)
 	$(BIN)/python book/_tools/notebooks.py
 
-colab: $(VENV)/dev.stamp  ## each notebook as Colab runs it, in a fresh environment of PYTHON that has torch already: half an hour
+colab: $(VENV)/dev.stamp  ## each notebook as Colab runs it, in fresh environments of PYTHON that have torch already: half an hour
 	$(BIN)/miniserve models pull $(MODEL)
 	$(BIN)/python book/_tools/colab.py --python $(PYTHON)
 

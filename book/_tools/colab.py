@@ -1,10 +1,10 @@
-"""A dry run of Colab: a venv that has torch already, one folder, and each notebook from its set-up cell to its end.
+"""A dry run of Colab: each notebook from its set-up cell to its end, in an environment of its own that has torch.
 
     python book/_tools/colab.py [--python python3.12] [--folder DIR] [files.ipynb]      or: make colab PYTHON=python3.12
 
-As on Colab a notebook lies alone in a folder, what it needs is not installed, and its first cell fetches it. Two
-things differ: the clone that this cell would fetch is already beside the notebook, made from the last commit here, so
-that it need not be published; and there is no `google.colab`.
+As on Colab a notebook lies alone in a folder, what it needs is not installed, and its first cell fetches it: nothing
+that an earlier notebook fetched is there. Two things differ: the clone that this cell would fetch is already beside the
+notebook, made from the last commit here, so that it need not be published; and there is no `google.colab`.
 
 Held for each notebook: every cell runs, "try it live" included; torch is, file by file, what it was before; nothing
 that torch for CUDA brings along has come. Status 1 and the cell's error if not.
@@ -40,27 +40,53 @@ def run(*command: object, cwd: Path | None = None) -> subprocess.CompletedProces
 
 
 def made(python: str, folder: Path) -> Path:
-    """The bin folder of a venv with what Colab has, and beside it the clone that the notebooks would fetch."""
-    run(python, "-m", "venv", folder / "venv").check_returncode()
-    binaries = folder / "venv" / "bin"
-    install = (binaries / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
+    """The packages of a venv with what Colab has, and beside it the clone that the notebooks would fetch."""
+    venv = folder / "venv"
+    clone = folder / "content" / "tokens-per-second"
+    pip = (venv / "bin" / "python", "-m", "pip", "install", "--quiet", "--disable-pip-version-check")
     for step in (
-        (*install, *pins(THERE)),
-        ("git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", folder / "content" / "tokens-per-second"),
+        (python, "-m", "venv", venv),
+        (*pip, *pins(THERE)),
+        ("git", "clone", "--quiet", "--depth=1", f"file://{ROOT}", clone),
     ):
         done = run(*step)
         if done.returncode:
             fail(f"{' '.join(map(str, step))}\n{done.stderr}")
-    return binaries
+    return packages(venv)
 
 
-def fingerprint(binaries: Path) -> str:
-    """A hash of torch's list of files, each with its own hash, and of which of NVIDIA's packages there are."""
-    (packages,) = (binaries.parent / "lib").glob("python3.*/site-packages")
-    (record,) = packages.glob("torch-*.dist-info/RECORD")
-    nvidia = sorted(path.name for path in packages.glob("nvidia_*.dist-info"))
-    when = str((packages / "torch" / "__init__.py").stat().st_mtime_ns)
-    return hashlib.sha256("\n".join([record.read_text(encoding="utf-8"), when, *nvidia]).encode()).hexdigest()
+def packages(venv: Path) -> Path:
+    """Where a venv keeps its packages."""
+    (folder,) = (venv / "lib").glob("python3.*/site-packages")
+    return folder
+
+
+def fresh(there: Path, folder: Path) -> Path:
+    """A venv in `folder` that sees the packages in `there` and adds its own beside them."""
+    run(there.parents[2] / "bin" / "python", "-m", "venv", "--without-pip", folder).check_returncode()
+    (packages(folder) / "there.pth").write_text(f"{there}\n", encoding="utf-8")
+    return folder
+
+
+def fingerprint(there: Path, added: Path) -> str:
+    """A hash of torch's list of files, each with its hash, and of which of its and NVIDIA's packages there are."""
+    (record,) = there.glob("torch-*.dist-info/RECORD")
+    kin = [path.name for where in (there, added) for kind in ("torch*", "nvidia*") for path in where.glob(kind)]
+    when = str((there / "torch" / "__init__.py").stat().st_mtime_ns)
+    return hashlib.sha256("\n".join([record.read_text(encoding="utf-8"), when, *sorted(kin)]).encode()).hexdigest()
+
+
+def executed(notebook: Path, folder: Path, there: Path) -> str:
+    """Run a notebook; says what went wrong, or nothing."""
+    venv = fresh(there, folder / "fresh" / notebook.stem)
+    lone = folder / "content" / notebook.name
+    lone.write_bytes(notebook.read_bytes())
+    before = fingerprint(there, packages(venv))
+    client = "import sys; from nbclient.cli import main; sys.argv[0] = 'jupyter-execute'; main()"
+    done = run(venv / "bin" / "python", "-c", client, "--timeout=600", lone.name, cwd=lone.parent)
+    if done.returncode:
+        return done.stderr[-3000:]
+    return "" if fingerprint(there, packages(venv)) == before else "torch is not what it was"
 
 
 def main() -> None:
@@ -75,24 +101,19 @@ def main() -> None:
     paths = given.files or [path for path in every if path.exists()]
     with tempfile.TemporaryDirectory(prefix="colab-") as temporary:
         folder = (given.folder or Path(temporary)).resolve()
-        binaries = folder / "venv" / "bin"
-        if not binaries.is_dir():
-            binaries = made(given.python, folder)
-        before = fingerprint(binaries)
-        print(f"{run(binaries / 'python', '--version').stdout.strip()}, {pins(('torch',))[0]} there first", flush=True)
+        there = packages(folder / "venv") if (folder / "venv").is_dir() else made(given.python, folder)
+        (torch,) = there.glob("torch-*.dist-info")
+        print(f"{there.parent.name}, {torch.stem} there first", flush=True)
         failed = []
         for path in paths:
-            lone = folder / "content" / path.name
-            lone.write_bytes(path.read_bytes())
             began, cpu = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
-            done = run(binaries / "jupyter-execute", "--timeout=600", lone.name, cwd=lone.parent)
+            wrong = executed(path, folder, there)
             now = resource.getrusage(resource.RUSAGE_CHILDREN)
             spent = now.ru_utime + now.ru_stime - cpu.ru_utime - cpu.ru_stime
-            same = fingerprint(binaries) == before
-            verdict = "ok" if not done.returncode and same else "failed" if same else "torch is not what it was"
+            verdict = "failed" if wrong else "ok"
             print(f"{path.stem:28}{time.perf_counter() - began:6.0f} s {spent:6.0f} s of CPU  {verdict}", flush=True)
-            if verdict != "ok":
-                failed.append(f"{path.name}: {verdict}\n{done.stderr[-3000:]}")
+            if wrong:
+                failed.append(f"{path.name}: {wrong}")
     if failed:
         fail("\n\n".join(failed))
 
