@@ -34,7 +34,8 @@ def test_a_router_that_is_not_there_is_named():
         (["--models", "registry:shop"], "versions share the memory: --kv-cache-mib must say"),
         (["--models", "shop", "--kv-cache-mib", "9"], "models 'shop' is not registry:NAME"),
         (["--models", "registry:shop@1", "--kv-cache-mib", "9"], "models 'registry:shop@1' is not registry:NAME"),
-        (["x", "--warm", "2"], "warm, smoke and admin_keys_file are for --models"),
+        (["x", "--warm", "2"], "--warm: for versions of a model, which --models registry:NAME serves"),
+        (["x", "--smoke", "s", "--warm", "2"], "--warm and --smoke: for versions"),
     ],
 )
 def test_versions_are_asked_for_alone(options, message):
@@ -62,4 +63,5 @@ def test_an_unsigned_model_is_not_served(tmp_path):
     )
     assert done.returncode == RefusedModelError.exit_code
     assert done.stdout == ""
-    assert "not signed: there is no model.sig" in done.stderr.splitlines()[-1]
+    (line,) = done.stderr.splitlines()  # said once, for people
+    assert "not signed: there is no model.sig" in line

@@ -18,7 +18,8 @@ from miniserve.kvstore.host import HostTier
 from miniserve.kvstore.record import owner_of
 from miniserve.llm import LLM
 from miniserve.model.load import load_model
-from miniserve.server.access import hash_key, read_keys
+from miniserve.server.access import hash_key
+from miniserve.server.keys_file import read_keys
 from support.kv_records import DOMAIN, OWNER, SIZE, record
 
 PROMPT, PARAMS = list(range(3, 40)), SamplingParams(max_tokens=8, ignore_eos=True)

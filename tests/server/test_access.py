@@ -2,9 +2,10 @@
 
 import pytest
 
-from miniserve.errors import InvalidRequestError
-from miniserve.server.access import Access, Tenant, hash_key, new_key, read_keys, tenant_of
+from miniserve.errors import CorruptFileError, InvalidRequestError, MiniserveError
+from miniserve.server.access import Access, Tenant, hash_key, new_key, tenant_of
 from miniserve.server.errors import APIError
+from miniserve.server.keys_file import read_keys
 
 ALICE, BOB = new_key(), new_key()
 
@@ -75,14 +76,16 @@ def test_files_of_keys(tmp_path):
     assert (alice.name, alice.max_concurrent, bob.requests_per_minute) == ("alice", 2, None)
     for text, says in [
         ("", "no keys"), ("[alice", "keys.toml"), ("alice = 3", "[alice] is no table"),
-        ('[alice]\nsha256 = "abc"', "64 hexadecimal"), (f'[a]\nsha256 = "{"0" * 64}"\ncolour = 1', "colour is not known"),
+        ('[alice]\nsha256 = "abc"', "64 hexadecimal"), (f'[a]\nsha256 = "{"0" * 64}"\ncolour = 1', "unknown key 'colour'"),
         (f'[a]\nsha256 = "{"0" * 64}"\nmax_concurrent = 0', "max_concurrent is 0"),
         (f'[a]\nsha256 = "{"0" * 64}"\n[b]\nsha256 = "{"0" * 64}"', "[a] and [b] have one key"),
     ]:  # fmt: skip
         path.write_text(text)
-        with pytest.raises(InvalidRequestError, match=r"keys\.toml") as caught:
+        with pytest.raises(MiniserveError, match=r"keys\.toml") as caught:
             read_keys(path)
         assert says in str(caught.value)
+    with pytest.raises(CorruptFileError, match=r"none\.toml: No such file"):
+        read_keys(tmp_path / "none.toml")
     with pytest.raises(InvalidRequestError, match="at least 20"):
         tenant_of("weak", "password")
 

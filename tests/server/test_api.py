@@ -265,6 +265,14 @@ def test_bodies_that_are_none(server):
     for body, headers in (('{"model": ', json_type), ("[]", json_type), ("", json_type), ("{}", {})):
         reply = server.http.post("/v1/completions", content=body, headers=headers)
         assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
+    for body, says in (
+        (b'{"model": ', "Expecting value, at character 10"),
+        (b'{"model": "\xff"}', "can't decode byte 0xff in position 11"),
+        (b"[" * 100_000, "nested too deeply"),
+    ):
+        reply = server.http.post("/v1/completions", content=body, headers=json_type)
+        assert (reply.status_code, reply.json()["error"]["code"]) == (400, "invalid_json")
+        assert says in reply.json()["error"]["message"]
     large = {"model": "tiny", "prompt": "x" * 2**20}
     assert server.http.post("/v1/completions", json=large).status_code == 413
     chunked = (part.encode() for part in [json.dumps(large)])
@@ -272,6 +280,31 @@ def test_bodies_that_are_none(server):
     assert reply.status_code == 413
     assert "at most 1048576 bytes" in reply.json()["error"]["message"]
     assert server.http.get("/health", headers={"x-long": "x" * 2**17}).status_code == 431
+
+
+def test_what_is_not_there_is_named(server):
+    for method, path, status, says in (
+        ("GET", "/v1/complete", 404, "there is no /v1/complete here; /docs has what there is"),
+        ("POST", "/admin/promote", 404, "there is no /admin/promote here: it needs --models and --admin-keys-file"),
+        ("GET", "/v1/completions", 405, "/v1/completions does not take GET, only POST"),
+    ):
+        reply = server.http.request(method, path)
+        assert (reply.status_code, reply.json()["error"]["message"]) == (status, says)
+    assert reply.headers["allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"prompt": ["a", 1]}, "prompt.1: Input should be a valid string"),
+        ({"prompt": 5}, "prompt: Input should be a valid string or a valid list"),
+        ({"prompt": [[1, "a"]]}, "prompt.0.1: Input should be a valid integer"),
+        ({"stop": ["a", 5]}, "stop.1: Input should be a valid string"),
+    ],
+)
+def test_places_in_a_body_are_the_senders_own(server, fields, says):
+    reply = server.http.post("/v1/completions", json={"model": "tiny", "prompt": "a"} | fields)
+    assert (reply.status_code, reply.json()["error"]["message"]) == (400, says)
 
 
 def test_the_rest_of_the_endpoints(server, client):
@@ -290,7 +323,6 @@ def test_the_rest_of_the_endpoints(server, client):
     assert "/v1/chat/completions" in server.http.get("/openapi.json").json()["paths"]
     given = server.http.get("/health", headers={"x-request-id": "abc-1"})
     assert given.headers["x-request-id"] == "abc-1"
-    assert server.http.get("/nothing").json()["error"]["message"] == "Not Found"
 
 
 def test_metrics_count_what_was_done(server, client):

@@ -23,7 +23,7 @@ def delete(
 ) -> None:
     """Delete a tenant's KV, of every model. Servers that run keep what they have in memory: ask those by /admin."""
     try:
-        from miniserve.server.access import read_keys
+        from miniserve.server.keys_file import read_keys
     except ImportError as error:
         raise MiniserveError(f"keys need {error.name}: pip install 'miniserve[serve]'") from error
     from miniserve.kvstore.deletion import delete_owner

@@ -49,8 +49,9 @@ def serve(
 ) -> None:
     """Serve a model over HTTP as the OpenAI API does."""
     try:
-        from miniserve.server.access import Access, Tenant, read_keys, tenant_of
+        from miniserve.server.access import Access, Tenant, tenant_of
         from miniserve.server.app import ServerSettings
+        from miniserve.server.keys_file import read_keys
         from miniserve.server.logs import set_up_logs
         from miniserve.server.reload import Reloads, Source
         from miniserve.server.run import bind, run_server

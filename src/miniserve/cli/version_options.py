@@ -52,8 +52,10 @@ class VersionOptions:
         from miniserve.server.rollout.version import Version
 
         if self.models is None:
-            if self.warm or self.smoke or self.admin_keys_file:
-                raise InvalidRequestError("warm, smoke and admin_keys_file are for --models registry:NAME")
+            options = {"--warm": self.warm, "--smoke": self.smoke, "--admin-keys-file": self.admin_keys_file}
+            if given := [name for name, value in options.items() if value]:
+                message = f"{' and '.join(given)}: for versions of a model, which --models registry:NAME serves"
+                raise InvalidRequestError(message)
             return Lineup(served_as or model, [Version("", lambda: make(model))])
         if not self.models.startswith(REGISTERED) or "@" in self.models:
             message = f"models '{self.models}' is not registry:NAME: all versions of one model in the registry"
@@ -85,7 +87,8 @@ class VersionOptions:
             InvalidRequestError: the file of keys says something that cannot be.
         """
         from miniserve.registry.store import Registry
-        from miniserve.server.access import Access, read_keys
+        from miniserve.server.access import Access
+        from miniserve.server.keys_file import read_keys
         from miniserve.server.rollout.admin import Control
 
         return Control(Access(read_keys(self.admin_keys_file)), Registry().audit) if self.admin_keys_file else None

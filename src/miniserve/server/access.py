@@ -12,11 +12,9 @@ import hmac
 import math
 import secrets
 import time
-import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError, busy
@@ -162,43 +160,3 @@ def tenant_of(name: str, key: str) -> Tenant:
     if len(key) < MIN_KEY_LENGTH:
         raise InvalidRequestError(f"the API key has {len(key)} characters: it needs at least {MIN_KEY_LENGTH}")
     return Tenant(name, hash_key(key), may_watch=True)
-
-
-def read_keys(path: Path) -> list[Tenant]:
-    """Read a file of keys: TOML, a table a tenant, with `sha256` and, if it has limits, those of `Tenant`;
-    `watch = true` lets it watch.
-
-    Raises:
-        InvalidRequestError: it cannot be read, or says something else. Names the file and the tenant.
-    """
-    try:
-        tables = tomllib.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise InvalidRequestError(f"{path}: {error}") from error
-    if not tables:
-        raise InvalidRequestError(f"{path} has no keys: it needs a table for each, such as [alice]")
-    tenants = [_tenant(path, name, table) for name, table in tables.items()]
-    names: dict[str, str] = {}
-    for tenant in tenants:
-        if (other := names.setdefault(tenant.sha256, tenant.name)) != tenant.name:
-            raise InvalidRequestError(f"{path}: [{other}] and [{tenant.name}] have one key: each needs its own")
-    return tenants
-
-
-def _tenant(path: Path, name: str, table: object) -> Tenant:
-    where = f"{path}, [{name}]"
-    if not isinstance(table, dict):
-        raise InvalidRequestError(f"{where} is no table")
-    if unknown := table.keys() - {"sha256", "max_concurrent", "requests_per_minute", "watch"}:
-        raise InvalidRequestError(f"{where}: {min(unknown)} is not known here")
-    digest = table.get("sha256")
-    if not isinstance(digest, str) or len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-        raise InvalidRequestError(f"{where}: sha256 must be 64 hexadecimal digits")
-    may_watch = table.get("watch", False)
-    if not isinstance(may_watch, bool):
-        raise InvalidRequestError(f"{where}: watch is {may_watch!r}: it must be true or false")
-    limits = {key: value for key, value in table.items() if key not in ("sha256", "watch")}
-    for key, value in limits.items():
-        if type(value) is not int or value < 1:
-            raise InvalidRequestError(f"{where}: {key} is {value!r}: it must be a whole number of at least 1")
-    return Tenant(name, digest, **limits, may_watch=may_watch)

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from miniserve._version import __version__
 from miniserve.server.access import Access
-from miniserve.server.errors import APIError, invalid
+from miniserve.server.errors import APIError, invalid, no_such_path, unreadable, wrong_method
 from miniserve.server.exchange import Exchange
 from miniserve.server.metrics import exposition
 from miniserve.server.monitor.ledger import Ledger
@@ -132,19 +132,30 @@ def make_app(lineup: Lineup, settings: ServerSettings, access: Access, control: 
     add_docs(app)
     if settings.live_view:
         add_view(app, Watchers(lineup, lineup.model))
-    _handle_errors(app)
+    _handle_errors(app, has_admin=control is not None)
     describe(app)
     return app
 
 
-def _handle_errors(app: FastAPI) -> None:
-    def handler(to_api_error: Callable[[Any], APIError]) -> Callable[[Request, Exception], Awaitable[Response]]:
-        async def handle(request: Request, error: Exception) -> Response:  # noqa: ARG001
-            known = to_api_error(error)
+def _handle_errors(app: FastAPI, *, has_admin: bool) -> None:
+    def handler(
+        to_api_error: Callable[[Request, Any], APIError],
+    ) -> Callable[[Request, Exception], Awaitable[Response]]:
+        async def handle(request: Request, error: Exception) -> Response:
+            known = to_api_error(request, error)
             return Response(known.body, known.status, known.headers, media_type="application/json")
 
         return handle
 
-    app.add_exception_handler(APIError, handler(lambda error: error))
-    app.add_exception_handler(RequestValidationError, handler(lambda error: invalid(error.errors())))
-    app.add_exception_handler(HTTPException, handler(lambda error: APIError(error.status_code, str(error.detail))))
+    def framework(request: Request, error: HTTPException) -> APIError:
+        if error.status_code == 400:  # the only one: it is raised where a body cannot be parsed
+            return unreadable(error.__cause__)
+        if error.status_code == 404:
+            return no_such_path(request.url.path, has_admin=has_admin)
+        if error.status_code == 405:
+            return wrong_method(request.method, request.url.path, (error.headers or {})["Allow"])
+        return APIError(error.status_code, str(error.detail))
+
+    app.add_exception_handler(APIError, handler(lambda _, error: error))
+    app.add_exception_handler(RequestValidationError, handler(lambda _, error: invalid(error.errors())))
+    app.add_exception_handler(HTTPException, handler(framework))

@@ -16,12 +16,10 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from miniserve.server.access import Access
-from miniserve.server.errors import APIError
+from miniserve.server.errors import ADMIN_PREFIX, APIError
 from miniserve.server.view import pages as view
 
 OPEN_PATHS = frozenset(("/health", "/ready", "/version", "/metrics", "/openapi.json")) | view.OPEN_PATHS
-
-ADMIN_PREFIX = "/admin"
 MAX_HEADER_BYTES = 64 * 2**10
 NOTHING_SENT = 499  # as a status: the client had gone
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from miniserve.errors import InvalidRequestError
+from miniserve.errors import CorruptFileError, MiniserveError
 from miniserve.server.rollout.gate import ALWAYS, Gate, GateError, Reply, Text, read_gate
 from support.asynchronous import run
 from support.fake_backend import FakeBackend
@@ -67,7 +67,7 @@ def test_a_file(tmp_path):
     ("content", "message"),
     [
         ("", r"has no checks: it needs \[\[texts\]\] or \[\[replies\]\]"),
-        ("[[", "smoke.toml: "),
+        ("[[", "smoke.toml cannot be read as TOML: "),
         ('[[text]]\ntext = "a"', "unknown key 'text'; did you mean 'texts'"),
         ('[[texts]]\ntext = "a"', "max_nats' is missing"),
         ("[[texts]]\ntext = 3\nmax_nats = 1", "is 3: it must be a text"),
@@ -77,7 +77,7 @@ def test_a_file(tmp_path):
 def test_a_file_that_says_something_else(content, message, tmp_path):
     path = tmp_path / "smoke.toml"
     path.write_text(content)
-    with pytest.raises(InvalidRequestError, match=message):
+    with pytest.raises(MiniserveError, match=message):
         read_gate(path)
-    with pytest.raises(InvalidRequestError, match=r"none\.toml"):
+    with pytest.raises(CorruptFileError, match=r"none\.toml"):
         read_gate(tmp_path / "none.toml")

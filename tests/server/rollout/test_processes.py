@@ -4,6 +4,7 @@ Some 30 s of CPU.
 """
 
 import json
+import signal
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -46,8 +47,8 @@ def registry(tmp_path_factory):
 class Shop:
     """A server of versions, and somebody who may direct them."""
 
-    def __init__(self, server, key, log):
-        self.server, self.log = server, log
+    def __init__(self, server, key, keys, log):
+        self.server, self.keys, self.log = server, keys, log
         self.admin = httpx.Client(
             base_url=f"{server.url}/admin", headers={"authorization": f"Bearer {key}"}, timeout=60
         )
@@ -86,7 +87,7 @@ def shop(start, registry, tmp_path_factory):
     options += ["--smoke", str(smoke), "--admin-keys-file", str(keys)]
     (registry / "shop" / "stable").write_text("1\n")
     with start(*options, model=None, MINISERVE_REGISTRY=str(registry)) as server:
-        yield Shop(server, key, Registry(registry).audit.path)
+        yield Shop(server, key, keys, Registry(registry).audit.path)
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +217,31 @@ def test_orders_need_a_key_of_their_own_and_sense(shop):
     assert "it is not an audit record" in refused.json()["error"]["message"]
     assert shop.states()["2"] == "cold"
     shop.log.write_text(whole)
+
+
+def test_admins_keys_are_read_again(shop):
+    """When the file has changed, and on SIGHUP; what is broken leaves in force what was."""
+    before, bobs = shop.keys.read_text(), new_key()
+
+    def status(key):
+        headers = {"authorization": f"Bearer {key}"}
+        return httpx.get(f"{shop.server.url}/admin/versions", headers=headers).status_code
+
+    def told(says, times):
+        lines = [json.loads(line) for line in shop.server._written() if line.startswith("{")]
+        return [each["message"] for each in lines if each.get("what") == "admin keys"].count(says) >= times
+
+    assert status(bobs) == 401
+    shop.keys.write_text(f'{before}[bob]\nsha256 = "{hash_key(bobs)}"\n')  # no signal is needed
+    shop.server.until(lambda: status(bobs) == 200)
+    shop.server.process.send_signal(signal.SIGHUP)
+    shop.server.until(lambda: told("read again", 2))
+    shop.keys.write_text("[bob")
+    shop.server.until(lambda: told("not read again: what was in force stays", 1))
+    assert (status(bobs), shop.order("GET", "/versions").status_code) == (200, 200)
+    shop.keys.write_text(before)
+    shop.server.until(lambda: status(bobs) == 401)
+    assert shop.order("GET", "/versions").status_code == 200
 
 
 def test_each_version_s_requests_are_counted_apart_and_admins_see_what_everybody_used(shop):

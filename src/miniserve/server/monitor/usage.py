@@ -15,7 +15,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 
-from miniserve.server.exchange import ADMIN_PREFIX
+from miniserve.server.errors import ADMIN_PREFIX
 from miniserve.server.monitor.ledger import Account, Ledger
 from miniserve.server.openapi import KEY
 

@@ -15,8 +15,7 @@ from pydantic import Field
 
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.access import Access
-from miniserve.server.errors import APIError
-from miniserve.server.exchange import ADMIN_PREFIX
+from miniserve.server.errors import ADMIN_PREFIX, APIError
 from miniserve.server.openapi import KEY
 from miniserve.server.protocol import Strict
 from miniserve.server.rollout.lineup import Lineup

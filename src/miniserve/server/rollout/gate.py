@@ -7,7 +7,6 @@ twice over, and its probabilities are numbers.
 
 import math
 import re
-import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.backend import Backend
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Piece
-from miniserve.tables import from_table
+from miniserve.tables import from_table, read_toml
 
 BEGINNING = "Once upon a time there was"
 FEW_TOKENS = 8
@@ -116,15 +115,17 @@ def read_gate(path: Path) -> Gate:
     """Read a file of checks: tables `[[texts]]` and `[[replies]]` with the fields of `Text` and `Reply`.
 
     Raises:
-        InvalidRequestError: it cannot be read, or says something else; names the file and the place in it.
+        CorruptFileError: it cannot be read, or is no TOML; names the file.
+        InvalidRequestError: it says something else; names the file and the place in it.
     """
+    table = read_toml(path)
     try:
-        gate = from_table(Gate, tomllib.loads(path.read_text()))
+        gate = from_table(Gate, table)
         for reply in gate.replies:
             re.compile(reply.pattern)
     except re.error as error:
         raise InvalidRequestError(f"{path}: pattern {error.pattern!r}: {error}") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, InvalidRequestError) as error:
+    except InvalidRequestError as error:
         raise InvalidRequestError(f"{path}: {error}") from error
     if not gate.texts and not gate.replies:
         raise InvalidRequestError(f"{path} has no checks: it needs [[texts]] or [[replies]]")

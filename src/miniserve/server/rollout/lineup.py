@@ -8,6 +8,7 @@ it takes no time and touches no request that has begun, wherever it runs.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -19,6 +20,8 @@ from miniserve.server.messages import Facts
 from miniserve.server.rollout.traffic import Traffic
 from miniserve.server.rollout.version import State, Version
 from miniserve.server.view.records import EngineState, Update
+
+logger = logging.getLogger(__name__)
 
 
 class Lineup:
@@ -97,7 +100,11 @@ class Lineup:
         """Load a version and have it checked; it gets no traffic by that. Raises what `Version.load` does."""
         self.look()
         version = self.version(name)
-        await version.load(partial(self._prepare, version.name))
+        try:
+            await self._load(version)
+        except MiniserveError:
+            logger.error("version failed", extra={"version": name, "reason": version.reason})
+            raise
         return version
 
     async def unload(self, name: str) -> Version:
@@ -176,15 +183,15 @@ class Lineup:
         """Load the stable version, then those that are to be warm, one after the other.
 
         Raises:
-            MiniserveError: the stable one cannot be loaded, or does not pass. Another that fails has failed.
+            MiniserveError: the stable one cannot be loaded, or does not pass. Another that fails is in the log.
         """
-        await self.load(self.traffic.stable)
+        await self._load(self._versions[self.traffic.stable])
         for name in self._warm:
             if name != self.traffic.stable:
                 try:
                     await self.load(name)
                 except MiniserveError:
-                    continue  # it has said so
+                    continue
 
     async def stop(self) -> None:
         """End every version; what is open fails."""
@@ -241,9 +248,12 @@ class Lineup:
             raise InvalidRequestError(f"{self.model} has no version {name!r}: there is {there}")
         return self._versions[name]
 
-    def _prepare(self, name: str, backend: Backend) -> None:
-        backend.on_update = partial(self._note_update, name)
-        backend.watch(self._watched)
+    async def _load(self, version: Version) -> None:
+        def prepare(backend: Backend) -> None:
+            backend.on_update = partial(self._note_update, version.name)
+            backend.watch(self._watched)
+
+        await version.load(prepare)
 
     def _note_update(self, name: str, update: Update) -> None:
         update.engine = _joined(name, update.engine)

@@ -9,20 +9,16 @@ engine, and only then ends it: no request notices. Single-threaded, on the event
 
 import asyncio
 import gc
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from enum import StrEnum
 
-from miniserve.errors import MiniserveError
 from miniserve.server.backend import Backend
 from miniserve.server.errors import APIError, unavailable
 from miniserve.server.rollout.gate import Gate
 
 LOOK_S = 0.05  # while one drains
-
-logger = logging.getLogger(__name__)
 
 
 class State(StrEnum):
@@ -97,8 +93,6 @@ class Version:
         except BaseException as error:
             self.state, self.reason, self.backend = State.FAILED, str(error) or type(error).__name__, None
             await backend.stop()
-            if isinstance(error, MiniserveError):
-                logger.error("version failed", extra={"version": self.name, "reason": self.reason})
             raise
         self.state, self.seconds = State.READY, time.monotonic() - began
 
