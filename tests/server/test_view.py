@@ -5,10 +5,14 @@ import os
 import re
 import signal
 import time
+from pathlib import Path
 
 import psutil
 import pytest
 
+from miniserve.registry.store import Registry
+from miniserve.registry.version import Provenance
+from miniserve.server.access import hash_key, new_key
 from support.chromium import violations
 
 SYSTEM = "You are the guide of a museum, and you know all about machines. " * 2
@@ -298,6 +302,56 @@ def test_every_engine_of_a_fleet_is_shown(browser, start):
             page.shows(name, "state", "starting again")
             page.shows(name, "left", "–")
             page.wait("document.querySelector('#n-running').textContent === '1'")  # here or there
+        assert page.problems == []
+
+
+def test_a_stable_version_and_a_canary_are_shown_apart(browser, start, tiny_chat_model, tmp_path):
+    """A server of two engines: some 10 s of CPU."""
+    key, admins, registry = new_key(), tmp_path / "admins.toml", tmp_path / "registry"
+    admins.write_text(f'[ann]\nsha256 = "{hash_key(key)}"\n')
+    origin = Provenance(source="random weights", by="a test", licence="Apache-2.0")
+    for version in "12":
+        Registry(registry).register(
+            "shop", Path(tiny_chat_model), card="Of a test.", version=version, provenance=origin
+        )
+    (registry / "shop" / "stable").write_text("1\n")
+    options = ["--models", "registry:shop", "--warm", "2", "--kv-cache-mib", "16", "--admin-keys-file", str(admins)]
+    with (
+        start(*options, model=None, MINISERVE_REGISTRY=str(registry)) as server,
+        Page(browser, server) as page,
+        contextlib.ExitStack() as stack,
+    ):
+
+        def begin(version, **headers):
+            """A stream that goes on; returns its number."""
+            body = LONG | {"prompt": SYSTEM, "stream": True, "max_tokens": 8000}
+            reply = stack.enter_context(server.http.stream("POST", "/v1/completions", json=body, headers=headers))
+            assert reply.headers["x-model-version"] == version
+            next(lines := reply.iter_lines())
+            kept.append(lines)
+            return reply.headers["x-engine-request"]
+
+        kept, tab, block_owner = [], page.tab, "document.querySelector('#blocks-table td')?.textContent"
+        page.open_tables()
+        assert [row[0] for row in page.rows("engines")] == ["version 1", "version 2"]
+        first = begin("1")
+        page.shows("version 1", "running", "1")
+        page.shows("version 2", "running", "0")
+        page.wait(f"name => {block_owner} === name", first)
+        order, admin = {"canary": "2", "weight": 1.0}, {"authorization": f"Bearer {key}"}
+        assert server.http.put("/admin/traffic", json=order, headers=admin).status_code == 200
+        assert begin("2") == first  # each version numbers its own
+        begin("1", **{"x-model-version": "1"})
+        page.shows("version 1", "running", "2")
+        page.shows("version 2", "running", "1")
+        assert tab.text_content("#n-running") == "3"
+        tab.click("#engines button >> text=version 2")
+        page.wait("document.querySelectorAll('#blocks-table tbody tr').length === 1")
+        tab.fill("#prompt", "hello")
+        tab.press("#prompt", "Enter")
+        page.wait("document.querySelector('article.assistant h3')?.textContent.endsWith(' of version 2')")
+        page.shows("version 2", "running", "2")
+        assert not violations(tab)
         assert page.problems == []
 
 

@@ -51,4 +51,4 @@ def _tenant(path: Path, name: str, table: Any) -> Tenant:
     for what, limit in limits.items():
         if limit is not None and limit < 1:
             raise InvalidRequestError(f"{where}: {what} is {limit}: it must be at least 1")
-    return Tenant(name, key.sha256, **limits, may_watch=key.watch)
+    return Tenant(name, key.sha256, key.max_concurrent, key.requests_per_minute, key.watch)
