@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from miniserve.model.cache import NoCache
-from miniserve.model.checkpoint import GGUFCheckpoint
+from miniserve.model.checkpoint_gguf import GGUFCheckpoint
 from miniserve.model.weights import load_weights
 from miniserve.notebook import load_results
 from support import tiny_models

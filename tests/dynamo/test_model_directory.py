@@ -3,7 +3,7 @@
 import json
 
 from miniserve.dynamo.model_directory import model_directory
-from miniserve.model.checkpoint import GGUFCheckpoint
+from miniserve.model.checkpoint_gguf import GGUFCheckpoint
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 
 

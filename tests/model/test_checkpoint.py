@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from miniserve.errors import CorruptFileError, InvalidRequestError, TensorError, UnsupportedModelError
-from miniserve.model.checkpoint import GGUFCheckpoint, SafetensorsCheckpoint
+from miniserve.model.checkpoint_gguf import GGUFCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.layers import Linear
 from miniserve.model.weight_plan import check_plan
 from miniserve.model.weights import load_weights

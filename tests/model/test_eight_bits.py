@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from miniserve.errors import CorruptFileError, MiniserveError, TensorError, UnsupportedModelError
 from miniserve.model.cache import NoCache
-from miniserve.model.checkpoint import SafetensorsCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.choices import Choices, choose
 from miniserve.model.layers import Linear
 from miniserve.model.load import load_model

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from miniserve.model.cache import NoCache
-from miniserve.model.checkpoint import SafetensorsCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.choices import choose
 from miniserve.model.expert_parallel import ExpertExchange
 from miniserve.model.expert_plan import ExpertOptions, ExpertPlan

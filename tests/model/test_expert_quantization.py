@@ -5,7 +5,8 @@ import torch
 
 from miniserve.errors import InvalidRequestError
 from miniserve.model.cache import NoCache
-from miniserve.model.checkpoint import GGUFCheckpoint, SafetensorsCheckpoint
+from miniserve.model.checkpoint_gguf import GGUFCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.load import load_model
 from miniserve.model.weights import load_weights
 from support import tiny_models

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from miniserve.model.cache import ContiguousCache, NoCache
-from miniserve.model.checkpoint import GGUFCheckpoint, SafetensorsCheckpoint
+from miniserve.model.checkpoint_gguf import GGUFCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.weights import load_weights
 from support import tiny_models
 

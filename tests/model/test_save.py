@@ -8,7 +8,7 @@ import transformers as hf
 
 from miniserve.errors import InvalidRequestError
 from miniserve.model.cache import NoCache
-from miniserve.model.checkpoint import SafetensorsCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.config import ModelConfig, MoE, Rope
 from miniserve.model.decoder import Decoder
 from miniserve.model.save import hf_config, hf_tensors, save_weights

@@ -11,7 +11,9 @@ from miniserve.kernels.formats import E4M3
 from miniserve.kernels.groups import Groups
 from miniserve.kernels.scaled_gemm import quantise_rows
 from miniserve.model.cache import NoCache
-from miniserve.model.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
+from miniserve.model.checkpoint import Checkpoint
+from miniserve.model.checkpoint_gguf import GGUFCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.choices import choose
 from miniserve.model.config import MoE
 from miniserve.model.load import load_decoder

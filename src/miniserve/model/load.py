@@ -6,7 +6,9 @@ The one place where the pieces of `model/` meet.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from miniserve.model.checkpoint import Checkpoint, GGUFCheckpoint, SafetensorsCheckpoint
+from miniserve.model.checkpoint import Checkpoint
+from miniserve.model.checkpoint_gguf import GGUFCheckpoint
+from miniserve.model.checkpoint_hf import SafetensorsCheckpoint
 from miniserve.model.choices import Choices, choose
 from miniserve.model.communicator import ALONE, Communicator
 from miniserve.model.config import ModelConfig
