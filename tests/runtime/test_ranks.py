@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from contextlib import suppress
 
 import psutil
@@ -26,6 +25,7 @@ from miniserve.model.generate import generate_cached
 from miniserve.model.load import load_model
 from miniserve.runtime.member_handle import program
 from miniserve.runtime.ranks import MODULE
+from support.ranks import kill_in_a_step
 
 PROMPTS = [[5], list(range(3, 24)), [*range(3, 19), 9], [9] * 4, list(range(40, 80))]
 NEW, BLOCK = 12, 4
@@ -118,21 +118,12 @@ def test_each_rank_holds_half_and_settings_say_so(llm, directory):
 
 
 def test_a_killed_rank_ends_the_step_and_no_process_stays(tiny_directory):
-    """A mixture, this time; then rank 1 is stopped, so that a step waits for it, and killed in the middle of that step."""
+    """A mixture, this time."""
     directory, threads, before = tiny_directory("mixtral")[0], torch.get_num_threads(), ranks()
     llm = open_llm(directory)
     (pid,) = ranks() - before
     assert [out.token_ids for out in llm.generate(PROMPTS, GREEDY)] == truth(directory)
-    os.kill(pid, signal.SIGSTOP)
-    threading.Timer(0.3, os.kill, (pid, signal.SIGKILL)).start()
-    started = time.monotonic()
-    with pytest.raises(RankError, match=rf"rank 1 \(process {pid}\) was ended by SIGKILL"):
-        llm.generate(PROMPTS, GREEDY)
-    assert time.monotonic() - started < 10
-    assert llm.engine.scheduler.pool.num_free == llm.engine.scheduler.pool.num_blocks
-    with pytest.raises(RankError, match="SIGKILL\nNothing more can be computed with these ranks"):
-        llm.generate(PROMPTS, GREEDY)
-    llm.close()
+    kill_in_a_step(llm, 1, pid)
     assert gone([pid])
     assert torch.get_num_threads() == threads
 

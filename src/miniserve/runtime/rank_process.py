@@ -13,13 +13,12 @@ from typing import NamedTuple
 
 import torch
 
-from miniserve.model.choices import choose_device
 from miniserve.model.expert_plan import ExpertOptions
-from miniserve.model.load import load_model
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.member import run
 from miniserve.runtime.paged_attention import PagedAttention
+from miniserve.runtime.part import Part
 from miniserve.runtime.process_group import connect
 from miniserve.runtime.trial import free_beside_steps
 
@@ -29,21 +28,15 @@ class Job(NamedTuple):
 
     Attributes:
         rank, size: which of how many.
-        model: a path on this machine.
-        device, dtype, backend, quantization, experts: as `load_model` takes them.
-        threads: of the CPU.
+        part: how it loads its slice.
+        experts: as `load_model` takes them.
         meeting_file: see `process_group`.
     """
 
     rank: int
     size: int
-    model: str
-    device: str
-    dtype: str
-    backend: str
-    quantization: str
+    part: Part
     experts: ExpertOptions | None
-    threads: int
     meeting_file: Path
 
 
@@ -67,21 +60,10 @@ class CacheShape(NamedTuple):
 def serve(pipe: Connection) -> None:
     """Do a job that comes through `pipe`, up to the None that ends it."""
     job: Job = pipe.recv()
-    torch.set_num_threads(job.threads)
-    device = choose_device(job.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = job.part.settle()
     pipe.send(None)
     communicator = connect(job.rank, job.size, job.meeting_file, device)
-    decoder = load_model(
-        job.model,
-        dtype=job.dtype,
-        device=job.device,
-        backend=job.backend,
-        quantization=job.quantization,
-        communicator=communicator,
-        experts=job.experts,
-    ).decoder
+    decoder = job.part.load(communicator, experts=job.experts)
     while isinstance(asked := pipe.recv(), StepLimits):
         pipe.send(free_beside_steps(decoder, *asked))
     if asked is None:

@@ -20,6 +20,7 @@ from miniserve.model.sharding import sharded_config
 from miniserve.model.sources.resolve import resolve
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.crew import START_S, Crew, CrewOwner
+from miniserve.runtime.part import Part
 from miniserve.runtime.process_group import Group, connect
 from miniserve.runtime.rank_process import CacheShape, Job, StepLimits
 from miniserve.runtime.trial import free_beside_steps
@@ -69,8 +70,8 @@ class Ranks(CrewOwner):
         file = self._crew.folder / "ranks"
         try:
             for rank in range(1, size):
-                how = devices[rank], dtype, backend, quantization, experts
-                self._crew.start(rank, MODULE, Job(rank, size, str(files.path), *how, self._crew.threads, file))
+                part = Part(str(files.path), devices[rank], dtype, backend, quantization, self._crew.threads)
+                self._crew.start(rank, MODULE, Job(rank, size, part, experts, file))
             self._crew.receive(START_S)
             try:
                 self.communicator: Group = connect(0, size, file, torch.device(self.device))

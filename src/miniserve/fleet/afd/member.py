@@ -15,14 +15,13 @@ from miniserve.fleet.afd.attention import AttentionSide
 from miniserve.fleet.afd.exchange import Exchange
 from miniserve.fleet.afd.feed_forward import FeedForward
 from miniserve.fleet.afd.spans import Spans
-from miniserve.model.choices import choose_device
 from miniserve.model.communicator import ALONE, Communicator, Slice
 from miniserve.model.decoder import Decoder
 from miniserve.model.expert_plan import plan_experts
-from miniserve.model.load import load_model
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.member import run
+from miniserve.runtime.part import Part
 from miniserve.runtime.process_group import Group, connect
 
 
@@ -32,21 +31,14 @@ class Job(NamedTuple):
     Attributes:
         rank: which; attention's come first.
         apart: the sides.
-        model: a path on this machine.
-        device, dtype, backend, quantization: as `load_model` takes them.
-        threads: of the CPU.
+        part: how it loads its side.
         folder: where the ranks find one another.
         trace: where spans go, if anywhere.
     """
 
     rank: int
     apart: Apart
-    model: str
-    device: str
-    dtype: str
-    backend: str
-    quantization: str
-    threads: int
+    part: Part
     folder: Path
     trace: Path | None
 
@@ -64,7 +56,7 @@ class Told(NamedTuple):
 
 def meet(job: Job) -> tuple[Group, Communicator]:
     """Among all ranks; and this side's: of attention's ranks, among them."""
-    device = torch.device(job.device)
+    device = torch.device(job.part.device)
     group = connect(job.rank, job.apart.size, job.folder / "all", device)
     if job.rank >= job.apart.attention:
         return group, Slice(job.rank - job.apart.attention, job.apart.feed_forward)
@@ -85,22 +77,11 @@ def attention_side(decoder: Decoder, cache: KVCache, apart: Apart, group: Group,
 def serve(pipe: Connection) -> None:
     """Do a job that comes through `pipe`, up to the None that ends it."""
     job: Job = pipe.recv()
-    torch.set_num_threads(job.threads)
-    device = choose_device(job.device)
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    job.part.settle()
     pipe.send(None)
     group, communicator = meet(job)
     is_attention, apart = job.rank < job.apart.attention, job.apart
-    decoder = load_model(
-        job.model,
-        dtype=job.dtype,
-        device=job.device,
-        backend=job.backend,
-        quantization=job.quantization,
-        communicator=communicator,
-        side="attention" if is_attention else "feed-forward",
-    ).decoder
+    decoder = job.part.load(communicator, side="attention" if is_attention else "feed-forward")
     spans = Spans(job.rank, job.trace)
     while isinstance(asked := pipe.recv(), Loaded):
         pipe.send(None)

@@ -19,6 +19,7 @@ from miniserve.model.sources.resolve import resolve
 from miniserve.runtime.batch import Batch
 from miniserve.runtime.crew import START_S, Crew, CrewOwner
 from miniserve.runtime.kv_cache import KVCache, free_memory
+from miniserve.runtime.part import Part
 from miniserve.runtime.rank_process import CacheShape
 from miniserve.runtime.ranks import LOAD_S, as_arrays, devices_from
 
@@ -63,10 +64,9 @@ class ApartRanks(CrewOwner):
         self._crew = crew = Crew(apart.size)
         self._spans = Spans(0, trace)
         jobs = [
-            Job(rank, apart, str(files.path), devices[rank], dtype, backend, quantization, crew.threads, crew.folder,
-                trace)
-            for rank in range(apart.size)
-        ]  # fmt: skip
+            Job(rank, apart, Part(str(files.path), on, dtype, backend, quantization, crew.threads), crew.folder, trace)
+            for rank, on in enumerate(devices)
+        ]
         try:
             for job in jobs[1:]:
                 crew.start(job.rank, MODULE, job)
