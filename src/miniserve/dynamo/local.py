@@ -15,8 +15,9 @@ from typing import Annotated, Literal
 import typer
 
 from miniserve.cli.loading import ModelOption
+from miniserve.dynamo.answers import Role
 from miniserve.dynamo.command import run
-from miniserve.dynamo.local_deployment import LocalDeployment, Mode
+from miniserve.dynamo.local_deployment import LocalDeployment
 from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.hardware.this_machine import num_cores
 
@@ -43,15 +44,15 @@ def local(
         raise InvalidRequestError("nobody would answer: --agg 1 at least, or --prefill 1 and --decode 1")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     where = directory or Path(tempfile.mkdtemp(prefix="miniserve-dynamo-"))
-    counts: dict[Mode, int] = {"agg": agg, "prefill": prefill, "decode": decode}
+    counts: dict[Role, int] = {"agg": agg, "prefill": prefill, "decode": decode}
     share = threads or max(num_cores() // sum(counts.values()), 1)
     with LocalDeployment(
         where, model, ["--kv-cache-mib", str(kv_cache_mib), "--threads", str(share), *(options or ())]
     ) as deployment:
         deployment.start_frontend(port, router)
-        for mode, number in counts.items():
+        for role, number in counts.items():
             for _ in range(number):
-                deployment.start_worker(mode)
+                deployment.start_worker(role)
         typer.echo(f"http://127.0.0.1:{port}/v1 once the models are loaded; logs in {where}")
         asyncio.run(_look_after(deployment, follow))
 

@@ -17,12 +17,11 @@ from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from itertools import count
 from pathlib import Path
-from typing import Literal
 
 from miniserve.dynamo import HOW_TO_INSTALL
+from miniserve.dynamo.answers import Role
 from miniserve.errors import MiniserveError
 
-Mode = Literal["agg", "prefill", "decode"]
 PORTS = range(20_000, 2**15)  # Dynamo reads a system port as a number of 16 bits with a sign
 END_S = 30.0  # a prefill worker waits for what it has left to be fetched
 MIGRATIONS = 3  # of one request, from a worker that died to another
@@ -85,10 +84,10 @@ class LocalDeployment:
         self._start(name, [*command, "--router-mode", router, "--migration-limit", str(MIGRATIONS)], {})
         return name
 
-    def start_worker(self, mode: Mode) -> str:
+    def start_worker(self, role: Role) -> str:
         """One more, by the name that is returned. It takes requests when its model is loaded."""
-        name = f"{mode}-{next(self._numbers)}"
-        command = ["-m", "miniserve.dynamo", "--model", self._model, "--disaggregation-mode", mode]
+        name = f"{role}-{next(self._numbers)}"
+        command = ["-m", "miniserve.dynamo", "--model", self._model, "--disaggregation-mode", role]
         self._ports[name] = free_port()
         self._start(name, [*command, *self._options], {"DYN_SYSTEM_PORT": str(self._ports[name])})
         return name
@@ -103,11 +102,11 @@ class LocalDeployment:
         process.send_signal(signal.SIGTERM)
         self._leaving.append(process)
 
-    def scale(self, mode: Mode, number: int) -> None:
+    def scale(self, role: Role, number: int) -> None:
         """Have so many workers of a kind: start some, or let the newest go."""
-        there = [name for name in self.processes if name.startswith(f"{mode}-")]
+        there = [name for name in self.processes if name.startswith(f"{role}-")]
         for _ in range(number - len(there)):
-            self.start_worker(mode)
+            self.start_worker(role)
         for name in there[number:]:
             self.end_worker(name)
 

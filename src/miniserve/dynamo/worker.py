@@ -2,12 +2,8 @@
 
 Dynamo's frontend finds the worker, makes token ids of text and text of token ids, chooses among workers and goes on
 elsewhere when one dies. The worker has an engine in a process of its own (`EngineClient`) and does three things with
-it: it passes requests and tokens, in one of three roles; it tells the router what the engine has cached and how busy it
+it: it passes requests and tokens (answers.py); it tells the router what the engine has cached and how busy it
 is; and it ends in order, when what it has left for peers has been fetched.
-
-Roles: aggregated workers compute whole requests. A prefill worker computes a prompt and one token, and keeps its KV
-until it has been fetched or its time is up; a decode worker fetches it and goes on behind that token. Where KV cannot
-be had the decode worker computes it: that costs time and no token.
 """
 
 import asyncio
@@ -16,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +23,12 @@ from dynamo.common.constants import DisaggregationMode
 from dynamo.common.utils.namespace import get_worker_namespace
 from dynamo.llm.exceptions import Disconnected, InvalidArgument
 
-from miniserve.core.sampling_params import SamplingParams
-from miniserve.dynamo.handoff import Handoff
+from miniserve.dynamo.answers import Answers, Role
 from miniserve.dynamo.kv_events import CacheTeller
-from miniserve.dynamo.replies import logprobs, usage
-from miniserve.dynamo.requests import params_of
 from miniserve.errors import InvalidRequestError
 from miniserve.server.engine_client import EngineClient
 from miniserve.server.errors import APIError
 from miniserve.server.messages import Cached
-from miniserve.server.reply import Reply
 
 LOOK_S = 0.25  # between two looks at how busy the engine is
 LEASE_S = 10.0  # a process that Dynamo does not hear of for so long is taken out of the deployment
@@ -52,12 +43,12 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
         client: the engine's process; not started yet.
         directory: what a frontend reads of the model.
         name: what requests call it.
-        mode: the role.
+        role: what it computes of a request.
     """
 
-    def __init__(self, client: EngineClient, directory: Path, name: str, mode: DisaggregationMode) -> None:
-        self._client, self._directory, self._name, self._mode = client, directory, name, mode
-        self._open: dict[str, Reply] = {}
+    def __init__(self, client: EngineClient, directory: Path, name: str, role: Role) -> None:
+        self._client, self._directory, self._name = client, directory, name
+        self._answers = Answers(client, role)
         self._teller: CacheTeller | None = None
         self._before: list[Cached] = []  # what the engine said before there was anybody to tell
         self._snapshots: Any = None
@@ -93,7 +84,7 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
         """Of `LLMEngine`: nothing is computed, and nothing waits to be fetched."""
         (state,) = await self._client.reports()
         moves = state.report.moves if state.report else None
-        return not self._open and not (moves and moves.held)
+        return not self._answers.are_open and not (moves and moves.held)
 
     async def cleanup(self) -> None:
         """Of `LLMEngine`."""
@@ -167,16 +158,7 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
     async def generate(self, request: Mapping[str, Any], context: Any) -> AsyncGenerator[dict[str, Any], None]:
         """Of `LLMEngine`: the request's tokens as they come."""
         try:
-            params = params_of(request, self._client.tokenizer.eos_token_ids)
-            chunks = self._computed(list(request["token_ids"]), params, context.id())
-            if not is_probe(request):
-                if self._mode is DisaggregationMode.PREFILL:
-                    chunks = self._begun(list(request["token_ids"]), params, context.id())
-                elif self._mode is DisaggregationMode.DECODE:
-                    result = (request.get("prefill_result") or {}).get("disaggregated_params")
-                    before = Handoff.from_json(result)
-                    chunks = self._computed(list(request["token_ids"]), params, context.id(), before)
-            async for chunk in chunks:
+            async for chunk in self._answers.to(request, context.id(), whole=is_probe(request)):
                 yield chunk
         except InvalidRequestError as error:
             raise InvalidArgument(str(error)) from error
@@ -185,70 +167,22 @@ class DynamoWorker(LLMEngine):  # type: ignore[misc]
 
     async def abort(self, context: Any) -> None:
         """Of `LLMEngine`: the client has gone."""
-        if reply := self._open.get(context.id()):
-            reply.close()
-
-    async def _computed(
-        self, prompt: list[int], params: SamplingParams, name: str, before: Handoff | None = None
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """All of a request, or what follows the token of a prefill worker."""
-        prior, offer = ((before.token,), before.offer) if before else ((), None)
-        count, cached = len(prior), before.num_cached if before else 0
-        if before:
-            yield {"token_ids": [before.token], "index": 0, **before.logprobs}
-        with await self._client.submit([prompt], params, prior=prior, offer=offer) as reply:
-            self._open[name] = reply
-            try:
-                async for piece in reply:
-                    count += len(piece.tokens)
-                    cached = cached if before else piece.num_cached
-                    chunk: dict[str, Any] = {"token_ids": piece.tokens, "index": 0, **logprobs(piece)}
-                    if reason := piece.finish_reason:
-                        chunk["finish_reason"] = "cancelled" if reason == "abort" else reason
-                        chunk["completion_usage"] = usage(prompt, count, cached)
-                    yield chunk
-            finally:
-                del self._open[name]
-
-    async def _begun(
-        self, prompt: list[int], params: SamplingParams, name: str
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """A prompt and one token, in one chunk, as the frontend looks at one only.
-
-        It asks for one token; a request that ends with it would leave nothing behind, so the engine is asked for more.
-        """
-        params = replace(params, max_tokens=2, min_tokens=min(params.min_tokens, 2))
-        reply = self._open[name] = await self._client.submit([prompt], params, moves=True)
-        try:
-            token, told = -1, dict[str, Any]()
-            async for piece in reply:
-                if piece.tokens:
-                    (token,), told = piece.tokens, logprobs(piece)
-                if reason := piece.finish_reason:
-                    chunk = {"token_ids": [token], "index": 0, "finish_reason": reason, **told}
-                    if reason == "moved":
-                        handoff = Handoff.of(token, piece.offer, piece.num_cached, told)
-                        chunk |= {"finish_reason": "length", "disaggregated_params": handoff.to_json()}
-                        reply.leave()
-                    yield chunk | {"completion_usage": usage(prompt, 1, piece.num_cached)}
-        finally:
-            del self._open[name]
-            reply.close()
+        self._answers.abort(context.id())
 
 
-def serve(client: EngineClient, directory: Path, name: str, mode: str, **placement: Any) -> None:
+def serve(client: EngineClient, directory: Path, name: str, role: Role, **placement: Any) -> None:
     """Serve until a signal ends it.
 
     Args:
         client: not started yet.
         directory, name: of the model.
-        mode: "agg", "prefill" or "decode".
+        role: what it computes of a request.
         placement: what Dynamo's `WorkerConfig` takes of where the worker is found.
     """
-    role = DisaggregationMode(mode)
+    mode = DisaggregationMode(role)
     placement["namespace"] = get_worker_namespace(placement["namespace"])  # as an operator's environment has it
-    placement["component"] = placement["component"] or ("prefill" if role is DisaggregationMode.PREFILL else "backend")
+    placement["component"] = placement["component"] or ("prefill" if role == "prefill" else "backend")
     config = WorkerConfig(
-        model_name=str(directory), served_model_name=name, disaggregation_mode=role, endpoint="generate", **placement
+        model_name=str(directory), served_model_name=name, disaggregation_mode=mode, endpoint="generate", **placement
     )
     asyncio.run(Worker(DynamoWorker(client, directory, name, role), config).run())
