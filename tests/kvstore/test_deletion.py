@@ -178,7 +178,7 @@ def test_what_another_process_deleted_is_not_read_with_the_old_key(tmp_path):
     """A file that was kept, by a backup say, and put back, is noise."""
     ours, theirs = (DiskTier(tmp_path, 10**6, SIZE, DOMAIN, MasterKey(bytes(32))) for _ in range(2))
     ours.put(record(1))
-    path = ours._path(record(1).key)
+    path = ours._directory.path(record(1).key)
     kept = path.read_bytes()
     assert theirs.delete(OWNER) == 1
     for new in (False, True):
@@ -194,7 +194,7 @@ def test_what_the_system_refuses_is_an_error_and_the_rest_is_deleted(tmp_path, m
     tier = DiskTier(tmp_path, 10**6, SIZE, DOMAIN)
     for number in range(3):
         tier.put(record(number))
-    held, unlink = tier._path(record(1).key), type(tmp_path).unlink
+    held, unlink = tier._directory.path(record(1).key), type(tmp_path).unlink
 
     def refuses(path, missing_ok=False):
         if path == held:

@@ -16,7 +16,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from miniserve.errors import InvalidRequestError
 from miniserve.kvstore.block_file import HEADER_BYTES, PARTIAL, file_bytes, read_block, write_block
-from miniserve.kvstore.disk import ABANDONED_S, DiskTier
+from miniserve.kvstore.directory import ABANDONED_S
+from miniserve.kvstore.disk import DiskTier
 from support.kv_records import DOMAIN, SIZE, record
 
 FILE = file_bytes(SIZE, sealed=False)
@@ -124,7 +125,7 @@ def test_the_least_recently_used_goes_first(tmp_path):
         tier.put(record(number))
         os.utime(files(tmp_path)[-1])
     for age, number in enumerate((1, 3, 0, 2)):
-        os.utime(tier._path(record(number).key), (1e9 + age, 1e9 + age))
+        os.utime(tier._directory.path(record(number).key), (1e9 + age, 1e9 + age))
     assert right(tier, 1)  # used just now
     tier.put(record(4))
     assert [record(n).key in tier for n in range(5)] == [True, True, True, False, True]

@@ -117,7 +117,7 @@ def test_a_file_put_where_it_does_not_belong_is_a_miss(tmp_path):
         one, two = tier_in(tmp_path / f"{at} mine", mine), tier_in(tmp_path / f"{at} theirs", theirs)
         one.put(record(1))
         two.put(record(1))
-        path, strange = one._path(record(1).key), two._path(record(1).key)
+        path, strange = one._directory.path(record(1).key), two._directory.path(record(1).key)
         path.write_bytes(strange.read_bytes())
         assert not right(one, 1)
         assert (one.counts.corrupt, path.exists()) == (1, False)
@@ -131,7 +131,7 @@ def test_tenants_have_keys_of_their_own(tmp_path):
     tier.put(record(1, others))
     assert len(keys := list(tmp_path.rglob(KEY_FILE))) == 2
     assert all(path.stat().st_mode & 0o077 == 0 and path.stat().st_size == 60 for path in keys)
-    first, second = (tier._path(record(1, owner).key) for owner in (OWNER, others))
+    first, second = (tier._directory.path(record(1, owner).key) for owner in (OWNER, others))
     data = first.read_bytes()
     second.write_bytes(data[: HEADER_BYTES - 48] + others + data[HEADER_BYTES - 32 :])
     assert not right(tier, 1, others)
@@ -143,7 +143,7 @@ def test_a_tenants_key_that_is_gone_or_garbled_costs_its_blocks_and_nothing_else
     tier, others = tier_in(tmp_path), owner_of("other")
     for owner in (OWNER, others):
         tier.put(record(1, owner))
-    mine, theirs = (tier._home / owner.hex() / KEY_FILE for owner in (OWNER, others))
+    mine, theirs = (tier._directory.home / owner.hex() / KEY_FILE for owner in (OWNER, others))
     data = mine.read_bytes()
     mine.unlink()  # what is replaced, is by a new file
     if damage != "gone":

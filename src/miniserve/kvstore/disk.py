@@ -1,8 +1,6 @@
 """`DiskTier`: KV blocks as files below a directory, which outlive the process and may be shared by several.
 
-    DIRECTORY / domain / owner / first byte of the hash / hash.kv        (all in hexadecimal)
-
-The files of a tenant lie together, of whatever model, and are deleted together.
+Where they lie in it, directory.py says; what is in one of them, block_file.py.
 
 Any number of processes may use one directory, of one model or of several. None needs another to be right: files appear
 whole (block_file.py), are checked when they are read, and one that is gone or garbled is a miss. What a process knows
@@ -23,34 +21,26 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
 from miniserve.core.kv_counts import TierCounts
 from miniserve.errors import InvalidRequestError
-from miniserve.kvstore.block_file import PARTIAL, SUFFIX, file_bytes, read_block, write_block
+from miniserve.kvstore.block_file import file_bytes, read_block, write_block
 from miniserve.kvstore.deletion import delete_owner
+from miniserve.kvstore.directory import BlockDirectory, File
 from miniserve.kvstore.record import BlockKey, Record
 
 if TYPE_CHECKING:
     from miniserve.kvstore.encryption import MasterKey
 
 LOW_WATER = 0.9
-ABANDONED_S = 600.0  # after which a file that is still partial was left by a process that died
 
 logger = logging.getLogger(__name__)
-
-
-class _File(NamedTuple):
-    """One of the directory's."""
-
-    used_s: float
-    size: int
-    path: Path
 
 
 class DiskTier:
@@ -85,15 +75,8 @@ class DiskTier:
             raise InvalidRequestError(
                 f"the disk tier may take {capacity_bytes} bytes: a KV block of this model takes {self._file_bytes}"
             )
-        self.directory, self._home = directory, directory / domain.hex()[:32]
-        try:
-            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._home.mkdir(mode=0o700, exist_ok=True)
-            if not os.access(self._home, os.W_OK | os.X_OK):
-                raise PermissionError(f"{self._home} cannot be written to")
-        except OSError as error:
-            raise InvalidRequestError(f"the disk tier cannot use {directory}: {error}") from error
-        self._keys = master.tenants(domain, self._home) if master else None
+        self._directory = BlockDirectory(directory, domain)
+        self._keys = master.tenants(domain, self._directory.home) if master else None
         self.counts = TierCounts(capacity_bytes=capacity_bytes)
         self._lock = threading.Lock()
         self._known: set[BlockKey] = set()
@@ -109,7 +92,7 @@ class DiskTier:
         """Whether it is here, though another process may have written it: asks the file system if need be."""
         if key in self._known:
             return True
-        if not self._path(key).exists():
+        if not self._directory.path(key).exists():
             return False
         with self._lock:
             self._known.add(key)
@@ -122,7 +105,7 @@ class DiskTier:
         began_s = time.monotonic()
         try:
             cipher = self._keys.make(record.key.owner) if self._keys else None
-            write_block(self._path(record.key), self._domain, record, cipher)
+            write_block(self._directory.path(record.key), self._domain, record, cipher)
         except OSError as error:
             self._failed(f"cannot be written to: {error}")
             return
@@ -138,19 +121,11 @@ class DiskTier:
 
     def expect(self, keys: Sequence[BlockKey]) -> None:
         """These are going to be read: let the system begin with all of them at once, where it takes the hint."""
-        if not hasattr(os, "posix_fadvise"):
-            return
-        for key in keys:
-            with suppress(OSError):
-                descriptor = os.open(self._path(key), os.O_RDONLY)
-                try:
-                    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_WILLNEED)
-                finally:
-                    os.close(descriptor)
+        self._directory.expect(keys)
 
     def get(self, key: BlockKey) -> Record | None:
         """A block; None if it is not here, or not what was written: then it is deleted."""
-        path = self._path(key)
+        path = self._directory.path(key)
         try:
             found = self._read(path, key)
             if isinstance(found, Record):
@@ -178,7 +153,7 @@ class DiskTier:
             OSError: some are still there.
         """
         try:
-            return delete_owner(self.directory, owner)
+            return delete_owner(self._directory.root, owner)
         finally:
             self._survey()
 
@@ -196,18 +171,6 @@ class DiskTier:
             return "the key that it was written with is gone"
         return read_block(path, self._domain, key, self._stored_bytes, cipher)
 
-    def _key(self, path: Path) -> BlockKey | None:
-        """Of a file of this domain."""
-        owner = path.parent.parent
-        if owner.parent == self._home:
-            with suppress(ValueError):
-                return BlockKey(bytes.fromhex(owner.name), bytes.fromhex(path.stem))
-        return None
-
-    def _path(self, key: BlockKey) -> Path:
-        name = key.content.hex()
-        return self._home / key.owner.hex() / name[:2] / (name + SUFFIX)
-
     def _forget(self, key: BlockKey) -> None:
         with self._lock:
             self._known.discard(key)
@@ -217,31 +180,15 @@ class DiskTier:
             self.counts.errors += 1
             first = self.counts.errors == 1
         if first:
-            logger.warning("%s %s; further such failures are only counted", self.directory, what)
+            logger.warning("%s %s; further such failures are only counted", self._directory.root, what)
 
-    def _survey(self) -> list[_File]:
-        """List the directory, and know it then. Deletes what processes that died left unfinished."""
-        files, mine = [], set()
-        for file in self._walk():
-            if file.path.suffix == SUFFIX:
-                files.append(file)
-                if key := self._key(file.path):
-                    mine.add(key)
-            elif file.path.suffix == PARTIAL and time.time() - file.used_s > ABANDONED_S:
-                with suppress(OSError):
-                    file.path.unlink()
+    def _survey(self) -> list[File]:
+        """List the directory, and know it then."""
+        files = self._directory.survey()
         with self._lock:
-            self._known = mine
+            self._known = {key for file in files if (key := self._directory.key(file.path))}
             self.counts.used_bytes = sum(file.size for file in files)
         return files
-
-    def _walk(self) -> Iterator[_File]:
-        for folder, _, names in os.walk(self.directory):
-            for name in names:
-                path = Path(folder, name)
-                with suppress(OSError):  # gone meanwhile
-                    stat = path.stat()
-                    yield _File(stat.st_mtime, stat.st_size, path)
 
     def _evict(self) -> None:
         """Delete the oldest files, of whatever domain, unless another process is at it."""
@@ -258,7 +205,7 @@ class DiskTier:
                     with self._lock:
                         self.counts.used_bytes -= file.size
                         self.counts.evictions += 1
-                        if key := self._key(file.path):
+                        if key := self._directory.key(file.path):
                             self._known.discard(key)
         except Timeout:
             pass

@@ -11,7 +11,8 @@ from miniserve.model.choices import choose_device
 from miniserve.model.communicator import Communicator
 from miniserve.model.decoder import Decoder
 from miniserve.model.expert_plan import ExpertOptions
-from miniserve.model.load import Side, load_model
+from miniserve.model.load import load_model
+from miniserve.model.sides import Side
 
 
 class Part(NamedTuple):
