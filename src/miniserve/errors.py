@@ -3,6 +3,15 @@
 One rule: bad input ends in one of these, with a message that names the thing (file, field, tensor, parameter) and the
 limit it broke, and what to do about it where that is known. Anything else that escapes is a bug of ours.
 The command line prints the message alone and exits with `exit_code`.
+
+Example:
+    >>> from miniserve.errors import MiniserveError
+    >>> from miniserve.hardware.catalog import load_catalog
+    >>> try:
+    ...     load_catalog().accelerator("h10")
+    ... except MiniserveError as error:
+    ...     print(error, "| exit code", error.exit_code)
+    hardware 'h10' is not in the catalogue; near it: h100, ... | exit code 2
 """
 
 

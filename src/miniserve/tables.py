@@ -21,7 +21,19 @@ KINDS = {int: "a whole number", float: "a number", str: "a text", bool: "true or
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A file's values. Raises CorruptFileError where there are none: names the file, and the line if it can."""
+    """A file's values. Raises CorruptFileError where there are none: names the file, and the line if it can.
+
+    Example:
+        >>> from pathlib import Path
+        >>> from tempfile import TemporaryDirectory
+        >>> from miniserve.simulate.scenario import Engines, Scenario
+        >>> from miniserve.tables import read_toml
+        >>> with TemporaryDirectory() as folder:
+        ...     file = Path(folder, "scenario.toml")
+        ...     _ = file.write_text(Scenario("qwen3-8b", (Engines("h100"),)).to_toml())
+        ...     Scenario.from_table(read_toml(file)).engines[0].hardware
+        'h100'
+    """
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

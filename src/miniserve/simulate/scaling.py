@@ -27,6 +27,16 @@ class Scaling:
         hold, margin: see `Planner`.
         min_prefill, min_decode: engines of each kind at the least, and at the beginning.
         attainment: the share of the requests that must be within each limit; see `EngineRates`.
+
+    Example:
+        >>> from miniserve.simulate.build import run
+        >>> from miniserve.simulate.scaling import Scaling
+        >>> from miniserve.simulate.scenario import Engines, Scenario, Workload
+        >>> asked = Workload(rate=20.0, output="32", requests=150)
+        >>> planner, engines = Scaling(interval_s=2.0, start_s=1.0), Engines("h100", number=4)
+        >>> cluster = run(Scenario("qwen3-8b", (engines,), asked, planner=planner, slo="ttft:500,tpot:20"))
+        >>> [f"{share:.0%}" for share in cluster.on]  # of the time each engine was paid for
+        ['100%', '75%', '0%', '0%']
     """
 
     interval_s: float = 60.0
