@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.server.errors import APIError
+from miniserve.server.errors import APIError, busy
 from miniserve.server.messages import Facts, Report
 from miniserve.server.reply import Reply
 from miniserve.server.view.records import EngineState, Update
@@ -107,6 +107,26 @@ class Backend(Running, Protocol):
     async def submit(self, prompts: Sequence[Sequence[int]], params: SamplingParams, *, cache_salt: str = "") -> Reply:
         """Have prompts continued; see `EngineClient.submit`."""
         ...
+
+
+def check_room(num_prompts: int, n: int, num_open: int, limit: int) -> int:
+    """How many outputs a submission has, if there is room for them.
+
+    Args:
+        num_prompts, n: of the submission, and outputs of each.
+        num_open: outputs that have not ended.
+        limit: most of them at once, waiting ones too.
+
+    Raises:
+        APIError: 400, they are too many at any time; 429, now.
+    """
+    choices = num_prompts * n
+    if choices > limit:
+        message = f"{num_prompts} prompts with n {n} are {choices} outputs: at most {limit}"
+        raise APIError(400, message, param="n", code="invalid_value")
+    if num_open + choices > limit:
+        raise busy(f"{num_open} outputs are running or waiting, and {choices} more would exceed {limit}")
+    return choices
 
 
 async def delete_everywhere(engines: Iterable[Running], cache_salt: str) -> dict[str, int]:

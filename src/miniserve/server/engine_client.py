@@ -1,8 +1,9 @@
 """`EngineClient`: the engine's process as the server's coroutines see it.
 
-It starts the process, hands it submissions, deals out what comes back, and starts another one when it dies; the
-requests of the dead one end with an error. `submit` gives a `Reply`, whose pieces are read at the reader's own pace:
-what comes meanwhile is joined to one piece a choice, so that a slow reader costs no more memory than its output.
+It starts the process, hands it submissions, and starts another one when it dies; the requests of the dead one end with
+an error. What is open in it, and who is told what comes, `Pending` knows. `submit` gives a `Reply`, whose pieces are
+read at the reader's own pace: what comes meanwhile is joined to one piece a choice, so that a slow reader costs no more
+memory than its output.
 
 Invariants: a reply that is closed, by whatever way its reader ended, is aborted in the engine at once and forgotten
 here; no more than `max_num_seqs + max_waiting` outputs are in the engine.
@@ -14,34 +15,30 @@ import contextlib
 import gc
 import logging
 from collections.abc import Callable, Sequence
-from itertools import count
 
 from miniserve.core.offer import Offer
 from miniserve.core.sampling_params import SamplingParams
-from miniserve.errors import InvalidRequestError, MiniserveError
+from miniserve.errors import MiniserveError
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.server.backend import EngineReport
+from miniserve.server.backend import EngineReport, check_room
 from miniserve.server.engine_process import EngineProcess
-from miniserve.server.errors import APIError, EngineDiedError, busy, unavailable
+from miniserve.server.errors import APIError, EngineDiedError, unavailable
 from miniserve.server.messages import (
     Abort,
-    Accepted,
     Ask,
     Cached,
-    Deleted,
     DeleteKV,
     Facts,
     Failed,
     Follow,
     FromEngine,
     Ready,
-    Refused,
     Report,
-    Stepped,
     Submit,
     ToEngine,
     Watch,
 )
+from miniserve.server.pending import Pending
 from miniserve.server.reply import Reply
 from miniserve.server.view.records import EngineState, Update
 from miniserve.server.worker import Opener
@@ -80,10 +77,7 @@ class EngineClient:
         self.on_cached: Callable[[Cached], None] | None = None
         self._watched = False
         self._running = False
-        self._replies: dict[int, Reply] = {}
-        self._keys = count()
-        self._asked: list[asyncio.Future[Report]] = []
-        self._deletions: dict[int, asyncio.Future[dict[str, int]]] = {}
+        self._pending = Pending()
         self._process: EngineProcess | None = None
         self._started: asyncio.Future[None]
         self._restart: asyncio.Task[None] | None = None
@@ -106,7 +100,7 @@ class EngineClient:
     @property
     def num_open(self) -> int:
         """Outputs that have not ended."""
-        return sum(reply.num_open for reply in self._replies.values())
+        return self._pending.num_open
 
     @property
     def states(self) -> list[EngineState]:
@@ -163,18 +157,11 @@ class EngineClient:
             InvalidRequestError: the engine refuses them.
         """
         self.check_ready()
-        choices = len(prompts) * params.n
-        limit = self.facts.max_num_seqs + self._max_waiting
-        if choices > limit:
-            message = f"{len(prompts)} prompts with n {params.n} are {choices} outputs: at most {limit}"
-            raise APIError(400, message, param="n", code="invalid_value")
-        if self.num_open + choices > limit:
-            raise busy(f"{self.num_open} outputs are running or waiting, and {choices} more would exceed {limit}")
-        key = next(self._keys)
-        reply = self._replies[key] = Reply(key, choices, lambda: self._forget(Abort(key, name)))
+        choices = check_room(len(prompts), params.n, self.num_open, self.facts.max_num_seqs + self._max_waiting)
+        reply = self._pending.open(choices, lambda reply: self._forget(reply, name))
         try:
             several = [list(prompt) for prompt in prompts]
-            self._send(Submit(key, several, params, cache_salt, moves, prior, offer, name))
+            self._send(Submit(reply.key, several, params, cache_salt, moves, prior, offer, name))
             await reply.accepted
         except BaseException:
             reply.close()
@@ -185,8 +172,7 @@ class EngineClient:
         """How it is: its counts as of its next step's end; the last known ones if it does not answer."""
         report = self._last_report
         if self._running:
-            answer: asyncio.Future[Report] = asyncio.get_running_loop().create_future()
-            self._asked.append(answer)
+            answer = self._pending.report()
             self._send(Ask())
             with contextlib.suppress(TimeoutError, APIError):
                 report = await asyncio.wait_for(answer, REPORT_TIMEOUT_S)
@@ -200,14 +186,9 @@ class EngineClient:
         """
         if not self._running:
             raise unavailable("the engine is not there: order it again when it is")
-        key = next(self._keys)
-        deleted: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
-        self._deletions[key] = deleted
-        try:
+        with self._pending.deletion() as (key, deleted):
             self._send(DeleteKV(key, cache_salt))
             return await deleted
-        finally:
-            del self._deletions[key]
 
     def watch(self, on: bool) -> None:
         """Have the engine send updates to `on_update`, the next one, too, should this one die; or no more."""
@@ -217,38 +198,19 @@ class EngineClient:
 
     def fail_all(self, error: APIError) -> None:
         """End everything that is open with an error."""
-        for reply in self._replies.values():
-            reply.fail(error)
-        for answer in self._asked:
-            if not answer.done():
-                answer.set_exception(error)
-        self._asked.clear()
-        for deleted in self._deletions.values():
-            if not deleted.done():
-                deleted.set_exception(error)
+        self._pending.fail_all(error)
 
     def _send(self, message: ToEngine) -> None:
         assert self._process is not None, "there is a process while the engine runs"
         self._process.send(message)
 
-    def _forget(self, abort: Abort) -> None:
-        """A reply is closed."""
-        reply = self._replies.pop(abort.key, None)
-        if reply is not None and (reply.num_open or reply.moved) and self._running:
-            self._send(abort)
+    def _forget(self, reply: Reply, name: str) -> None:
+        """It is closed."""
+        if (reply.num_open or reply.moved) and self._running:
+            self._send(Abort(reply.key, name))
 
-    def _handle(self, message: FromEngine) -> None:  # noqa: PLR0912
+    def _handle(self, message: FromEngine) -> None:
         match message:
-            case Stepped(pieces):
-                for key, piece in pieces:
-                    if reply := self._replies.get(key):
-                        reply.put(piece)
-            case Accepted(key):
-                if reply := self._replies.get(key):
-                    reply.accept()
-            case Refused(key, reason):
-                if reply := self._replies.get(key):
-                    reply.refuse(InvalidRequestError(reason))
             case Ready(facts, tokenizer):
                 self.facts, self.tokenizer = facts, tokenizer
                 self._started.set_result(None)
@@ -263,18 +225,10 @@ class EngineClient:
             case Cached():
                 if self.on_cached:
                     self.on_cached(message)
-            case Deleted(key, blocks, reason):
-                if (deleted := self._deletions.get(key)) and not deleted.done():
-                    if reason:
-                        deleted.set_exception(APIError(500, f"some KV is still there: {reason}", code="kv_not_deleted"))
-                    else:
-                        deleted.set_result(blocks)
-            case Report():
-                self._last_report = message
-                for answer in self._asked:
-                    if not answer.done():
-                        answer.set_result(message)
-                self._asked.clear()
+            case _:
+                if isinstance(message, Report):
+                    self._last_report = message
+                self._pending.take(message)
 
     def _lost(self, process: EngineProcess) -> None:
         if process is not self._process:  # ended by `stop`

@@ -30,9 +30,9 @@ from miniserve.core.routing import KVAware, Router
 from miniserve.core.sampling_params import SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.model.tokenizer.tokenizer import Tokenizer
-from miniserve.server.backend import EngineReport, delete_everywhere
+from miniserve.server.backend import EngineReport, check_room, delete_everywhere
 from miniserve.server.engine_client import EngineClient
-from miniserve.server.errors import APIError, busy, unavailable
+from miniserve.server.errors import APIError, unavailable
 from miniserve.server.fleet.journey import Journey
 from miniserve.server.fleet.launcher import Launcher
 from miniserve.server.fleet.member import Member
@@ -155,13 +155,8 @@ class Fleet:
         The other outputs of a prompt begin when its first is where it is decoded: they find its KV there.
         """
         self.check_ready()
-        choices = len(prompts) * params.n
         limit = sum(member.client.facts.max_num_seqs for member in self._pools.decode) + self._max_waiting
-        if choices > limit:
-            message = f"{len(prompts)} prompts with n {params.n} are {choices} outputs: at most {limit}"
-            raise APIError(400, message, param="n", code="invalid_value")
-        if self.num_open + choices > limit:
-            raise busy(f"{self.num_open} outputs are running or waiting, and {choices} more would exceed {limit}")
+        choices = check_room(len(prompts), params.n, self.num_open, limit)
         reply = Reply(next(self._keys), choices, lambda: self._forget(reply))
         left = len(prompts)
 
