@@ -5,6 +5,7 @@ import torch
 
 from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.formats import E4M3, INT8
+from miniserve.kernels.groups import Groups
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.scaled_gemm import quantise_rows
 
@@ -24,7 +25,11 @@ def test_floats_are_a_stack_already():
 @pytest.mark.parametrize("form", [8, 4, E4M3, INT8], ids=str)
 def test_an_expert_is_its_rows(form):
     def pack(matrix):
-        return LinearWeight.rounded(matrix, form) if form in (4, 8) else LinearWeight(*quantise_rows(matrix, form))
+        return (
+            LinearWeight.packed(Groups.rounding(matrix, form))
+            if form in (4, 8)
+            else LinearWeight(*quantise_rows(matrix, form))
+        )
 
     stack = ExpertStack(pack(WIDE.flatten(0, 1)), EXPERTS)
     assert stack.shape == WIDE.shape
@@ -36,7 +41,7 @@ def test_an_expert_is_its_rows(form):
 
 
 def test_experts_without_whole_panels_are_refused():
-    packed = LinearWeight.rounded(torch.ones(24, COLUMNS), 4)
+    packed = LinearWeight.packed(Groups.rounding(torch.ones(24, COLUMNS), 4))
     assert ExpertStack(packed, 3).shape == (3, 8, COLUMNS)
     with pytest.raises(ValueError, match="24 rows"):
         ExpertStack(packed, 2)

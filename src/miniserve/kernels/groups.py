@@ -40,9 +40,9 @@ class Groups:
         """W [N, K] rounded to 8 bits (symmetric, the largest of a group at 127) or 4 (smallest at 0, largest at 15).
 
         Raises:
-            ValueError: K is not a multiple of 32, or a value has no place in a group with a half scale.
+            ValueError: no matrix, K is not a multiple of 32, or a value has no place in a group with a half scale.
         """
-        if weight.shape[1] % GROUP:
+        if weight.dim() != 2 or weight.shape[1] % GROUP:
             raise ValueError(f"a weight of shape {list(weight.shape)} has no whole groups of {GROUP} in a row")
         if not bool(weight.abs().amax() < torch.finfo(torch.half).max):
             raise ValueError("it holds NaN, or values beyond 65504, which are more than a scale of 16 bits can span")

@@ -40,16 +40,6 @@ class LinearWeight:
     bias: Tensor | None = None
 
     @classmethod
-    def rounded(cls, weight: Tensor, bits: Bits, bias: Tensor | None = None) -> "LinearWeight":
-        """W [N, K] rounded to 8 or 4 bits by groups of 32: `Groups.rounding`, laid out.
-
-        Raises:
-            ValueError: see `Groups.rounding` and `packed`.
-        """
-        cls._check(weight.shape, bits)
-        return cls.packed(Groups.rounding(weight, bits), bias)
-
-    @classmethod
     def packed(cls, groups: Groups, bias: Tensor | None = None) -> "LinearWeight":
         """Groups laid out, every value as it is.
 
@@ -60,24 +50,21 @@ class LinearWeight:
         Raises:
             ValueError: the shape is not one of these, or a scale or minimum is not finite.
         """
-        cls._check(groups.q.shape, groups.bits)
+        shape, bits = groups.q.shape, groups.bits
+        if not cls.can_pack(shape, bits):
+            rows = f" and N of {ROWS}" if bits == 4 else ""
+            raise ValueError(f"a weight of shape {list(shape)}: [N, K] with K a multiple of {BLOCK}{rows} is needed")
         for part in (groups.scale, groups.minimum):
             if part is not None and not bool(part.isfinite().all()):
                 raise ValueError("a group has a scale or a minimum that is not finite")
-        rows, columns = groups.q.shape
+        columns = shape[1]
         if groups.minimum is None:
-            halves = groups.q.view(rows, -1, 2, GROUP // 2)
+            halves = groups.q.view(len(groups.q), -1, 2, GROUP // 2)
             return cls(halves.transpose(2, 3).flatten(1), groups.scale, bias)
         panels = groups.q.view(-1, ROWS, columns // BLOCK, 2, STEPS, 4)
         low, high = panels.permute(3, 0, 2, 4, 1, 5).flatten(-2)
         scales = torch.stack((groups.scale, groups.minimum), -1).view(-1, ROWS, columns // GROUP, 2)
         return cls(low | high << 4, scales.permute(0, 2, 3, 1).contiguous(), bias)
-
-    @classmethod
-    def _check(cls, shape: Sequence[int], bits: Bits) -> None:
-        if not cls.can_pack(shape, bits):
-            rows = f" and N of {ROWS}" if bits == 4 else ""
-            raise ValueError(f"a weight of shape {list(shape)}: [N, K] with K a multiple of {BLOCK}{rows} is needed")
 
     @staticmethod
     def can_pack(shape: Sequence[int], bits: Bits) -> bool:
@@ -102,7 +89,7 @@ class LinearWeight:
     @property
     def shape(self) -> tuple[int, int]:
         """N and K."""
-        if self.data.dtype is torch.uint8:
+        if self.is_4bit:
             return self.data.shape[0] * ROWS, self.data.shape[1] * BLOCK
         rows, columns = self.data.shape
         return rows, columns
@@ -114,7 +101,7 @@ class LinearWeight:
 
     def rows(self, indices: Tensor) -> Tensor:
         """Some of its rows, as an embedding wants them: [T] int64 -> [T, K], a copy."""
-        if self.data.dtype is torch.uint8:  # the panels of eight rows that they lie in
+        if self.is_4bit:  # the panels of eight rows that they lie in
             panels = LinearWeight(
                 self.data[indices // ROWS], None if self.scales is None else self.scales[indices // ROWS]
             ).dense()

@@ -26,6 +26,7 @@ COMPUTE = """
 import torch
 from miniserve.kernels import reference
 from miniserve.kernels.cpu import ops
+from miniserve.kernels.groups import Groups
 from miniserve.kernels.linear_weight import LinearWeight
 x, weight = torch.randn(3, 64), torch.rand(64)
 assert torch.equal(ops.rms_norm(x, weight, 1e-5), reference.rms_norm(x, weight, 1e-5))
@@ -40,7 +41,7 @@ turned = ops.rope_store(torch.randn(2, 8, 16), torch.ones(2, 8), torch.zeros(2, 
 assert turned.shape == (2, 4, 16)
 for bits in (None, 8, 4):
     weight = torch.randn(16, 64)
-    packed = LinearWeight.rounded(weight, bits) if bits else LinearWeight(weight)
+    packed = LinearWeight.packed(Groups.rounding(weight, bits)) if bits else LinearWeight(weight)
     assert torch.allclose(ops.linear(x, packed), x @ packed.dense().T, atol=1e-5)
 print("computed")
 """

@@ -9,6 +9,7 @@ from miniserve.kernels import reference
 from miniserve.kernels.cpu import ops
 from miniserve.kernels.cpu.dense import Gated, Layer, Layers, Paged
 from miniserve.kernels.cpu.linear import linear
+from miniserve.kernels.groups import Groups
 from miniserve.kernels.linear_weight import LinearWeight
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -22,7 +23,7 @@ def draw(*shape, seed=0):
 def make_layers(bits, normed):
     def product(rows, columns, seed, bias=None):
         weight = draw(rows, columns, seed=seed) / columns**0.5
-        return LinearWeight.rounded(weight, bits, bias) if bits else LinearWeight(weight, None, bias)
+        return LinearWeight.packed(Groups.rounding(weight, bits), bias) if bits else LinearWeight(weight, None, bias)
 
     width = HEADS * DIM
     return [

@@ -5,7 +5,7 @@ import torch
 
 from miniserve.kernels import reference
 from miniserve.kernels.cpu.linear import MANY, linear
-from miniserve.kernels.groups import GROUP
+from miniserve.kernels.groups import GROUP, Groups
 from miniserve.kernels.linear_weight import LinearWeight
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -30,7 +30,7 @@ def draw(*shape, seed=0):
 def weight_of(kind, rows, columns, bias=None):
     dtype, bits = KINDS[kind]
     weight = (draw(rows, columns, seed=1) * 0.05).to(dtype)
-    return LinearWeight.rounded(weight, bits, bias) if bits else LinearWeight(weight, None, bias)
+    return LinearWeight.packed(Groups.rounding(weight, bits), bias) if bits else LinearWeight(weight, None, bias)
 
 
 def product(x, weight):
@@ -75,7 +75,7 @@ def test_equals_float64(kind, rows, columns):
 
 def test_rounding_activations_to_8_bits_costs_less_than_weights_of_4_bits_do():
     x, exact = draw(50, 576), draw(128, 576, seed=1) * 0.05
-    weight = LinearWeight.rounded(exact, 4)
+    weight = LinearWeight.packed(Groups.rounding(exact, 4))
     of_weights = (x @ weight.dense().T - x @ exact.T).norm()
     assert (linear(x, weight) - x @ weight.dense().T).norm() < of_weights / 5
 

@@ -9,6 +9,7 @@ from miniserve.kernels import reference
 from miniserve.kernels.cpu import moe as module
 from miniserve.kernels.cpu.moe import moe, route
 from miniserve.kernels.expert_stack import ExpertStack
+from miniserve.kernels.groups import Groups
 from miniserve.kernels.linear_weight import LinearWeight
 
 pytestmark = pytest.mark.usefixtures("compiled")
@@ -23,7 +24,10 @@ def draw(*shape, seed=0):
 def stacks(form):
     wide = draw(EXPERTS, 2 * INNER, HIDDEN, seed=1) / HIDDEN**0.5, draw(EXPERTS, HIDDEN, INNER, seed=2) / INNER**0.5
     if form in ("int8", "int4"):
-        return [ExpertStack(LinearWeight.rounded(w.flatten(0, 1), 8 if form == "int8" else 4), EXPERTS) for w in wide]
+        return [
+            ExpertStack(LinearWeight.packed(Groups.rounding(w.flatten(0, 1), 8 if form == "int8" else 4)), EXPERTS)
+            for w in wide
+        ]
     return [w.to(getattr(torch, form)) for w in wide]
 
 
