@@ -3,8 +3,8 @@
 A block that has left its device is one piece of memory: of each layer in turn the keys and then the values, each
 [block_size, G, D], and behind them, if they have 8 bits, of each layer the scales [2, G, block_size] in float32. A
 layout says these sizes, which weights computed the numbers and how, and which rank's heads they are. Two layouts are
-equal or their blocks are not exchanged; `check_same` names every difference, `convert` (conversion.py) bridges the few
-that can be bridged exactly.
+equal or their blocks are not exchanged; `differences` names each, `convert` (conversion.py) bridges the few that can be
+bridged exactly.
 
 It says nothing of tokens: which block it is says its hash (core/hashing.py), or whoever sends it.
 """
@@ -144,11 +144,6 @@ class KVLayout:
         """Each field in which `other` differs, with both values: "block_size is 64, not 16"."""
         mine, theirs = asdict(self), asdict(other)
         return [f"{name} is {theirs[name]}, not {mine[name]}" for name in mine if theirs[name] != mine[name]]
-
-    def check_same(self, other: "KVLayout", whose: str) -> None:
-        """Raise InvalidRequestError, naming each difference, unless `other`, which is `whose`, is equal."""
-        if found := self.differences(other):
-            raise InvalidRequestError(f"KV blocks of {whose} cannot be used here: {'; '.join(found)}")
 
 
 def files_identity(files: ModelFiles) -> str:
