@@ -62,6 +62,11 @@ def test_alt_must_say_something():
         figure("Figure 1")
 
 
+def test_a_caption_begins_with_the_kind_of_its_numbers():
+    with pytest.raises(InvalidRequestError, match="must begin with one of Measured, Recorded"):
+        figure(caption="A fine figure.")
+
+
 def test_ticks_are_written_out():
     import matplotlib as mpl
 

@@ -103,6 +103,7 @@ def use_book_style() -> None:
             "lines.linewidth": 2.2,
             "lines.markersize": 5,
             "legend.frameon": False,
+            "legend.handlelength": 2.6,  # long enough for dash and dot
             "font.size": 10.5,
         }
     )
@@ -193,15 +194,15 @@ class FigureOutput:
         return f"[Figure: {self.alt}]"
 
     def _repr_html_(self) -> str:
-        caption = f"<figcaption>{html.escape(self.caption)}</figcaption>" if self.caption else ""
+        caption = f"<figcaption>{html.escape(self.caption)}</figcaption>"
         picture = self.svg
         if "min-width" in picture:  # on a phone it is wider than the page
-            region = f'tabindex="0" role="region" aria-label="{html.escape(self.caption or self.alt)}"'
+            region = f'tabindex="0" role="region" aria-label="{html.escape(self.caption)}"'
             picture = f'<div style="overflow-x:auto" {region}>{picture}</div>'
         return f'<figure class="ms-figure" style="margin:0.5rem 0">{picture}{caption}</figure>'
 
 
-def show_figure(fig: "Figure", *, alt: str, caption: str = "") -> FigureOutput:
+def show_figure(fig: "Figure", *, alt: str, caption: str) -> FigureOutput:
     """The figure as inline SVG; end a cell with it. `alt` says what the figure shows, not that it is one. Closes `fig`.
 
     `caption` begins with the kind of its numbers: Measured, Recorded, Simulated, Computed, Claimed; a drawing: Shown.
@@ -219,6 +220,8 @@ def show_figure(fig: "Figure", *, alt: str, caption: str = "") -> FigureOutput:
 
     if len(alt.split()) < 3:
         raise InvalidRequestError(f"show_figure: alt={alt!r} does not say what the figure shows; write a sentence")
+    if not caption.startswith(KINDS):
+        raise InvalidRequestError(f"show_figure: caption={caption!r} must begin with one of {', '.join(KINDS)}")
     plain_ticks(fig)
     buffer = io.StringIO()
     metadata: dict[str, Any] = {"Date": None, "Creator": None}
