@@ -7,6 +7,7 @@ from miniserve.errors import InvalidRequestError
 from miniserve.model.cache import ContiguousCache
 from miniserve.model.generate import generate_cached, generate_naive
 from miniserve.model.load import load_model
+from miniserve.model.tokenizer.detokenizer import Detokenizer
 
 PROMPT = [5, 9, 30, 7]
 
@@ -47,6 +48,6 @@ def test_ids_without_a_token_decode_to_nothing(llama):
     """An embedding padded beyond the tokenizer, as many published models have it."""
     assert llama.config.vocab_size == llama.tokenizer.vocab_size == 128
     assert llama.tokenizer.decode([120]) == ""
-    assert llama.tokenizer.detokenizer().push(120) == ""
+    assert Detokenizer(llama.tokenizer).push(120) == ""
     with pytest.raises(InvalidRequestError, match="token id 128 is outside"):
         llama.tokenizer.decode([128])

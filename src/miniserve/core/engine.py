@@ -108,11 +108,6 @@ class Engine:
         self._settle()
         return True
 
-    def finish_all(self, reason: FinishReason = FinishReason.ABORT) -> None:
-        """End every live request."""
-        for request_id in list(self._live):
-            self.finish(request_id, reason)
-
     def _launch(self) -> _Launched | None:
         """The next step; None if there is nothing to compute now."""
         started = self._clock()

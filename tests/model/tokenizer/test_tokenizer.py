@@ -26,6 +26,7 @@ from miniserve.errors import (
     UnsupportedModelError,
 )
 from miniserve.model.gguf import GGUFFile
+from miniserve.model.tokenizer.detokenizer import Detokenizer
 from miniserve.model.tokenizer.tokenizer import Tokenizer
 from support import tiny_tokenizers
 
@@ -347,7 +348,7 @@ def use(tokenizer: Tokenizer) -> None:
     """Everything a server does with a tokenizer; any failure must be an expected one."""
     ids = tokenizer.encode("The fox <|end|> 12 é🙂")
     tokenizer.decode(ids)
-    stream = tokenizer.detokenizer(prompt_ids=ids[:2])
+    stream = Detokenizer(tokenizer, prompt_ids=ids[:2])
     assert isinstance("".join([*map(stream.push, ids), stream.finish()]), str)
     if tokenizer.chat_template is not None:
         tokenizer.encode_chat(CHAT)

@@ -18,7 +18,7 @@ from tokenizers import models
 
 from miniserve.errors import ChatTemplateError, InvalidRequestError, UnsupportedModelError
 from miniserve.model.tokenizer.chat_template import ChatTemplate
-from miniserve.model.tokenizer.detokenizer import BYTES_BY_CHARACTER, DecodingRule, Detokenizer
+from miniserve.model.tokenizer.detokenizer import BYTES_BY_CHARACTER, DecodingRule
 from miniserve.model.tokenizer.from_directory import read_directory_tokenizer
 from miniserve.model.tokenizer.from_gguf import read_gguf_tokenizer
 from miniserve.model.tokenizer.parts import TokenizerParts, blaming, vocab_size
@@ -170,10 +170,6 @@ class Tokenizer:
             self._check_id(token_id)
         with blaming(f"{self._source}: the tokenizer failed to decode"):
             return str(self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens))
-
-    def detokenizer(self, *, skip_special_tokens: bool = True, prompt_ids: Sequence[int] = ()) -> Detokenizer:
-        """Return a `Detokenizer` for one request, which goes on where `prompt_ids` end."""
-        return Detokenizer(self, skip_special_tokens=skip_special_tokens, prompt_ids=prompt_ids)
 
     def token_bytes(self, token_id: int) -> bytes:
         """Return the bytes a token stands for, special or not; b"" for an id in range that has no token.
