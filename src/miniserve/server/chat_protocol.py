@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 from miniserve.core.grammar import Function, Grammar, JsonSchema, ToolCalls
 from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError
-from miniserve.server.protocol import GenerationRequest, Listed, Strict
+from miniserve.server.protocol import GenerationRequest
+from miniserve.server.strict import Listed, Strict
 
 
 class TextPart(Strict):

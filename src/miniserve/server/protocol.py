@@ -2,50 +2,22 @@
 
 Every field is honoured or refused by name: a body with a field that is not here is an error. A null stands for the
 default, as in the OpenAI API. Beyond that API stand the engine's further sampling parameters, under the names that
-other engines' servers use. Types are strict: "3" is no number. Ranges are checked by `SamplingParams`.
+other engines' servers use. Types are strict (strict.py). Ranges are checked by `SamplingParams`.
 """
 
 import re
 from abc import ABC, abstractmethod
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from miniserve.core.grammar import Grammar, JsonObject, JsonSchema
 from miniserve.core.sampling_params import MAX_LOGIT_BIAS, SamplingParams
 from miniserve.errors import InvalidRequestError
 from miniserve.server.errors import APIError
+from miniserve.server.strict import Listed, Strict
 
 MAX_PROMPTS = 2048  # of one request
-
-T = TypeVar("T")
-
-
-class _FailFast(FailFast):
-    """One that can be part of a union."""
-
-    __hash__ = object.__hash__
-
-
-#: A list that is looked at up to the first thing wrong with it: a million of them would take a minute to name.
-Listed = Annotated[list[T], _FailFast()]
-
-
-class Strict(BaseModel):
-    """A JSON object with these fields and no others; of those it is told of the first."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, values: Any) -> Any:
-        if type(values) is not dict:
-            return values
-        given = {name: value for name, value in values.items() if value is not None}
-        known = cls.model_fields.keys() | {field.alias for field in cls.model_fields.values()}
-        for name in list(filter(lambda name: name not in known, given))[1:]:
-            del given[name]
-        return given
 
 
 class StreamOptions(Strict):

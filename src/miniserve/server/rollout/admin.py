@@ -17,11 +17,11 @@ from miniserve.errors import InvalidRequestError, MiniserveError
 from miniserve.server.access import Access
 from miniserve.server.errors import ADMIN_PREFIX, APIError
 from miniserve.server.openapi import KEY
-from miniserve.server.protocol import Strict
 from miniserve.server.rollout.lineup import Lineup
 from miniserve.server.rollout.shadow import Shadow
 from miniserve.server.rollout.traffic import Traffic
 from miniserve.server.rollout.version import Version
+from miniserve.server.strict import Strict
 
 
 class Log(Protocol):
