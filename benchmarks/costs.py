@@ -5,9 +5,10 @@
     python benchmarks/costs.py --parts pages --site _build/html
 
 Each time is of a process of its own, in turn (A B C A B C …), the median of the rounds. `wall_s` is by the clock;
-`cpu_s` is what the process and its children computed, which other work on the machine changes less. Installations are
-done once each, into an environment that has torch; packages come from wherever pip is set up to look, whose speed is in
-`wall_s`. An extra's bytes are of the files that it adds to the engine's own.
+`cpu_s` is what the process and its children computed, which other work on the machine changes less; each part has the
+machine's load average before it and after. Installations are done once each, into an environment that has torch;
+packages come from wherever pip is set up to look, whose speed is in `wall_s`. An extra's bytes are of the files that it
+adds to the engine's own.
 """
 
 import os
@@ -213,11 +214,11 @@ def main(
     names = parts.split(",")
     if unknown := [name for name in names if name not in measure]:
         raise typer.BadParameter(f"{unknown[0]!r} is none of {', '.join(measure)}", param_hint="--parts")
-    data: dict[str, Any] = {"rounds": rounds, "load_before": os.getloadavg()[0]}
+    data: dict[str, Any] = {"rounds": rounds}
     for name in names:
-        data[name] = measure[name]()
+        before = os.getloadavg()[0]
+        data[name] = measure[name]() | {"load_average": [before, os.getloadavg()[0]]}
         print(name, data[name], flush=True)
-    data["load_after"] = os.getloadavg()[0]
     write_record(out, data, f"python benchmarks/costs.py --parts {parts} --rounds {rounds}", "cpu")
 
 

@@ -83,7 +83,7 @@ def executed(notebook: Path, folder: Path, there: Path) -> str:
     lone.write_bytes(notebook.read_bytes())
     before = fingerprint(there, packages(venv))
     client = "import sys; from nbclient.cli import main; sys.argv[0] = 'jupyter-execute'; main()"
-    done = run(venv / "bin" / "python", "-c", client, "--timeout=600", lone.name, cwd=lone.parent)
+    done = run(venv / "bin" / "python", "-c", client, "--timeout=600", "--inplace", lone.name, cwd=lone.parent)
     if done.returncode:
         return done.stderr[-3000:]
     return "" if fingerprint(there, packages(venv)) == before else "torch is not what it was"
