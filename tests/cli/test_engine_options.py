@@ -49,6 +49,18 @@ def test_options_of_both_kinds_arrive(run):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("arguments", "counts"), [([], None), (["--count-experts"], True), (["--no-count-experts"], False)]
+)
+def test_experts_are_counted_as_the_engine_likes_unless_it_is_said(run, monkeypatch, arguments, counts):
+    called = {}
+    monkeypatch.setattr(engine_options, "open_llm", lambda model, how, **options: called.update(options))
+    result, given = run(*arguments)
+    assert result.exit_code == 0, result.output
+    given[0][1].opener("m", moves=None)()
+    assert called["count_experts"] is counts
+
+
 def test_the_command_keeps_its_help_and_the_limits_hold(run):
     result, _ = run("--help")
     assert "Of a test." in result.output

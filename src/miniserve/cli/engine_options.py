@@ -98,6 +98,9 @@ class EngineOptions(TierOptions, LLMOptions):
         int | None, typer.Option(help="Memory for the KV cache; default: a share of what is free.", min=1)
     ] = None
     prefix_caching: Annotated[bool, typer.Option(help="Share KV blocks between prompts that begin alike.")] = True
+    count_experts: Annotated[
+        bool | None, typer.Option(help="Of a mixture, count each expert's tokens; default: on a CPU.")
+    ] = None
 
     def opener(self, model: str, *, moves: str | None) -> "Callable[[], LLM]":
         """What opens such an engine, in whichever process calls it. `moves`: as `LLM` takes it."""
@@ -108,6 +111,7 @@ class EngineOptions(TierOptions, LLMOptions):
             max_num_seqs=self.max_num_seqs,
             max_num_batched_tokens=self.max_num_batched_tokens,
             enable_prefix_caching=self.prefix_caching,
+            count_experts=self.count_experts,
             kv_cache_memory=None if self.kv_cache_mib is None else self.kv_cache_mib * 2**20,
             moves=moves,
             **self.tiers(),
