@@ -13,6 +13,7 @@ from miniserve.fleet.rooms import Source
 from miniserve.kvstore.shared_memory import Place
 from miniserve.server.messages import Piece
 from miniserve.server.reply import Reply
+from support.asynchronous import run
 
 LIKELY = [TokenLogprob(5, -0.5, 1, ())]
 
@@ -44,7 +45,7 @@ def all_of(answers, asked, **how):
     async def collect():
         return [chunk async for chunk in answers.to(asked, "a", **how)]
 
-    return asyncio.run(collect())
+    return run(collect())
 
 
 def test_a_whole_request_ends_with_what_it_used():
@@ -113,4 +114,4 @@ def test_who_leaves_or_aborts_leaves_nothing_open(role):
         await asyncio.gather(waiting, return_exceptions=True)
         assert not answers.are_open
 
-    asyncio.run(leave())
+    run(leave())
