@@ -350,7 +350,6 @@ def test_a_stable_version_and_a_canary_are_shown_apart(browser, start, tiny_chat
         tab.fill("#prompt", "hello")
         tab.press("#prompt", "Enter")
         page.wait("document.querySelector('article.assistant h3')?.textContent.endsWith(' of version 2')")
-        page.shows("version 2", "running", "2")
         assert not violations(tab)
         assert page.problems == []
 
