@@ -118,6 +118,7 @@ def shown(results: dict[str, Row]) -> Table:
         tiles = "{rows}/{columns}/{depth}/{warps}/{stages}".format(**row["best"])
         shares = _shares(row, "bytes_share") + " " + _shares(row, "flops_share")
         peers = f"{_us(row, 'grouped_mm')}, loop {_us(row, 'loop')}"
+        peers += f", E4M3 {_us(row, 'e4m3')}, INT8 {_us(row, 'int8')}"
         table.add_row(f"experts {row['tokens']}", _us(row, "table"), f"{_us(row, 'best')} {tiles}", shares, peers)
     return table
 

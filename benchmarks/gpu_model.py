@@ -6,9 +6,10 @@ Weights are random: speed does not depend on their values, and correctness is wh
 measured first, in the same run. Every section is guarded: one that fails is recorded with its traceback, and the next
 goes on. `--tiny` runs all of it on a CPU with a toy model, to see that it works.
 
-Sections: products (few rows, ours beside cuBLAS), steps (decode, by batch size and by what launches it), fp8 (the same
-with FP8 weights), prefill, generate (transformers with a static cache, batch 1), workload (256 requests of 100 to 1024
-tokens in and out, an engine of Qwen3-0.6B's shape beside transformers' continuous batching).
+Sections: products (few rows, ours beside cuBLAS), steps (decode, by batch size and by what launches it), fp8 and int8
+(the same with weights of 8 bits), mixture (the same of Qwen3-30B-A3B's shape), prefill, generate (transformers with a
+static cache, batch 1), workload (256 requests of 100 to 1024 tokens in and out, an engine of Qwen3-0.6B's shape beside
+transformers' continuous batching).
 """
 
 import argparse
@@ -22,13 +23,13 @@ from typing import Any
 import torch
 from whole_model.products import products
 from whole_model.setting import Setting, free
-from whole_model.steps import fp8, prefill, steps
+from whole_model.steps import fp8, int8, mixture, prefill, steps
 from whole_model.workload import generate, workload
 
 from miniserve.bench.record import device_slug, write_record
 
 SECTIONS: dict[str, Callable[[Setting], Any]] = {
-    each.__name__: each for each in (products, steps, fp8, prefill, generate, workload)
+    each.__name__: each for each in (products, steps, fp8, int8, mixture, prefill, generate, workload)
 }
 
 

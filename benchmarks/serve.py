@@ -1,6 +1,7 @@
 """The server beside the engine alone: throughput of many streams, and the time to the first token when nobody waits.
 
     python benchmarks/serve.py
+    python benchmarks/serve.py --device cuda --kv-cache-mib 8192    # both engines on one GPU, a part of its memory each
 
 One engine runs in this process (`LLM`), another one behind `miniserve serve` in processes of its own; client, server
 and engine share the machine's cores. Both sides get the same token ids and give the same number of tokens, greedily,
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.table import Table
 
 from miniserve import LLM, SamplingParams
-from miniserve.bench.record import write_record
+from miniserve.bench.record import device_slug, write_record
 from miniserve.bench.serving.client import Client
 from miniserve.bench.serving.own_server import own_server
 from miniserve.bench.throughput import run_jobs
@@ -34,7 +35,7 @@ from miniserve.bench.workloads import Job, mixed
 from miniserve.hardware.this_machine import num_cores
 from miniserve.workloads.service import Service, spread
 
-RESULT = Path(__file__).parents[1] / "results" / "serve.json"
+RESULTS = Path(__file__).parents[1] / "results"
 say = Console(stderr=True, highlight=False).print
 
 
@@ -56,13 +57,16 @@ def _cpu_s(process: psutil.Process) -> float:
 
 
 @contextmanager
-def both(model: str, threads: int, jobs: int) -> Iterator[tuple[LLM, str]]:
+def both(model: str, threads: int, jobs: int, device: str, kv_cache_mib: int | None) -> Iterator[tuple[LLM, str]]:
     """The engine here and the URL of the server."""
     import torch
 
     torch.set_num_threads(threads)
     options = ["--max-num-seqs", str(jobs), "--threads", str(threads), "--no-prefix-caching", "--log-level", "info"]
-    with own_server(model, options) as url, LLM(model, max_num_seqs=jobs, enable_prefix_caching=False) as llm:
+    options += ["--device", device, *(["--kv-cache-mib", str(kv_cache_mib)] if kv_cache_mib else [])]
+    memory = kv_cache_mib and kv_cache_mib * 2**20
+    engine = LLM(model, device=device, max_num_seqs=jobs, enable_prefix_caching=False, kv_cache_memory=memory)
+    with engine as llm, own_server(model, options) as url:
         yield llm, url
 
 
@@ -149,11 +153,17 @@ def main(
     high: Annotated[int, typer.Option(help="Most of them.", min=1)] = 48,
     singles: Annotated[int, typer.Option(help="Requests one at a time, 0: none.", min=0)] = 200,
     threads: Annotated[int | None, typer.Option(help="Of each engine; default: the cores.", min=1)] = None,
-    out: Annotated[Path, typer.Option(help="Where the result is kept.")] = RESULT,
+    device: Annotated[str, typer.Option(help="Of both engines: cpu, cuda.")] = "cpu",
+    kv_cache_mib: Annotated[
+        int | None, typer.Option(help="Of each engine; on a GPU the default leaves the other none.", min=1)
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where the result is kept; default: results/serve.json, of a GPU in its folder.")
+    ] = None,
 ) -> None:
     """The server beside the engine alone."""
     count = threads or num_cores()
-    with both(model, count, streams) as (llm, url):
+    with both(model, count, streams, device, kv_cache_mib) as (llm, url):
         vocabulary = llm.model.config.vocab_size
         warm = mixed(4, vocabulary, low=4, high=8, seed=1)
         run_jobs(llm, warm)
@@ -165,7 +175,10 @@ def main(
             prompts = mixed(singles, vocabulary, low=8, high=16, seed=2)
             data["first_token"] = first_token(llm, url, [Job(job.prompt_token_ids, 2) for job in prompts])
     command = f"python benchmarks/serve.py --model {model} --streams {streams} --rounds {rounds} --low {low}"
-    write_record(out, data, f"{command} --high {high} --singles {singles} --threads {count}", "cpu")
+    command += f" --high {high} --singles {singles} --threads {count} --device {device}"
+    command += f" --kv-cache-mib {kv_cache_mib}" if kv_cache_mib else ""
+    folder = RESULTS if device == "cpu" else RESULTS / device_slug(device)
+    write_record(out or folder / "serve.json", data, command, device)
     show(data)
 
 

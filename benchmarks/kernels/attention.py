@@ -21,6 +21,7 @@ from miniserve.kernels.triton.configs import (
     prefill_config,
 )
 
+EIGHT_BITS = {"fp8": torch.float8_e4m3fn, "int8": torch.int8}
 WIDTH = 16  # a block table's width is a multiple of it
 
 
@@ -40,8 +41,7 @@ class Case(NamedTuple):
         """What `paged_attention` takes: random keys and values in scattered blocks."""
         blocks = -(-self.context // self.slots)
         shape = (self.batch * blocks, self.slots, self.kv_heads, self.dim)
-        kv = torch.float8_e4m3fn if self.kv == "fp8" else dtype
-        caches = [torch.randn(shape, device=device, dtype=dtype).to(kv) for _ in range(2)]
+        caches = [_random(shape, EIGHT_BITS.get(self.kv, dtype), device) for _ in range(2)]
         table = torch.zeros(self.batch, self.width, dtype=torch.int32, device=device)
         table[:, :blocks] = torch.randperm(shape[0], device=device).view(self.batch, blocks)
         q = torch.randn(self.batch * self.new, self.heads, self.dim, device=device, dtype=dtype)
@@ -51,7 +51,7 @@ class Case(NamedTuple):
 
     def scales(self, device: torch.device) -> dict[str, torch.Tensor]:
         """Of keys and values in 8 bits."""
-        if self.kv != "fp8":
+        if self.kv not in EIGHT_BITS:
             return {}
         shape = (self.batch * -(-self.context // self.slots), self.kv_heads, self.slots)
         return {name: torch.rand(shape, device=device) for name in ("k_scale", "v_scale")}
@@ -70,7 +70,7 @@ class Case(NamedTuple):
     @property
     def decode_bytes(self) -> int:
         """What a decode step has to move: keys, values, queries, outputs."""
-        head = self.dim + 4 if self.kv == "fp8" else 2 * self.dim
+        head = self.dim + 4 if self.kv in EIGHT_BITS else 2 * self.dim
         return 2 * self.batch * (self.context * self.kv_heads * head + 2 * self.heads * self.dim)
 
     @property
@@ -92,6 +92,7 @@ DECODES = [
     Case(64, 2048, 1, *LLAMA, slots=16),
     Case(128, 4096, 1, *LLAMA, kv="fp8"),
     Case(8, 4096, 1, *LLAMA, kv="fp8"),
+    Case(128, 4096, 1, *LLAMA, kv="int8"),
     Case(32, 2048, 1, 32, 32, 128),  # Llama 2 7B: no groups
     Case(64, 2048, 1, 24, 8, 64),
 ]
@@ -102,7 +103,7 @@ PREFILLS = [
     Case(1, 8192, 2048, *LLAMA),
     Case(1, 8192, 8192, *LLAMA, slots=16),
 ]
-TINY_DECODES = [Case(2, 40, 1, 4, 2, 64, 16), Case(2, 33, 1, 4, 2, 64, 16, "fp8")]
+TINY_DECODES = [Case(2, 40, 1, 4, 2, 64, 16), Case(2, 33, 1, 4, 2, 64, 16, "fp8"), Case(2, 33, 1, 4, 2, 64, 16, "int8")]
 TINY_PREFILLS = [Case(1, 48, 48, 4, 2, 64, 16), Case(1, 48, 16, 4, 2, 64, 16)]
 DECODE_TILES = [
     AttentionConfig(16, tile, warps, stages)
@@ -139,7 +140,7 @@ def decode(setting: Setting) -> Iterator[Row]:
             for _ in range(setting.num_sets(case.decode_bytes))
         ]
         row_bytes = case.dim * 2
-        table = decode_config(capability(setting.device), row_bytes, eight_bits=case.kv == "fp8")
+        table = decode_config(capability(setting.device), row_bytes, eight_bits=case.kv in EIGHT_BITS)
         longest = case.width * case.slots
         slices = {
             config: num_splits(case.batch * case.kv_heads, longest, config.tile, multiprocessors(setting.device))
@@ -208,6 +209,13 @@ def _torch(setting: Setting, case: Case) -> Row:
         except Exception as error:
             found[backend.name.lower()] = f"{type(error).__name__}: {error}"[:200]
     return found
+
+
+def _random(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """Noise; of INT8 over all that it can say, for zeros are read as fast as anything but multiplied with less heat."""
+    if dtype is torch.int8:
+        return torch.randint(-127, 128, shape, dtype=dtype, device=device)
+    return torch.randn(shape, device=device, dtype=torch.bfloat16).to(dtype)
 
 
 def _shown(config: AttentionConfig, seconds: float) -> Row:

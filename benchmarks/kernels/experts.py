@@ -9,6 +9,10 @@ import torch.nn.functional as F
 
 from kernels.setting import Row, Setting
 from miniserve.kernels import reference
+from miniserve.kernels.expert_stack import ExpertStack
+from miniserve.kernels.formats import E4M3, INT8, Format
+from miniserve.kernels.linear_weight import LinearWeight
+from miniserve.kernels.scaled_gemm import quantise_rows
 from miniserve.kernels.triton.configs import GemmConfig, capability, gemm_config
 from miniserve.kernels.triton.moe import moe
 
@@ -38,9 +42,10 @@ def compile_for(config: GemmConfig) -> None:
 
 
 def experts(setting: Setting) -> Iterator[Row]:
-    """Microseconds of a whole layer, its bytes and FLOPs a second, ours and torch's."""
+    """Microseconds of a whole layer, its bytes and FLOPs a second, ours, with experts of 8 bits too, and torch's."""
     shape = TINY if setting.tiny else (EXPERTS, CHOICES, HIDDEN, INNER)
     gate_up, down = _weights(setting.device, shape)
+    rounded = {form.name: [_rounded(each, form) for each in (gate_up, down)] for form in (E4M3, INT8)}
     for tokens in (5,) if setting.tiny else (1, 2, 8, 64, 256, 2048, 8192):
         sets = [_tokens(setting.device, tokens, shape) for _ in range(1 if setting.tiny else max(1, 16 // tokens))]
         num_active = sum(len(ids.unique()) for _, _, ids in sets) / len(sets)
@@ -58,6 +63,11 @@ def experts(setting: Setting) -> Iterator[Row]:
         for name, config in (("table", None), ("best", best)):
             row[name] = asdict(config or table) | _rates(setting, seconds[config], nbytes, flops)
         row["search"] = [asdict(config or table) | {"us": s * 1e6} for config, s in seconds.items()]
+        for form in (E4M3, INT8):
+            few_bits = nbytes - num_active * 3 * shape[2] * shape[3]
+            stacks = rounded[form.name]
+            each_s = setting.time([partial(moe, *each, *stacks) for each in sets])
+            row[form.name.lower()] = _rates(setting, each_s, few_bits, flops)
         for name, work, graph in (("grouped_mm", grouped, True), ("loop", reference.moe, False)):
             try:
                 each_s = setting.time([partial(work, *each, gate_up, down) for each in sets], graph=graph)
@@ -88,6 +98,10 @@ def _weights(device: torch.device, shape: tuple[int, int, int, int]) -> tuple[to
         for rows, columns in ((2 * inner, hidden), (hidden, inner))
     )
     return gate_up, down
+
+
+def _rounded(experts: torch.Tensor, form: Format) -> ExpertStack:
+    return ExpertStack(LinearWeight(*quantise_rows(experts.flatten(0, 1), form)), len(experts))
 
 
 def _tokens(

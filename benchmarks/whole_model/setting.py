@@ -5,6 +5,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,12 +18,14 @@ from miniserve.core.request import Request
 from miniserve.core.sampling_params import Limits
 from miniserve.core.scheduler import Scheduler
 from miniserve.kernels import reference
-from miniserve.kernels.formats import E4M3
+from miniserve.kernels.expert_stack import ExpertStack
+from miniserve.kernels.formats import Format
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.scaled_gemm import quantise_rows
-from miniserve.model.config import ModelConfig, Rope
+from miniserve.model.config import ModelConfig, MoE, Rope
 from miniserve.model.decoder import Decoder
 from miniserve.model.layers import Linear
+from miniserve.model.mixture import STACKS, SparseMLP
 from miniserve.runtime.graphs import DecodeGraphs
 from miniserve.runtime.kv_cache import KVCache
 from miniserve.runtime.model_runner import ModelRunner
@@ -39,9 +42,18 @@ QWEN3_06B = ModelConfig(
     head_dim=128, intermediate_size=3072, max_position_embeddings=40960, rms_norm_eps=1e-6, rope=Rope(1000000.0),
     tie_embeddings=True, qk_norm="head",
 )  # fmt: skip
+QWEN3_30B_A3B = ModelConfig(
+    architecture="qwen3_moe", vocab_size=151936, hidden_size=2048, num_layers=48, num_heads=32, num_kv_heads=4,
+    head_dim=128, intermediate_size=6144, max_position_embeddings=40960, rms_norm_eps=1e-6, rope=Rope(1000000.0),
+    qk_norm="head", moe=MoE(num_experts=128, experts_per_token=8, intermediate_size=768, normalize_weights=True),
+)  # fmt: skip
 TOY = ModelConfig(
     architecture="qwen3", vocab_size=512, hidden_size=128, num_layers=2, num_heads=4, num_kv_heads=2, head_dim=32,
     intermediate_size=256, max_position_embeddings=4096, rms_norm_eps=1e-6, rope=Rope(10000.0), qk_norm="head",
+)  # fmt: skip
+TOY_MIXTURE = replace(
+    TOY, architecture="qwen3_moe",
+    moe=MoE(num_experts=8, experts_per_token=2, intermediate_size=64, normalize_weights=True),
 )  # fmt: skip
 
 
@@ -58,6 +70,7 @@ class Setting:
         self.dtype = torch.float32 if tiny else torch.bfloat16
         self.read_bytes_per_s = self.flops_per_s = float("nan")
         self.large, self.small = (TOY, TOY) if tiny else (LLAMA_8B, QWEN3_06B)
+        self.mixture = TOY_MIXTURE if tiny else QWEN3_30B_A3B
         self.ops: Any = reference
         if not tiny:
             from miniserve.kernels.triton import ops
@@ -81,17 +94,19 @@ class Setting:
             "flops_per_s": self.flops_per_s,
         }
 
-    def decoder(self, config: ModelConfig, quantization: str = "none") -> Decoder:
-        """A decoder of that shape with small random weights."""
+    def decoder(self, config: ModelConfig, form: Format | None = None) -> Decoder:
+        """A decoder of that shape with small random weights, those of layers and experts in rows of `form`."""
         decoder = Decoder(config, dtype=self.dtype, device=self.device, ops=self.ops)
         with torch.no_grad():
             for parameter in decoder.parameters():
                 parameter.normal_(0, 0.02)
-            if quantization == "fp8":
-                for name, module in decoder.named_modules():
-                    if isinstance(module, Linear) and name != "unembed":
-                        data, scales = quantise_rows(module.weight, E4M3)
-                        module.pack(LinearWeight(data, scales, module.bias))
+            for name, module in decoder.named_modules():
+                if form and isinstance(module, Linear) and not name.endswith(("unembed", "router")):
+                    module.pack(LinearWeight(*quantise_rows(module.weight, form), module.bias))
+                elif form and isinstance(module, SparseMLP):
+                    for stack in STACKS:
+                        rows = quantise_rows(getattr(module, stack).flatten(0, 1), form)
+                        module.pack(stack, ExpertStack(LinearWeight(*rows), module.moe.num_experts))
         return decoder.requires_grad_(False).eval()
 
     def wall_seconds(self, work: Callable[[], object], repeats: int = 20) -> float:

@@ -9,7 +9,7 @@ import torch
 from miniserve.model.config import ModelConfig
 from whole_model.setting import Row, Setting, drain, free, make_engine, random_tokens
 
-LIMIT_S = 45.0  # for the peer's run of the workload
+LIMIT_S = 25.0  # for the peer's run of the workload
 
 
 def workload(setting: Setting) -> Row:

@@ -106,12 +106,15 @@ class ModelRunner:
 
     @torch.inference_mode()
     def warm_up(self) -> None:
-        """Compute steps that write no KV, so that what compiles at first use is compiled before a request waits for it.
+        """Compute steps that write no KV, so that what compiles or is loaded at first use waits for no request.
 
-        A prompt that fills tiles, one that does not, and one beside a decode.
+        Products have other kernels for other numbers of rows, the vendor's too: one row, a few, and more and more. And
+        a prompt that does not fill its tiles, alone and beside a decode.
         """
-        for lengths in ((64,), (37,), (37, 1)):
-            self._compute_nowhere(lengths)
+        longest = self.decoder.config.max_position_embeddings
+        for length in (1, 10, 37, 64, 128, 512):
+            self._compute_nowhere((min(length, longest),))
+        self._compute_nowhere((min(37, longest), 1))
 
     @torch.inference_mode()
     def prompt_seconds(self, num_tokens: int) -> float:

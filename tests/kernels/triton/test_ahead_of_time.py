@@ -110,18 +110,21 @@ def test_decode(target, kv, tmp_path):
     assert "mma.sync" in kernel.asm["ptx"]
 
 
-@pytest.mark.parametrize("form", ["bf16", "fp8e4nv", "i8"])
-@pytest.mark.parametrize("rows", [1, 16])
+@pytest.mark.parametrize(
+    ("rows", "form"),
+    [*((rows, form) for rows in (1, 16) for form in ("bf16", "fp8e4nv", "i8")), (64, "i8"), (128, "i8")],
+)
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 def test_few_rows(target, rows, form, tmp_path):
     if form == "fp8e4nv" and target < (8, 9):
         pytest.skip("Triton has no E4M3 before 8.9")
-    config = few_rows_config(target, single=rows == 1, eight_bits=form != "bf16")
+    config = few_rows_config(target, rows=rows, eight_bits=form != "bf16")
     constants = {"SCALED": form != "bf16", "BIASED": False, "K": 4096, "ROWS": rows}
     constants |= {"COLUMNS": config.columns, "DEPTH": config.depth}
     kernel = compiled(few_rows.few_rows_kernel, target, constants, config.warps, config.stages, form)
     check(kernel, target, tmp_path)
-    assert ("mma.sync" in kernel.asm["ptx"]) == (rows > 1)
+    assert rows == 1 or tensor_core_instruction(target, min(rows, config.columns)) in kernel.asm["ptx"]
+    assert rows > 1 or "mma" not in kernel.asm["ptx"]
 
 
 @pytest.mark.parametrize(("assignments", "gated"), [(8, True), (65536, True), (65536, False)])
@@ -163,6 +166,7 @@ def test_experts(target, form, assignments, gated, tmp_path):
             {"SCALED": False, "N": 32, "G": 8, "SLOTS": 64, "D": 128, "HALF": 64, "HEADS": 8},
         ),
         (rowwise.round_rows_kernel, {"K": 14336, "BLOCK": 2048}),
+        (rowwise.expand_rows_kernel, {"K": 14336, "BLOCK": 2048}),
         (moe.sort_kernel, {"SCAN": 1024}),
         (moe_few_tokens.gated_row_kernel, {"SCALED": True, "CHOICES": 8, "E": 128, "N": 768, "K": 2048, "DEPTH": 2048}),
         (moe_few_tokens.down_row_kernel, {"SCALED": True, "CHOICES": 8, "PADDED": 8, "E": 128, "K": 768, "DEPTH": 256}),

@@ -32,9 +32,9 @@ def test_equals_float64(device, rows, outputs, depth, form):
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("rows", [1, 16, 17, 40])
+@pytest.mark.parametrize("rows", [1, 16, 17, 64, 65, 200, 256, 257])
 def test_int8_weights_count_as_they_are_with_any_number_of_rows(device, rows, dtype):
-    """Activations are not rounded, one of them is an outlier: the error is that of the type, on both sides of 16."""
+    """Activations are not rounded, one of them is an outlier: the error is that of the type, in every tile and beyond."""
     generator = torch.Generator().manual_seed(rows)
     codes = torch.randint(-127, 128, (48, 128), generator=generator, dtype=torch.int8).to(device)
     scales = (torch.rand(48, 1, generator=generator) * 0.01 + 1e-3).to(device)

@@ -109,7 +109,7 @@ MANY_ROWS: dict[Capability, GemmConfig] = {
 MANY_ROWS_EIGHT_BITS: Mapping[Capability, GemmConfig] = MANY_ROWS | {  # experts of 8 bits; no search has been made
     BLACKWELL: GemmConfig(rows=128, columns=64, depth=64, warps=8, stages=3),  # wider ones spill
 }
-# One row of x, and a few; W of 16 bits, and of 8. Found by search on an H100, and only there; for 8 bits with E4M3.
+# One row of x, and a few; W of 16 bits, and of 8. Found by search on an H100, and only there.
 SINGLE_ROW: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
     AMPERE: FewRowsConfig(columns=1, depth=2048, warps=4, stages=3),
@@ -118,11 +118,19 @@ SINGLE_ROW_EIGHT_BITS: Mapping[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=4, depth=64, warps=4, stages=2),
     AMPERE: FewRowsConfig(columns=2, depth=2048, warps=4, stages=2),
 }
-SEVERAL_ROWS: Mapping[Capability, FewRowsConfig] = {
+SEVERAL_ROWS: dict[Capability, FewRowsConfig] = {
     INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
     AMPERE: FewRowsConfig(columns=32, depth=128, warps=4, stages=4),
     ADA: FewRowsConfig(columns=32, depth=128, warps=4, stages=3),
     HOPPER: FewRowsConfig(columns=32, depth=128, warps=4, stages=5),
+}
+SEVERAL_ROWS_EIGHT_BITS: Mapping[Capability, FewRowsConfig] = SEVERAL_ROWS | {
+    HOPPER: FewRowsConfig(columns=32, depth=256, warps=4, stages=4),
+}
+DOZENS_OF_ROWS: Mapping[Capability, FewRowsConfig] = {  # W of 8 bits alone; found by search on an H100
+    INTERPRETER: FewRowsConfig(columns=16, depth=32, warps=4, stages=2),
+    AMPERE: FewRowsConfig(columns=64, depth=64, warps=8, stages=3),  # with four warps it spills
+    HOPPER: FewRowsConfig(columns=64, depth=128, warps=4, stages=3),
 }
 MOST_BOUND_BY_WEIGHTS = 64  # rows of a tile from which on the tensor cores count
 PROGRAMS_PER_SM = 4  # decode programs that a multiprocessor should have to hide the memory's latency
@@ -193,8 +201,10 @@ def gemm_config(
     return many if assignments >= experts * many.rows // 2 else few
 
 
-def few_rows_config(of: Capability, *, single: bool, eight_bits: bool) -> FewRowsConfig:
-    """For one row of x or for several, and W of 16 bits or 8."""
-    if single:
+def few_rows_config(of: Capability, *, rows: int, eight_bits: bool) -> FewRowsConfig:
+    """For a tile of that many rows of x (`few_rows.TILES`), and W of 16 bits or 8."""
+    if rows == 1:
         return row(SINGLE_ROW_EIGHT_BITS if eight_bits else SINGLE_ROW, of)
-    return row(SEVERAL_ROWS, of)
+    if rows > 16:
+        return row(DOZENS_OF_ROWS, of)
+    return row(SEVERAL_ROWS_EIGHT_BITS if eight_bits else SEVERAL_ROWS, of)

@@ -16,6 +16,7 @@ from torch import Tensor
 from miniserve.kernels.expert_stack import ExpertStack
 from miniserve.kernels.triton.configs import GemmConfig, capability, gemm_config
 from miniserve.kernels.triton.moe_few_tokens import MOST_TOKENS, Matrices, moe_few_tokens
+from miniserve.kernels.triton.widen import widened
 
 FEW, MANY = 1024, 8192  # assignments that `sort_kernel` reads at a time: of so few, of more
 COLUMNS = 1024  # that `sum_kernel` adds at a time
@@ -81,10 +82,10 @@ def product_kernel(
             x_mask, w_mask = is_row & inside, is_column & inside
         x = tl.load(x_at + start, mask=x_mask, other=0.0)
         w = tl.load(w_at + start, mask=w_mask, other=0.0)
-        acc = tl.dot(x, tl.trans(w.to(x.dtype)), acc, input_precision="ieee")
+        acc = tl.dot(x, tl.trans(widened(w, x.dtype)), acc, input_precision="ieee")
         if GATED:
             up = tl.load(w_at + N * stride_row + start, mask=w_mask, other=0.0)
-            acc_up = tl.dot(x, tl.trans(up.to(x.dtype)), acc_up, input_precision="ieee")
+            acc_up = tl.dot(x, tl.trans(widened(up, x.dtype)), acc_up, input_precision="ieee")
     if SCALED:
         scale_at = scale_ptr + expert * (2 * N if GATED else N) + columns
         acc *= tl.load(scale_at, mask=columns < N, other=0.0)[None, :]

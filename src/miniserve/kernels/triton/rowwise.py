@@ -218,3 +218,24 @@ def rounded_rows(x: Tensor) -> Rows:
     block = min(ELEMENTS, triton.next_power_of_2(size))
     round_rows_kernel[(count,)](x, data, scales, x.stride(0), K=size, BLOCK=block)
     return Rows(data, scales)
+
+
+@triton.jit
+def expand_rows_kernel(codes_ptr, scale_ptr, out_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """BLOCK elements of a row. Grid: (rows, K / BLOCK)."""
+    row, at = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    codes = tl.load(codes_ptr + row * K + at, mask=at < K, other=0)
+    wide = codes.to(tl.float32) * tl.load(scale_ptr + row)
+    tl.store(out_ptr + row * K + at, wide.to(out_ptr.dtype.element_ty), mask=at < K)
+
+
+def expanded_rows(rows: Rows, dtype: torch.dtype) -> Tensor:
+    """What INT8 codes [R, K] stand for, rounded to `dtype`: bfloat16, float16 or float32.
+
+    It is a product of two types, of which torch's own goes through memory far more slowly.
+    """
+    codes, scales = rows
+    (count, size), block = codes.shape, min(ELEMENTS, triton.next_power_of_2(codes.shape[1]))
+    out = torch.empty(count, size, dtype=dtype, device=codes.device)
+    expand_rows_kernel[(count, triton.cdiv(size, block))](codes, scales, out, K=size, BLOCK=block)
+    return out

