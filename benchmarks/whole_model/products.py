@@ -3,14 +3,15 @@
 import torch
 
 from miniserve.bench.timing import seconds_per_call
-from miniserve.kernels.formats import E4M3
+from miniserve.kernels.formats import E4M3, INT8
 from miniserve.kernels.linear_weight import LinearWeight
 from miniserve.kernels.scaled_gemm import quantise_rows
 from whole_model.setting import Row, Setting
 
 # Columns, depth, warps and stages.
 SINGLE = [(1, 2048, 4, 3), (2, 1024, 4, 2), (1, 4096, 4, 2), (2, 2048, 4, 2), (2, 4096, 8, 2)]
-SEVERAL = [(16, 256, 4, 4), (32, 128, 4, 5), (32, 256, 4, 4), (64, 128, 4, 4)]
+SEVERAL = [(16, 256, 4, 4), (32, 128, 4, 5), (32, 256, 4, 4), (32, 512, 4, 3), (64, 128, 4, 4), (128, 128, 8, 3)]
+DOZENS = [(32, 128, 4, 4), (64, 64, 4, 5), (64, 128, 4, 3), (64, 128, 4, 4), (128, 128, 8, 3)]
 
 
 def products(setting: Setting) -> list[Row]:
@@ -20,7 +21,7 @@ def products(setting: Setting) -> list[Row]:
     heads = (config.num_heads + 2 * config.num_kv_heads) * config.head_dim
     shapes = [(heads, hidden), (hidden, hidden), (2 * inner, hidden), (hidden, inner), (config.vocab_size, hidden)]
     for (outputs, depth), rows in ((shape, rows) for shape in shapes for rows in (1, 4, 8, 16, 64)):
-        for form in ("bfloat16", "e4m3"):
+        for form in ("bfloat16", "e4m3", "int8"):
             found.append(_product(setting, outputs, depth, rows, form))
     return found
 
@@ -28,14 +29,16 @@ def products(setting: Setting) -> list[Row]:
 def _product(setting: Setting, outputs: int, depth: int, rows: int, form: str) -> Row:
     x = torch.randn(rows, depth, device=setting.device, dtype=setting.dtype)
     weight = torch.randn(outputs, depth, device=setting.device, dtype=setting.dtype)
-    bytes_each = outputs * depth * (1 if form == "e4m3" else setting.dtype.itemsize)
+    eight_bits = {"e4m3": E4M3, "int8": INT8}.get(form)
+    bytes_each = outputs * depth * (1 if eight_bits else setting.dtype.itemsize)
     copies = 1 if setting.tiny else max(2, int(2e8 // bytes_each))
     row: Row = {"n": outputs, "k": depth, "rows": rows, "form": form}
     scales = None
-    if form == "e4m3":
-        quantised = quantise_rows(weight, E4M3)
+    searched = rows <= 16 or form == "int8"
+    if eight_bits:
+        quantised = quantise_rows(weight, eight_bits)
         weights, scales = [quantised.data.clone() for _ in range(copies)], quantised.scales
-        if rows > 16 or setting.tiny:
+        if not searched or setting.tiny:
             ops, matrices = setting.ops, [LinearWeight(each, scales) for each in weights]
             seconds = seconds_per_call([lambda w=w: ops.linear(x, w) for w in matrices], setting.device, repeats=7)
             return row | {"ours_bytes_per_s": bytes_each / seconds}
@@ -43,12 +46,12 @@ def _product(setting: Setting, outputs: int, depth: int, rows: int, form: str) -
         weights = [weight.clone() for _ in range(copies)]
         library = [lambda w=w: torch.nn.functional.linear(x, w) for w in weights]
         row["cublas_bytes_per_s"] = bytes_each / seconds_per_call(library, setting.device, repeats=7)
-    if rows <= 16 and not setting.tiny:
+    if searched and not setting.tiny:
         from miniserve.kernels.triton.configs import FewRowsConfig
         from miniserve.kernels.triton.few_rows import few_rows_linear
 
         tried = {}
-        tiles = SINGLE if rows == 1 else SEVERAL
+        tiles = SINGLE if rows == 1 else SEVERAL if rows <= 16 else DOZENS
         configs = [FewRowsConfig(*tile) for tile in tiles]
         for config in configs:
             try:
