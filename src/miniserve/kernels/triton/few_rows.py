@@ -31,9 +31,9 @@ def few_rows_kernel(
     SCALED: tl.constexpr, BIASED: tl.constexpr, K: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, DEPTH: tl.constexpr,
 ):  # fmt: skip
-    """COLUMNS outputs of ROWS rows; ROWS: of `TILES`. Grid: (N / COLUMNS · num_rows / ROWS,), rows' tiles side by side:
+    """COLUMNS outputs of ROWS rows; ROWS: of `TILES`. Grid: (N / COLUMNS · num_rows / ROWS,).
 
-    those that need the same part of W run together, and it comes from memory once.
+    Tiles of rows that need the same part of W are neighbours: they run together, and it comes from memory once.
     """
     row_tiles = tl.cdiv(num_rows, ROWS)
     columns = tl.program_id(0) // row_tiles * COLUMNS + tl.arange(0, COLUMNS)
